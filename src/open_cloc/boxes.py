@@ -1,0 +1,124 @@
+"""The one box form used inside the package, and the conversions to and from every other.
+
+Inside: float32 `xyxy`, normalised to [0, 1] of the image as it is now, shape (..., 4). Coordinates are
+continuous (a box covers x1 to x2, no "+1"). Everything else is converted here, at the border, by name.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+def _stack(columns: list, like: Array) -> Array:
+    if isinstance(like, torch.Tensor):
+        return torch.stack(columns, dim=-1)  # type: ignore[return-value]
+    return np.stack(columns, axis=-1)  # type: ignore[return-value]
+
+
+def convert_boxes(boxes: Array, source: str, target: str = "xyxy") -> Array:
+    """Convert boxes between formats.
+
+    Args:
+        boxes: (..., 4) in any unit.
+        source: One of `xyxy` (corners), `xywh` (top-left corner and size, COCO), `cxcywh` (centre and size).
+        target: The same names.
+
+    Returns:
+        (..., 4) in the same unit.
+
+    Raises:
+        ValueError: On an unknown format or a last dimension that is not 4.
+    """
+    for name in (source, target):
+        if name not in BOX_FORMATS:
+            raise ValueError(f"unknown box format {name!r}; expected one of {', '.join(BOX_FORMATS)}")
+    if boxes.shape[-1:] != (4,):
+        raise ValueError(f"boxes must have 4 numbers each; got shape {tuple(boxes.shape)}")
+    a, b, c, d = (boxes[..., i] for i in range(4))
+    if source == "xywh":
+        a, b, c, d = a, b, a + c, b + d
+    elif source == "cxcywh":
+        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    if target == "xywh":
+        a, b, c, d = a, b, c - a, d - b
+    elif target == "cxcywh":
+        a, b, c, d = (a + c) / 2, (b + d) / 2, c - a, d - b
+    return _stack([a, b, c, d], boxes)
+
+
+def normalize_boxes(boxes_px: Array, size_hw: tuple[int, int]) -> Array:
+    """Divide pixel `xyxy` boxes (..., 4) by an image's (height, width)."""
+    height, width = size_hw
+    a, b, c, d = (boxes_px[..., i] for i in range(4))
+    return _stack([a / width, b / height, c / width, d / height], boxes_px)
+
+
+def denormalize_boxes(boxes: Array, size_hw: tuple[int, int]) -> Array:
+    """Turn normalised `xyxy` boxes (..., 4) into pixels of an image of (height, width)."""
+    height, width = size_hw
+    a, b, c, d = (boxes[..., i] for i in range(4))
+    return _stack([a * width, b * height, c * width, d * height], boxes)
+
+
+def validate_boxes_px(boxes_px: np.ndarray, size_hw: tuple[int, int], where: str = "") -> None:
+    """Raise if any pixel `xyxy` box is not finite, is inverted or empty, or leaves the picture.
+
+    Args:
+        boxes_px: (R, 4) pixels.
+        size_hw: The picture's (height, width).
+        where: Where the boxes come from, for the message.
+
+    Raises:
+        ValueError: Names the first wrong row, what is wrong with it, and the likely cause.
+    """
+    suffix = f" ({where})" if where else ""
+    if boxes_px.ndim != 2 or boxes_px.shape[1] != 4:
+        raise ValueError(f"boxes must be (R, 4); got shape {tuple(boxes_px.shape)}{suffix}")
+    height, width = size_hw
+    slack = 1e-3 * max(height, width)  # rounding of annotations, not a wrong format
+    for row, (x1, y1, x2, y2) in enumerate(boxes_px.tolist()):
+        box = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] in row {row}"
+        if not np.isfinite([x1, y1, x2, y2]).all():
+            raise ValueError(f"boxes must be finite; got {box}{suffix}")
+        if x2 <= x1 or y2 <= y1:
+            raise ValueError(
+                f"boxes must have x1 < x2 and y1 < y2; got {box}{suffix}: if these are x, y, width, height, "
+                "pass box_format='xywh'"
+            )
+        if x1 < -slack or y1 < -slack or x2 > width + slack or y2 > height + slack:
+            raise ValueError(
+                f"boxes must lie inside the picture of {width} x {height} pixels; got {box}{suffix}"
+            )
+
+
+def overlap_fraction(boxes: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Share of each cell's area that a box covers.
+
+    Args:
+        boxes: (..., R, 4) normalised `xyxy`.
+        cells: (N, 4) normalised `xyxy`, such as the patches of an image.
+
+    Returns:
+        (..., R, N) in [0, 1].
+    """
+    low = torch.maximum(boxes[..., None, :2], cells[:, :2])  # (..., R, N, 2)
+    high = torch.minimum(boxes[..., None, 2:], cells[:, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    return shared / (cells[:, 2:] - cells[:, :2]).prod(-1)
+
+
+def grid_cells(grid_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+    """Boxes of the cells of a (rows, columns) grid over the image, row by row: (rows * columns, 4)."""
+    rows, columns = grid_size
+    y = torch.arange(rows, device=device, dtype=torch.float32)
+    x = torch.arange(columns, device=device, dtype=torch.float32)
+    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    corners = [xx / columns, yy / rows, (xx + 1) / columns, (yy + 1) / rows]
+    return torch.stack(corners, dim=-1).reshape(-1, 4)

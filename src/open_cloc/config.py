@@ -1,0 +1,41 @@
+"""Frozen dataclasses from and to plain dicts, without silently dropped keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T:
+    """Make a dataclass from a dict such as a config file's, nested dataclasses and tuples included.
+
+    Args:
+        cls: A dataclass type.
+        values: Its fields; an instance is returned as it is.
+        where: What is being read, for the message.
+
+    Raises:
+        ValueError: On a key that is no field of `cls`.
+    """
+    if isinstance(values, cls):
+        return values
+    assert isinstance(values, Mapping)
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"unknown key {unknown[0]!r} in {where or cls.__name__}; expected one of {', '.join(sorted(hints))}"
+        )
+    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type, hint), value, where)
+    if isinstance(value, list) and "tuple" in str(hint):
+        return tuple(value)
+    return value

@@ -1,0 +1,166 @@
+"""Annotations as a file gives them, and the one place where their boxes are checked and become regions.
+
+A reader only says what it read (`RawSample`: the numbers, their format and unit, and where they stand);
+`finish` converts, clips rounding errors, drops boxes without area and refuses wrong ones. `open-cloc data check`
+looks at the same raw samples, so that it can name every wrong box and guess what format it really has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from open_cloc.boxes import convert_boxes, normalize_boxes
+from open_cloc.data.samples import Region, RegionSample
+
+OK, NOT_FINITE, INVERTED, OUTSIDE, EMPTY = range(5)
+PROBLEMS = ("", "not finite", "inverted", "outside the picture", "without area")
+SLACK = 1e-3  # of the side: rounding by the annotator, not a wrong format
+MIN_SIDE = 1e-6  # of the side: below this a box has no area
+
+
+class SampleDataset(Protocol):
+    """What every reader is: samples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> RegionSample: ...
+
+
+@dataclass(frozen=True)
+class RawRegion:
+    """A box as the file has it.
+
+    Attributes:
+        box: The file's four numbers.
+        text: Phrase or class name.
+        where: Where it stands inside its sample, such as `annotation 912`.
+        score: Confidence.
+        source: Who made it.
+    """
+
+    box: tuple[float, ...]
+    text: str
+    where: str
+    score: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample whose boxes have not been looked at yet.
+
+    Attributes:
+        key: As in `RegionSample`.
+        image: As in `RegionSample`.
+        size_hw: Declared (height, width) of the picture; None where nothing says it (normalised boxes only).
+        where: The file, for messages.
+        captions: As in `RegionSample`.
+        regions: As read.
+        box_format: `xyxy`, `xywh` or `cxcywh`.
+        normalized: Whether the boxes are in [0, 1] instead of pixels.
+        metadata: As in `RegionSample`.
+    """
+
+    key: str
+    image: bytes | Path | np.ndarray
+    size_hw: tuple[int, int] | None
+    where: str
+    captions: tuple[str, ...] = ()
+    regions: tuple[RawRegion, ...] = ()
+    box_format: str = "xyxy"
+    normalized: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def numbers(self) -> np.ndarray:
+        """The boxes' numbers as read, (R, 4) float64."""
+        return np.array([region.box for region in self.regions], np.float64).reshape(-1, 4)
+
+    def boxes(self) -> np.ndarray:
+        """The boxes as normalised `xyxy`, (R, 4) float64, neither checked nor clipped."""
+        boxes = convert_boxes(self.numbers(), self.box_format)
+        if self.normalized:
+            return boxes
+        if self.size_hw is None:
+            raise ValueError(f"pixel boxes need the picture's size; got none ({self.where})")
+        return normalize_boxes(boxes, self.size_hw)
+
+
+def box_problems(boxes: np.ndarray, size_hw: tuple[int, int] | None = None) -> np.ndarray:
+    """Classify normalised `xyxy` boxes.
+
+    A box may leave the picture by a pixel or by 0.1 % of the side, whichever is more: annotators round.
+
+    Args:
+        boxes: (R, 4).
+        size_hw: The picture's (height, width), where known.
+
+    Returns:
+        (R,) codes: `OK`, `NOT_FINITE`, `INVERTED`, `OUTSIDE` or `EMPTY` (no area inside the picture).
+    """
+    height, width = size_hw or (np.inf, np.inf)
+    slack = np.maximum(SLACK, 1 / np.array([width, height]))  # (2,)
+    with np.errstate(invalid="ignore"):
+        inside = np.clip(boxes, 0, 1)
+        sides = inside[:, 2:] - inside[:, :2]
+        rules = [
+            (~np.isfinite(boxes).all(1), NOT_FINITE),
+            ((boxes[:, 2:] < boxes[:, :2]).any(1), INVERTED),
+            ((boxes[:, :2] < -slack).any(1) | (boxes[:, 2:] > 1 + slack).any(1), OUTSIDE),
+            ((sides < MIN_SIDE).any(1), EMPTY),
+        ]
+    return np.select([hit for hit, _ in rules], [code for _, code in rules], OK)
+
+
+def finish(raw: RawSample) -> RegionSample:
+    """Check, clip and normalise a raw sample's boxes; boxes without area are left out.
+
+    Raises:
+        ValueError: On a box that is not finite, inverted or outside the picture; names its annotation.
+    """
+    boxes = raw.boxes()
+    problems = box_problems(boxes, raw.size_hw)
+    for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
+        raise ValueError(describe_problem(raw, int(row), int(problems[row])))
+    regions = [
+        Region(_as_box(box), region.text, region.score, region.source)
+        for box, region, problem in zip(np.clip(boxes, 0, 1), raw.regions, problems)
+        if problem == OK
+    ]
+    return RegionSample(raw.key, raw.image, raw.captions, tuple(regions), raw.metadata)
+
+
+def describe_problem(raw: RawSample, row: int, problem: int) -> str:
+    """One sentence on a wrong box: what, got, expected, where."""
+    region = raw.regions[row]
+    numbers = ", ".join(f"{number:g}" for number in region.box)
+    unit = "normalised to [0, 1]" if raw.normalized else "in pixels"
+    picture = f" of a {raw.size_hw[1]} x {raw.size_hw[0]} picture" if raw.size_hw else ""
+    return (
+        f"box is {PROBLEMS[problem]}: got [{numbers}], expected {raw.box_format} {unit}{picture} "
+        f"({raw.where}, {region.where})"
+    )
+
+
+def raw_sample(dataset: SampleDataset, index: int) -> RawSample:
+    """A sample before its boxes are checked, from a reader that keeps them or from any other dataset."""
+    if hasattr(dataset, "raw"):
+        return dataset.raw(index)
+    sample = dataset[index]
+    regions = tuple(
+        RawRegion(region.box, region.text, f"region {row}", region.score, region.source)
+        for row, region in enumerate(sample.regions)
+    )
+    where = f"sample {sample.key!r}"
+    return RawSample(
+        sample.key, sample.image, None, where, sample.captions, regions, metadata=sample.metadata
+    )
+
+
+def _as_box(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (float(number) for number in box)
+    return (x1, y1, x2, y2)

@@ -1,0 +1,146 @@
+"""The types where the areas of the package meet: one sample, one batch, one set of features.
+
+Shape legend: B images, R regions per image (padded), U unique texts, T text tokens, D shared embedding.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box with its text.
+
+    Attributes:
+        box: Normalised `xyxy` of the whole picture, as (x1, y1, x2, y2) in [0, 1].
+        text: The phrase or class name.
+        score: Confidence in [0, 1]; 1 for human annotations.
+        source: Who made it, such as `coco` or `owlv2`.
+    """
+
+    box: tuple[float, float, float, float]
+    text: str
+    score: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class RegionSample:
+    """A picture, its captions and its regions.
+
+    Attributes:
+        key: Unique name inside its dataset.
+        image: Encoded bytes, a file's path, or (H, W, 3) uint8 pixels.
+        captions: Texts of the whole picture; may be empty.
+        regions: May be empty.
+        metadata: Whatever else the source said; carried through shards unchanged.
+    """
+
+    key: str
+    image: bytes | Path | np.ndarray
+    captions: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def pixels(self) -> np.ndarray:
+        """Decode the picture to (H, W, 3) uint8 RGB.
+
+        Raises:
+            FileNotFoundError: If the image is a path that does not exist.
+            ValueError: If the image cannot be decoded.
+        """
+        if isinstance(self.image, np.ndarray):
+            return self.image
+        source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
+        try:
+            with Image.open(source) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"image of sample {self.key!r} not found: {self.image!s}") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            where = "" if isinstance(self.image, bytes) else f" ({self.image})"
+            raise ValueError(f"image of sample {self.key!r} cannot be decoded{where}: {error}") from error
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """What the loader hands to the model.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        content_boxes: (B, 4) normalised `xyxy` of the picture inside its padded canvas.
+        texts: (U, T) token ids of the batch's distinct texts, cut to the longest.
+        caption_index: (B,) row of `texts` for each image's caption, -1 where it has none.
+        boxes: (B, R, 4) normalised `xyxy` of the canvas; zeros where masked.
+        region_text_index: (B, R) row of `texts` for each region; 0 where masked.
+        region_mask: (B, R) bool, True for real regions.
+        keys: Sample names.
+        bad: Samples that could not be used while this batch was made, counted by cause.
+    """
+
+    images: Tensor
+    content_boxes: Tensor
+    texts: Tensor
+    caption_index: Tensor
+    boxes: Tensor
+    region_text_index: Tensor
+    region_mask: Tensor
+    keys: tuple[str, ...] = ()
+    bad: Mapping[str, int] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> RegionBatch:
+        """Move every tensor to a device, without blocking where memory is pinned."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> RegionBatch:
+        """Called by torch's DataLoader when it pins memory."""
+        pinned = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the model makes of a batch and the losses eat. None of it is normalised yet.
+
+    Attributes:
+        image_features: (B, D).
+        text_features: (B, D) of the captions; arbitrary where `caption_mask` is False.
+        caption_mask: (B,) bool.
+        region_features: (B, R, D).
+        region_text_features: (B, R, D).
+        region_mask: (B, R) bool.
+        pred_boxes: (B, R, 4) normalised `xyxy`, grounded from each region's text.
+        boxes: (B, R, 4) normalised `xyxy`, the targets.
+        logit_scale: Multiplies cosine similarities; already exponentiated.
+        logit_bias: Added to them by the sigmoid losses; None for softmax models.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    caption_mask: Tensor
+    region_features: Tensor
+    region_text_features: Tensor
+    region_mask: Tensor
+    pred_boxes: Tensor
+    boxes: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor | None = None

@@ -1,0 +1,253 @@
+"""Resize, crop, pad and flip as one object that moves a picture and its boxes together, and back.
+
+Every step is an affine map of the picture's corners, so their composition is one too: a `Geometry` keeps the
+window of the source that is used, the whole-pixel rectangle of the canvas that it fills, and whether the
+canvas is mirrored. The box map is derived from exactly these numbers, hence never drifts from the pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+RESIZE_MODES = ("longest", "squash")
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# A mirrored "cat on the left" is wrong. Catches "leftmost" too, and "leftover", which merely stays unflipped.
+SIDE_WORDS = re.compile(r"\b(left|right)", re.IGNORECASE)
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training picture; the defaults change nothing.
+
+    Attributes:
+        flip: Probability of mirroring. Samples whose texts name a side (left, right) are never mirrored.
+        min_crop_scale: Smallest share of the picture's area that a random crop keeps; 1 never crops.
+        min_visible: Regions of which a crop leaves a smaller share than this are dropped.
+    """
+
+    flip: float = 0.0
+    min_crop_scale: float = 1.0
+    min_visible: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "min_visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} must lie in [0, 1]; got {getattr(self, name)}")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"augment.min_crop_scale must lie in (0, 1]; got {self.min_crop_scale}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a source picture comes to lie on a canvas.
+
+    Attributes:
+        source_hw: (height, width) of the source picture.
+        target_hw: (height, width) of the canvas.
+        mode: `longest` keeps the aspect ratio and pads (centred); `squash` fills the canvas.
+        window: Part of the source that is used, (x1, y1, x2, y2) in whole source pixels.
+        content: Where it lands, (x1, y1, x2, y2) in whole canvas pixels, before mirroring.
+        flipped: Whether the whole canvas is mirrored left to right at the end.
+    """
+
+    source_hw: tuple[int, int]
+    target_hw: tuple[int, int]
+    mode: str
+    window: tuple[int, int, int, int]
+    content: tuple[int, int, int, int]
+    flipped: bool = False
+
+    @classmethod
+    def fit(cls, source_hw: tuple[int, int], target_hw: tuple[int, int], mode: str = "longest") -> Geometry:
+        """Fit a whole picture onto a canvas.
+
+        Args:
+            source_hw: (height, width) of the picture.
+            target_hw: (height, width) of the canvas.
+            mode: `longest` (long side resized, rest padded evenly) or `squash`.
+
+        Raises:
+            ValueError: On an unknown mode or a side under one pixel.
+        """
+        if mode not in RESIZE_MODES:
+            raise ValueError(f"unknown resize mode {mode!r}; expected one of {', '.join(RESIZE_MODES)}")
+        for name, size_hw in (("source", source_hw), ("target", target_hw)):
+            if min(size_hw) < 1:
+                raise ValueError(f"{name} size must be at least 1 x 1; got (height, width) = {size_hw}")
+        height, width = (int(side) for side in source_hw)
+        window = (0, 0, width, height)
+        target = (int(target_hw[0]), int(target_hw[1]))
+        return cls((height, width), target, mode, window, _place(window, target, mode))
+
+    def crop(self, box: Sequence[float]) -> Geometry:
+        """Use only a part of the source, refitted onto the same canvas.
+
+        Args:
+            box: Normalised `xyxy` of the *source* picture; rounded to whole pixels, at least one each way.
+        """
+        height, width = self.source_hw
+        x1, x2 = _pixel_span(box[0], box[2], width)
+        y1, y2 = _pixel_span(box[1], box[3], height)
+        window = (x1, y1, x2, y2)
+        return replace(self, window=window, content=_place(window, self.target_hw, self.mode))
+
+    def flip(self) -> Geometry:
+        """Mirror the canvas left to right; twice is the same as never."""
+        return replace(self, flipped=not self.flipped)
+
+    @property
+    def content_box(self) -> tuple[float, float, float, float]:
+        """Normalised `xyxy` of the picture inside the canvas, padding left out."""
+        height, width = self.target_hw
+        x1, y1, x2, y2 = self.content
+        if self.flipped:
+            x1, x2 = width - x2, width - x1
+        return (x1 / width, y1 / height, x2 / width, y2 / height)
+
+    def image(
+        self,
+        pixels: np.ndarray,
+        fill: tuple[int, int, int] = (0, 0, 0),
+        interpolation: str = "bicubic",
+    ) -> np.ndarray:
+        """Draw the picture on the canvas.
+
+        Args:
+            pixels: (H, W, 3) uint8 of the source.
+            fill: Colour of the padding.
+            interpolation: A name of `INTERPOLATIONS`; always antialiased.
+
+        Returns:
+            (target height, target width, 3) uint8.
+
+        Raises:
+            ValueError: If the pixels are not of the source's size, or the interpolation is unknown.
+        """
+        if pixels.shape != (*self.source_hw, 3) or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"picture must be (H, W, 3) uint8 of size {self.source_hw}; got {pixels.dtype} {pixels.shape}"
+            )
+        if interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {known}")
+        x1, y1, x2, y2 = self.content
+        source = Image.fromarray(pixels)
+        resized = source.resize((x2 - x1, y2 - y1), INTERPOLATIONS[interpolation], box=self.window)
+        canvas = np.empty((*self.target_hw, 3), np.uint8)
+        canvas[:] = fill
+        canvas[y1:y2, x1:x2] = np.asarray(resized)
+        return np.ascontiguousarray(canvas[:, ::-1]) if self.flipped else canvas
+
+    def boxes(self, boxes: Array) -> Array:
+        """Map normalised `xyxy` boxes (..., 4) of the source to the canvas; not clipped."""
+        scale, shift = self._affine()
+        mapped = _scale_and_shift(boxes, scale, shift)
+        return _mirror(mapped) if self.flipped else mapped
+
+    def invert_boxes(self, boxes: Array) -> Array:
+        """Map normalised `xyxy` boxes (..., 4) of the canvas back to the source; not clipped."""
+        scale, shift = self._affine()
+        return _scale_and_shift(_mirror(boxes) if self.flipped else boxes, 1 / scale, -shift / scale)
+
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(4,) factors and offsets from source to unmirrored canvas, both normalised, float64."""
+        source, target = np.array(self.source_hw[::-1], float), np.array(self.target_hw[::-1], float)
+        window, content = np.array(self.window, float), np.array(self.content, float)
+        zoom = (content[2:] - content[:2]) / (window[2:] - window[:2])  # canvas pixels per source pixel
+        scale = source * zoom / target
+        shift = (content[:2] - window[:2] * zoom) / target
+        return np.tile(scale, 2), np.tile(shift, 2)
+
+
+def random_geometry(
+    geometry: Geometry, augment: AugmentConfig, texts: Sequence[str], rng: np.random.Generator
+) -> Geometry:
+    """Crop and mirror a fitted geometry at random.
+
+    Args:
+        geometry: As made by `Geometry.fit`.
+        augment: How much.
+        texts: All texts of the sample; one that names a side forbids mirroring.
+        rng: Where the randomness comes from.
+    """
+    if augment.min_crop_scale < 1:
+        side = float(np.sqrt(rng.uniform(augment.min_crop_scale, 1)))  # keeps the aspect ratio
+        x, y = rng.uniform(0, 1 - side, size=2)
+        geometry = geometry.crop((x, y, x + side, y + side))
+    if augment.flip and rng.random() < augment.flip and not any(map(SIDE_WORDS.search, texts)):
+        geometry = geometry.flip()
+    return geometry
+
+
+def visible_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Map source boxes to the canvas and clip them to the picture on it.
+
+    Args:
+        boxes: (R, 4) normalised `xyxy` of the source.
+        geometry: Where the picture goes.
+
+    Returns:
+        (R, 4) boxes of the canvas, and the share (R,) of each box's area that is still to be seen.
+    """
+    mapped = geometry.boxes(boxes)
+    x1, y1, x2, y2 = geometry.content_box
+    low, high = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
+    clipped = np.clip(mapped, low, high).astype(mapped.dtype)
+    whole = box_areas(mapped)
+    share = np.divide(box_areas(clipped), whole, out=np.zeros_like(whole), where=whole > 0)
+    return clipped, share
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas (...,) of `xyxy` boxes (..., 4); negative for inverted ones."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _place(
+    window: tuple[int, int, int, int], target_hw: tuple[int, int], mode: str
+) -> tuple[int, int, int, int]:
+    """Whole-pixel rectangle of the canvas that a source window fills, centred."""
+    width, height = window[2] - window[0], window[3] - window[1]
+    target_height, target_width = target_hw
+    if mode == "longest":
+        zoom = min(target_height / height, target_width / width)
+        width = min(target_width, max(1, round(width * zoom)))
+        height = min(target_height, max(1, round(height * zoom)))
+    else:
+        width, height = target_width, target_height
+    left, top = (target_width - width) // 2, (target_height - height) // 2
+    return (left, top, left + width, top + height)
+
+
+def _pixel_span(low: float, high: float, size: int) -> tuple[int, int]:
+    """Nearest whole pixels to a normalised span, inside the picture and at least one pixel long."""
+    first = min(max(round(low * size), 0), size - 1)
+    return first, min(max(round(high * size), first + 1), size)
+
+
+def _scale_and_shift(boxes: Array, scale: np.ndarray, shift: np.ndarray) -> Array:
+    if isinstance(boxes, torch.Tensor):
+        return boxes * boxes.new_tensor(scale) + boxes.new_tensor(shift)
+    return (boxes * scale + shift).astype(boxes.dtype)
+
+
+def _mirror(boxes: Array) -> Array:
+    """Mirror left to right: the right edge becomes the left one."""
+    columns = (1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3])
+    if isinstance(boxes, torch.Tensor):
+        return torch.stack(columns, dim=-1)
+    return np.stack(columns, axis=-1)

@@ -1,0 +1,215 @@
+"""CLOC: a CLIP whose image tokens a small Prompter turns into the embedding of any box, or the box of any phrase.
+
+Shapes: B images, R regions per image, N image tokens, U unique texts, T text tokens, C tower width, D shared
+embedding, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from open_cloc.boxes import grid_cells, overlap_fraction
+from open_cloc.config import from_dict
+from open_cloc.data.samples import Features, RegionBatch
+from open_cloc.model import towers, weights
+from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How a picture becomes the tower's input.
+
+    Attributes:
+        image_size: (height, width) of the canvas in pixels.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+        resize_mode: `longest`: long side resized, then padded (the paper); or `squash`. Never a centre crop:
+            boxes must survive.
+        interpolation: `bicubic` or `bilinear`.
+        fill: Colour of the padding, RGB in 0..255.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    resize_mode: Literal["longest", "squash"] = "longest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: tuple[int, int, int] = (122, 116, 104)
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in ("longest", "squash"):
+            raise ValueError(f"unknown resize_mode {self.resize_mode!r}; expected longest or squash")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"unknown interpolation {self.interpolation!r}; expected bicubic or bilinear")
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """An image after its one pass through the tower: enough for any number of prompts.
+
+    Attributes:
+        image_features: (B, D), not normalised.
+        image_tokens: (B, N, C) before pooling and projection.
+        grid_size: (rows, columns), N = rows * columns.
+        prompted: The Prompter's share that does not depend on the prompt.
+    """
+
+    image_features: Tensor
+    image_tokens: Tensor
+    grid_size: tuple[int, int]
+    prompted: PromptedImage
+
+    def select(self, index: Tensor | slice) -> ImageState:
+        """The same for some of the images."""
+        return ImageState(
+            self.image_features[index],
+            self.image_tokens[index],
+            self.grid_size,
+            self.prompted.select(index),
+        )
+
+
+class CLOC(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="open-cloc",
+    tags=["clip", "region-text", "open-cloc"],
+    pipeline_tag="zero-shot-image-classification",
+):
+    """A CLIP with a Prompter.
+
+    Args:
+        model_cfg: open_clip's model config of the towers.
+        prompter: How prompts are read out, as a `PrompterConfig` or its dict.
+        preprocess: What the tower expects of its input, as a `PreprocessConfig` or its dict.
+
+    Attributes:
+        clip: open_clip's `CustomTextCLIP` with `visual`, `text`, `logit_scale` (shape (1,)), `logit_bias`.
+        prompter: The Prompter.
+        tokenizer: Texts -> (U, context length) token ids.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model_cfg: Mapping[str, Any],
+        prompter: PrompterConfig | Mapping[str, Any] | None = None,
+        preprocess: PreprocessConfig | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_cfg = dict(model_cfg)
+        self.preprocess = from_dict(PreprocessConfig, preprocess or {}, "preprocess")
+        prompter_config = from_dict(PrompterConfig, prompter or {}, "prompter")
+        # What save_pretrained writes: everything that changes numbers, and nothing of this machine.
+        self._hub_mixin_config = {
+            "model_cfg": self.model_cfg,
+            "prompter": asdict(prompter_config),
+            "preprocess": asdict(self.preprocess),
+        }
+        self.clip = towers.build_clip(self.model_cfg)
+        self.tokenizer: Callable[[list[str]], Tensor] = towers.build_tokenizer(self.model_cfg)
+        width = towers.token_width(self.clip.visual)
+        self.prompter = Prompter(width, self.model_cfg["embed_dim"], prompter_config)
+        self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def embed_dim(self) -> int:
+        return self.model_cfg["embed_dim"]
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token ids (U, T), cut to the longest text where the text tower allows it exactly."""
+        return towers.trim_padding(self.clip.text, self.tokenizer(texts))
+
+    def normalize_pixels(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) -> floats with the tower's mean and standard deviation."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> ImageState:
+        """Run the image tower and the prompt-independent part of the Prompter, once per image.
+
+        Args:
+            images: (B, 3, H, W) uint8. H and W may differ from the training size: position embeddings are
+                resized.
+            content_boxes: (B, 4) normalised `xyxy` of the picture inside padding; the whole canvas if None.
+                Tokens that see nothing of it are masked out of the Prompter's attention.
+        """
+        output = towers.encode_image(self.clip.visual, self.normalize_pixels(images))
+        mask = None
+        if content_boxes is not None:
+            cells = grid_cells(output.grid_size, images.device)
+            mask = overlap_fraction(content_boxes[:, None].float(), cells)[:, 0] > 0  # (B, N)
+        prompted = self.prompter.prepare(output.image_tokens, output.grid_size, mask)
+        return ImageState(output.image_features, output.image_tokens, output.grid_size, prompted)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids (U, T) -> text features (U, D), not normalised."""
+        return towers.encode_text(self.clip.text, token_ids)
+
+    def encode_regions(self, state: ImageState, boxes: Tensor) -> Tensor:
+        """Boxes (B, R, 4) normalised `xyxy` of the canvas -> region features (B, R, D), not normalised."""
+        return self.prompter.embed_boxes(state.prompted, boxes)
+
+    def ground(self, state: ImageState, text_features: Tensor) -> Tensor:
+        """Text features (B, R, D) -> the box of each phrase, (B, R, 4) normalised `xyxy` of the canvas."""
+        return self.prompter.ground(state.prompted, text_features)
+
+    def pool_regions(self, state: ImageState, boxes: Tensor) -> Tensor:
+        """Region features of a plain CLIP: RoIAlign of the image tokens, then the tower's own head.
+
+        Boxes (B, R, 4) -> (B, R, D). The baseline that needs no Prompter (METHOD 6).
+        """
+        pooled = pool_boxes(state.image_tokens, state.grid_size, boxes)  # (B, R, 49, C)
+        return towers.project_pooled(self.clip.visual, pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
+
+    def forward(self, batch: RegionBatch) -> Features:
+        """Everything that the losses need of a batch. Each distinct text is encoded once."""
+        unique = self.encode_text(batch.texts)  # (U, D)
+        region_text = unique[batch.region_text_index]  # (B, R, D)
+        if batch.boxes.shape[1]:
+            state = self.encode_image(batch.images, batch.content_boxes)
+            image_features = state.image_features
+            regions = self.encode_regions(state, batch.boxes)
+            pred_boxes = self.ground(state, region_text)
+        else:  # a batch that asks for no regions is plain CLIP, at plain CLIP's price
+            image_features = towers.encode_image(
+                self.clip.visual, self.normalize_pixels(batch.images)
+            ).image_features
+            regions, pred_boxes = region_text, batch.boxes
+        return Features(
+            image_features=image_features,
+            text_features=unique[batch.caption_index.clamp(min=0)],
+            caption_mask=batch.caption_index >= 0,
+            region_features=regions,
+            region_text_features=region_text,
+            region_mask=batch.region_mask,
+            pred_boxes=pred_boxes,
+            boxes=batch.boxes,
+            logit_scale=self.clip.logit_scale.exp(),
+            logit_bias=self.clip.logit_bias,
+        )
+
+    # --- hub mixin: save_pretrained, from_pretrained and push_to_hub come from huggingface_hub ---
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights.save_folder(self, save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> CLOC:
+        return weights.load_folder(cls, model_id, **kwargs)

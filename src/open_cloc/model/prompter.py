@@ -1,0 +1,263 @@
+"""The Prompter: one transformer layer that turns image tokens and a prompt into an embedding (METHOD 3).
+
+Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, C tower width, D shared embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from open_cloc.boxes import convert_boxes, denormalize_boxes, grid_cells, overlap_fraction
+from open_cloc.model.prompts import BoxPrompt, TextPrompt
+
+ROI_SIZE = 7  # RoIAlign's output grid, the field's usual value
+
+
+@dataclass(frozen=True)
+class PrompterConfig:
+    """How prompts are read out of image tokens. The defaults are the paper's reading.
+
+    Attributes:
+        regions: `prompter`, or `roialign`: region embeddings pooled by RoIAlign, without attention (the
+            paper's ablation, row 9). Phrases are grounded by the Prompter either way.
+        readout: `mean` over all of the layer's outputs (the paper), or `prompt`: the prompt tokens' outputs
+            only, so that one more region costs next to nothing.
+        patch_positions: Add each patch centre's sinusoidal code to the keys.
+        box_prior: Add `a * log(overlap of patch and box + eps)` to a box prompt's attention, a and eps learned.
+        box_content: What a box prompt carries besides its question: its `code` (the paper), `none` (a learned
+            token), or `pooled`: the mean of the image tokens under the box, so that the layer starts as RoI
+            pooling and learns what to add to it.
+        mlp_ratio: Hidden width of the layer's MLP over the tower's width.
+        dropout: On the attention's and the MLP's output, during training.
+    """
+
+    regions: Literal["prompter", "roialign"] = "prompter"
+    readout: Literal["mean", "prompt"] = "mean"
+    patch_positions: bool = False
+    box_prior: bool = False
+    box_content: Literal["code", "none", "pooled"] = "code"
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "regions": ("prompter", "roialign"),
+            "readout": ("mean", "prompt"),
+            "box_content": ("code", "none", "pooled"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"unknown prompter.{name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
+                )
+
+
+@dataclass(frozen=True)
+class PromptedImage:
+    """What the Prompter needs of an image, computed once and shared by all of its prompts.
+
+    Attributes:
+        tokens: (B, N, C) image tokens.
+        queries: (B, N, C), or None where only prompts ask.
+        keys: (B, N, C).
+        values: (B, N, C).
+        mask: (B, N) True for tokens that see the picture, False for padding.
+        grid_size: Rows and columns of the N tokens.
+    """
+
+    tokens: Tensor
+    queries: Tensor | None
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    grid_size: tuple[int, int]
+
+    def select(self, index: Tensor | slice) -> PromptedImage:
+        """The same for some of the images."""
+        queries = None if self.queries is None else self.queries[index]
+        return PromptedImage(
+            self.tokens[index],
+            queries,
+            self.keys[index],
+            self.values[index],
+            self.mask[index],
+            self.grid_size,
+        )
+
+
+class Prompter(nn.Module):
+    """One pre-norm layer with one head, a pooler, and projections to an embedding and to a box.
+
+    The final LayerNorm stands after the pooling, which lets the `mean` read-out be factored exactly.
+    """
+
+    def __init__(self, width: int, embed_dim: int, config: PrompterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.box_prompt = BoxPrompt(width)
+        self.text_prompt = TextPrompt(embed_dim, width)
+        hidden = int(config.mlp_ratio * width)
+        self.norm1 = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_out = nn.LayerNorm(width)
+        self.project = nn.Linear(width, embed_dim, bias=False)
+        self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        if config.box_prior:
+            self.prior_weight = nn.Parameter(torch.ones(1))
+            self.prior_log_eps = nn.Parameter(torch.full((1,), math.log(0.01)))
+        if config.box_content == "none":
+            self.box_token = nn.Parameter(torch.randn(width) * 0.02)
+        elif config.box_content == "pooled":
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.mlp[2].weight)
+
+    def prepare(self, tokens: Tensor, grid_size: tuple[int, int], mask: Tensor | None = None) -> PromptedImage:
+        """Do once per image all that does not depend on the prompt.
+
+        Args:
+            tokens: (B, N, C) image tokens before pooling and projection.
+            grid_size: (rows, columns), N = rows * columns.
+            mask: (B, N) True where a token sees the picture; all by default.
+        """
+        if mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        normed = self.norm1(tokens)  # (B, N, C)
+        placed = normed
+        if self.config.patch_positions:
+            cells = grid_cells(grid_size, tokens.device)
+            centres = (cells[:, :2] + cells[:, 2:]) / 2  # (N, 2)
+            placed = normed + self.box_prompt.position(centres).to(normed.dtype)
+        queries = self.query(placed) if self.config.readout == "mean" else None
+        return PromptedImage(tokens, queries, self.key(placed), self.value(normed), mask, grid_size)
+
+    def embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
+        """Region embeddings: boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D)."""
+        if self.config.regions == "roialign":
+            return self.project(pool_boxes(image.tokens, image.grid_size, boxes).mean(-2))
+        code = self.box_prompt(boxes)  # (B, R, K, C)
+        overlap = self._overlap(image, boxes)  # (B, R, N)
+        content = self._box_content(image, code, overlap)
+        prior = None
+        if self.config.box_prior:
+            prior = F.softplus(self.prior_weight) / math.log(2) * (overlap + self.prior_log_eps.exp()).log()
+        return self.project(self._run(image, code, content, prior))
+
+    def ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
+        """The box of each phrase: (B, R, D) text features -> (B, R, 4) normalised `xyxy` of the canvas."""
+        prompt = self.text_prompt(text_features)  # (B, R, 1, C)
+        pooled = self._run(image, prompt, prompt, None)  # (B, R, C)
+        cxcywh = self.box_head(pooled).float().sigmoid()
+        return convert_boxes(cxcywh, "cxcywh")
+
+    def _overlap(self, image: PromptedImage, boxes: Tensor) -> Tensor:
+        cells = grid_cells(image.grid_size, boxes.device)
+        return overlap_fraction(boxes.float(), cells)  # (B, R, N)
+
+    def _box_content(self, image: PromptedImage, code: Tensor, overlap: Tensor) -> Tensor:
+        if self.config.box_content == "code":
+            return code
+        if self.config.box_content == "none":
+            return self.box_token.expand_as(code)
+        weights = overlap * image.mask[:, None]
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)  # (B, R, N)
+        pooled = weights.to(image.tokens.dtype) @ image.tokens  # (B, R, C)
+        return pooled[:, :, None].expand_as(code)
+
+    def _run(self, image: PromptedImage, ask: Tensor, content: Tensor, prior: Tensor | None) -> Tensor:
+        """The layer and the pooling: (B, R, K, C) prompts -> (B, R, C).
+
+        Args:
+            image: What `prepare` gave.
+            ask: What the prompt tokens put into their query and key, beside their content.
+            content: What they carry into their value and the residual.
+            prior: (B, R, N) added to the attention logits from prompt to patch.
+        """
+        normed = self.norm1(content)
+        placed = normed if ask is content else self.norm1(content + ask)
+        prompts = (content, self.query(placed), self.key(placed), self.value(normed))
+        pooled = (
+            self._read_prompts(image, *prompts, prior)
+            if self.config.readout == "prompt"
+            else self._read_mean(image, *prompts, prior)
+        )
+        return self.norm_out(pooled)
+
+    def _read_prompts(
+        self, image: PromptedImage, content: Tensor, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
+    ) -> Tensor:
+        """Prompt tokens are the only queries: image keys and values serve every prompt."""
+        attended = self._attend_from_prompts(image, q, k, v, prior)
+        hidden = content + self.dropout(self.out(attended))
+        hidden = hidden + self.dropout(self.mlp(self.norm2(hidden)))
+        return hidden.mean(-2)  # (B, R, C)
+
+    def _attend_from_prompts(
+        self, image: PromptedImage, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
+    ) -> Tensor:
+        scale = q.shape[-1] ** -0.5
+        to_image = torch.einsum("brkc,bnc->brkn", q, image.keys) * scale
+        if prior is not None:
+            to_image = to_image + prior[:, :, None].to(to_image.dtype)
+        to_image = to_image.masked_fill(~image.mask[:, None, None], -torch.inf)
+        to_prompt = q @ k.transpose(-1, -2) * scale  # (B, R, K, K)
+        weights = torch.cat([to_image, to_prompt], dim=-1).softmax(-1)
+        num_tokens = image.keys.shape[1]
+        from_image = torch.einsum("brkn,bnc->brkc", weights[..., :num_tokens], image.values)
+        return from_image + weights[..., num_tokens:] @ v
+
+    def _read_mean(
+        self, image: PromptedImage, content: Tensor, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
+    ) -> Tensor:
+        """Every token is a query and every output is averaged, as the paper describes it."""
+        assert image.queries is not None
+        num_prompts = content.shape[1]
+        scale = q.shape[-1] ** -0.5
+        between = torch.einsum("bnc,bmc->bnm", image.queries, image.keys) * scale  # (B, N, N)
+        between = between.masked_fill(~image.mask[:, None], -torch.inf)
+        between = between[:, None].expand(-1, num_prompts, -1, -1)  # (B, R, N, N)
+        to_prompt = torch.einsum("bnc,brkc->brnk", image.queries, k) * scale
+        weights = torch.cat([between, to_prompt], dim=-1).softmax(-1)  # (B, R, N, N + K)
+        num_tokens = image.keys.shape[1]
+        attended = torch.einsum("brnm,bmc->brnc", weights[..., :num_tokens], image.values)
+        attended = attended + weights[..., num_tokens:] @ v
+        hidden = torch.cat(
+            [
+                image.tokens[:, None] + self.dropout(self.out(attended)),
+                content + self.dropout(self.out(self._attend_from_prompts(image, q, k, v, prior))),
+            ],
+            dim=2,
+        )  # (B, R, N + K, C)
+        hidden = hidden + self.dropout(self.mlp(self.norm2(hidden)))
+        kept = F.pad(image.mask, (0, content.shape[2]), value=True)[:, None, :, None]  # (B, 1, N + K, 1)
+        return (hidden * kept).sum(2) / kept.sum(2)
+
+
+def pool_boxes(tokens: Tensor, grid_size: tuple[int, int], boxes: Tensor) -> Tensor:
+    """RoIAlign of image tokens (torchvision's, `aligned=True`).
+
+    Args:
+        tokens: (B, N, C).
+        grid_size: (rows, columns) of the N tokens.
+        boxes: (B, R, 4) normalised `xyxy`.
+
+    Returns:
+        (B, R, 49, C), the 7 x 7 samples of each box, row by row.
+    """
+    rows, columns = grid_size
+    feature_map = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()  # (B, C, rows, columns)
+    cells = denormalize_boxes(boxes.float(), grid_size)
+    pooled = roi_align(feature_map, list(cells), output_size=ROI_SIZE, aligned=True)  # (B * R, C, 7, 7)
+    return pooled.flatten(2).transpose(1, 2).unflatten(0, boxes.shape[:2]).to(tokens.dtype)

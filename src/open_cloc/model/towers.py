@@ -1,0 +1,321 @@
+"""The CLIP that CLOC wraps: any open_clip model, or a timm image tower joined to a Hugging Face text tower.
+
+A model is described by open_clip's own `model_cfg` dict, so that what is saved never depends on a name in a
+registry. Shapes: B images, N image tokens, C tower width, D shared embedding, H W pixels, U texts, T text tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from timm.layers import Format, resample_abs_pos_embed
+from torch import Tensor, nn
+
+# Folder of a saved model that holds the Hugging Face text tower's config and tokenizer.
+TEXT_TOWER_FOLDER = "text_tower"
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """An image tower's two products.
+
+    Attributes:
+        image_features: (B, D) pooled and projected, exactly the wrapped tower's output.
+        image_tokens: (B, N, C) before pooling and projection, after the tower's last norm.
+        grid_size: (rows, columns) of the N tokens.
+    """
+
+    image_features: Tensor
+    image_tokens: Tensor
+    grid_size: tuple[int, int]
+
+
+def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
+    """Make an untrained open_clip model with separate `visual` and `text` towers.
+
+    Args:
+        model_cfg: open_clip's model config: `embed_dim`, `vision_cfg`, `text_cfg`, ...
+
+    Raises:
+        ValueError: If the config is not one open_clip understands.
+    """
+    cfg = deepcopy(dict(model_cfg))
+    cfg.pop("custom_text", None)
+    for part in ("embed_dim", "vision_cfg", "text_cfg"):
+        if part not in cfg:
+            raise ValueError(f"model_cfg lacks {part!r}; got keys {sorted(cfg)}")
+    if cfg["vision_cfg"].get("patch_dropout"):
+        raise ValueError("patch_dropout must be 0: regions need every image token")
+    if "multimodal_cfg" in cfg:
+        raise ValueError("CoCa models are not supported: their captioning decoder has no place in CLOC")
+    cfg["vision_cfg"]["timm_model_pretrained"] = False
+    if cfg["text_cfg"].get("hf_model_name"):
+        cfg["text_cfg"]["hf_model_pretrained"] = False
+        _require_local_text_tower(cfg["text_cfg"]["hf_model_name"])
+    try:
+        clip = open_clip.model.CustomTextCLIP(**cfg, nonscalar_logit_scale=True)
+    except (TypeError, RuntimeError, OSError) as error:
+        raise ValueError(f"open_clip cannot build this model_cfg: {error}") from error
+    _allow_any_image_size(clip.visual)
+    image_tower_kind(clip.visual)  # refuses a tower that gives no token grid
+    return clip
+
+
+def _require_local_text_tower(name: str) -> None:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"text tower folder {name} holds no config.json")
+
+
+def _allow_any_image_size(visual: nn.Module) -> None:
+    """Let a timm ViT resize its position embedding to the image it is given."""
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None and hasattr(trunk, "dynamic_img_size") and not trunk.dynamic_img_size:
+        trunk.dynamic_img_size = True
+        trunk.patch_embed.strict_img_size = False
+        trunk.patch_embed.flatten = False
+        trunk.patch_embed.output_fmt = Format.NHWC
+
+
+def architecture_cfg(name: str) -> dict[str, Any]:
+    """open_clip's config of an architecture.
+
+    Raises:
+        ValueError: If open_clip does not know the name; lists the nearest ones.
+    """
+    cfg = open_clip.get_model_config(name)
+    if cfg is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.3)
+        raise ValueError(f"unknown architecture {name!r}; open_clip's nearest names: {', '.join(near)}")
+    return cfg
+
+
+def joined_towers_cfg(
+    timm_model: str, text_tower: str, *, embed_dim: int, image_size: int, context_length: int = 77
+) -> dict[str, Any]:
+    """Config of a timm image tower joined to a Hugging Face text tower by linear projections.
+
+    Args:
+        timm_model: Any name timm knows, ViT or convolutional.
+        text_tower: Folder with the text tower's `config.json` and tokenizer.
+        embed_dim: D of the shared space.
+        image_size: Pixels a side.
+        context_length: Longest text in tokens.
+    """
+    import timm
+
+    if timm_model not in timm.list_models():
+        near = difflib.get_close_matches(timm_model, timm.list_models(), n=5, cutoff=0.3)
+        raise ValueError(f"unknown timm model {timm_model!r}; nearest names: {', '.join(near)}")
+    if not Path(text_tower).is_dir():
+        raise FileNotFoundError(f"text tower folder not found: {text_tower}")
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {
+            "image_size": image_size,
+            "timm_model_name": timm_model,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+        },
+        "text_cfg": {
+            "hf_model_name": text_tower,
+            "hf_tokenizer_name": text_tower,
+            "hf_proj_type": "linear",
+            "hf_pooler_type": "mean_pooler",
+            "context_length": context_length,
+        },
+    }
+
+
+# --- image ---------------------------------------------------------------------------------------------------
+
+
+def image_tower_kind(visual: nn.Module) -> str:
+    """`vit`, `timm` or `resnet`.
+
+    Raises:
+        ValueError: For a tower that gives no grid of image tokens.
+    """
+    if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
+        return "vit"
+    if isinstance(visual, TimmModel):
+        return "timm"
+    if isinstance(visual, ModifiedResNet):
+        return "resnet"
+    raise ValueError(f"image tower {type(visual).__name__} gives no grid of image tokens that regions could use")
+
+
+def encode_image(visual: nn.Module, images: Tensor) -> TowerOutput:
+    """Run an image tower once: images (B, 3, H, W), already normalised -> features and tokens."""
+    return _ENCODERS[image_tower_kind(visual)](visual, images)
+
+
+def _encode_vit(visual: Any, images: Tensor) -> TowerOutput:
+    patches = visual.conv1(images)  # (B, C, rows, columns)
+    grid_size = (patches.shape[2], patches.shape[3])
+    x = patches.flatten(2).transpose(1, 2)  # (B, N, C)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    x = x + _resized_positions(visual.positional_embedding, visual.grid_size, grid_size).to(x.dtype)
+    x = visual.transformer(visual.ln_pre(x))
+    if visual.final_ln_after_pool:
+        pooled, tokens = visual._pool(x)
+    else:
+        pooled, tokens = visual._global_pool(visual.ln_post(x))
+    if tokens.shape[1] > grid_size[0] * grid_size[1]:  # pool_type "none" keeps the class token
+        tokens = tokens[:, 1:]
+    features = pooled @ visual.proj if visual.proj is not None else pooled
+    return TowerOutput(features, tokens, grid_size)
+
+
+def _resized_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    if tuple(old) == tuple(new):
+        return embedding
+    return resample_abs_pos_embed(
+        embedding[None], new_size=list(new), old_size=list(old), num_prefix_tokens=1, interpolation="bicubic"
+    )[0]
+
+
+def _encode_timm(visual: Any, images: Tensor) -> TowerOutput:
+    trunk = visual.trunk
+    x = trunk.forward_features(images)
+    features = visual.head(trunk.forward_head(x))
+    if x.ndim == 4:
+        feature_map = _channels_first(trunk, x)
+        grid_size = (feature_map.shape[2], feature_map.shape[3])
+        return TowerOutput(features, feature_map.flatten(2).transpose(1, 2), grid_size)
+    tokens = x[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    patch_h, patch_w = trunk.patch_embed.patch_size
+    grid_size = (images.shape[2] // patch_h, images.shape[3] // patch_w)
+    return TowerOutput(features, tokens, grid_size)
+
+
+def _channels_first(trunk: Any, x: Tensor) -> Tensor:
+    """Some timm towers (Swin) give (B, rows, columns, C); they say so in `output_fmt`."""
+    return x.permute(0, 3, 1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else x
+
+
+def _encode_resnet(visual: Any, images: Tensor) -> TowerOutput:
+    x = visual.stem(images)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = layer(x)  # (B, C, rows, columns)
+    grid_size = (x.shape[2], x.shape[3])
+    return TowerOutput(visual.attnpool(x), x.flatten(2).transpose(1, 2), grid_size)
+
+
+_ENCODERS: dict[str, Callable[[Any, Tensor], TowerOutput]] = {
+    "vit": _encode_vit,
+    "timm": _encode_timm,
+    "resnet": _encode_resnet,
+}
+
+
+def project_pooled(visual: Any, pooled: Tensor) -> Tensor:
+    """The tower's own pooling and projection, applied to the tokens of a region: (X, S, C) -> (X, D).
+
+    This is how a plain CLIP embeds a region from its feature map, with S = 49 samples of RoIAlign.
+    """
+    kind = image_tower_kind(visual)
+    mean = pooled.mean(1)  # (X, C)
+    if kind == "vit":
+        features = visual.ln_post(mean) if visual.final_ln_after_pool else mean
+        return features @ visual.proj if visual.proj is not None else features
+    side = int(pooled.shape[1] ** 0.5)
+    if kind == "resnet":
+        return visual.attnpool(pooled.transpose(1, 2).unflatten(2, (side, side)))
+    trunk = visual.trunk
+    if hasattr(trunk, "num_prefix_tokens"):
+        # A ViT pools its class token or its patches: the region's mean stands for either.
+        prefix = mean[:, None].expand(-1, trunk.num_prefix_tokens, -1)
+        return visual.head(trunk.forward_head(torch.cat([prefix, pooled], dim=1)))
+    feature_map = pooled.unflatten(1, (side, side))  # (X, side, side, C)
+    if getattr(trunk, "output_fmt", "NCHW") != "NHWC":
+        feature_map = feature_map.permute(0, 3, 1, 2)
+    return visual.head(trunk.forward_head(feature_map))
+
+
+def token_width(visual: Any) -> int:
+    """C, the width of the tower's image tokens."""
+    kind = image_tower_kind(visual)
+    if kind == "vit":
+        return visual.ln_post.normalized_shape[0]
+    if kind == "resnet":
+        return visual.attnpool.c_proj.in_features
+    return visual.trunk.num_features
+
+
+def own_projection(visual: Any) -> Tensor | None:
+    """The tower's linear map from C to D as a (D, C) matrix, or None where its head is something else."""
+    kind = image_tower_kind(visual)
+    if kind == "vit":
+        return None if visual.proj is None else visual.proj.detach().T
+    head = getattr(visual, "head", None)
+    if kind == "timm" and head is not None and isinstance(getattr(head, "proj", None), nn.Linear):
+        return head.proj.weight.detach()
+    return None
+
+
+# --- text ----------------------------------------------------------------------------------------------------
+
+
+def encode_text(text: Any, token_ids: Tensor) -> Tensor:
+    """Run a text tower: token ids (U, T) -> (U, D). T may be shorter than the context where that is exact."""
+    if not isinstance(text, TextTransformer):
+        return text(token_ids)
+    x, mask = text._embeds(token_ids)
+    if mask is not None:
+        mask = mask[..., : x.shape[1], : x.shape[1]]
+    x = text.transformer(x, attn_mask=mask)
+    if text.cls_emb is not None:
+        pooled = text.ln_final(text_global_pool(x, pool_type="last"))
+    else:
+        pooled = text_global_pool(text.ln_final(x), token_ids, text.pool_type, eos_token_id=text.eos_id)
+    if text.text_projection is None:
+        return pooled
+    if isinstance(text.text_projection, nn.Linear):
+        return text.text_projection(pooled)
+    return pooled @ text.text_projection
+
+
+def trim_padding(text: Any, token_ids: Tensor) -> Tensor:
+    """Cut (U, T) token ids to the longest text, for towers in which padding cannot reach the feature.
+
+    That is so for causal towers that pool at the end-of-text token, and for Hugging Face towers, which mask
+    padding. Others (SigLIP attends to its padding) keep the whole context.
+    """
+    if isinstance(text, TextTransformer):
+        exact = text.attn_mask is not None and text.pool_type in ("argmax", "eos") and text.cls_emb is None
+        pad_id = text.pad_id
+    else:
+        exact, pad_id = True, text.config.pad_token_id
+    if not exact:
+        return token_ids
+    used = (token_ids != pad_id).any(dim=0).nonzero()
+    longest = int(used[-1]) + 1 if len(used) else 1
+    return token_ids[:, :longest]
+
+
+def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer for a model config: texts -> (U, T) padded to the context length."""
+    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+
+    cfg = model_cfg["text_cfg"]
+    context_length = cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    kwargs = cfg.get("tokenizer_kwargs") or {}
+    name = cfg.get("hf_tokenizer_name")
+    if not name:
+        return SimpleTokenizer(context_length=context_length, **kwargs)
+    try:
+        return HFTokenizer(
+            name, context_length=context_length, tokenizer_mode=cfg.get("tokenizer_mode"), **kwargs
+        )
+    except OSError as error:
+        raise FileNotFoundError(f"tokenizer {name!r} is neither a local folder nor cached: {error}") from error

@@ -1,0 +1,212 @@
+"""Weights on disk and on the hub: strict loading, everything that changes numbers in `config.json`.
+
+A model folder holds `config.json`, `model.safetensors` and, for a Hugging Face text tower, `text_tower/` with
+its config and tokenizer, so that it loads offline and on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from open_cloc.model import towers
+
+if TYPE_CHECKING:
+    from open_cloc.model.cloc import CLOC
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+def save_folder(model: CLOC, folder: Path) -> None:
+    """Write weights, config and text tower files into a folder.
+
+    The mixin's `save_pretrained` calls this, then writes the model card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = deepcopy(model._hub_mixin_config)
+    text_cfg = config["model_cfg"]["text_cfg"]
+    if text_cfg.get("hf_model_name"):
+        target = folder / towers.TEXT_TOWER_FOLDER
+        model.clip.text.config.save_pretrained(target)
+        model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
+        text_cfg["hf_model_name"] = text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
+    # Weights go under a temporary name first: a folder with a config has whole weights.
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = folder / f".{WEIGHTS_NAME}"
+    save_file(state, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / WEIGHTS_NAME)
+    model._hub_mixin_config, kept = config, model._hub_mixin_config  # the mixin writes config.json from it
+    try:
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    finally:
+        model._hub_mixin_config = kept
+
+
+def load_folder(
+    cls: type[CLOC],
+    model_id: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    map_location: str = "cpu",
+    strict: bool = True,
+    **model_kwargs: Any,
+) -> CLOC:
+    """Build a model from a folder or hub repository; the mixin's `from_pretrained` calls this.
+
+    Raises:
+        FileNotFoundError: If the folder lacks a config or weights.
+        ValueError: If the weights are of another architecture.
+    """
+    if Path(model_id).is_dir():
+        folder = Path(model_id)
+    else:
+        folder = Path(
+            snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        )
+    config = read_config(folder)
+    model = cls(**config)
+    load_strictly(model, read_state(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
+    return model.to(map_location).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config, with the text tower's path resolved.
+
+    Raises:
+        FileNotFoundError: If there is no `config.json`.
+        ValueError: If it is not a CLOC config.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}")
+    config = read_json(path)
+    if not isinstance(config, dict) or set(config) != {"model_cfg", "prompter", "preprocess"}:
+        found = sorted(config) if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}")
+    text_cfg = config["model_cfg"]["text_cfg"]
+    if text_cfg.get("hf_model_name") == towers.TEXT_TOWER_FOLDER:
+        text_cfg["hf_model_name"] = text_cfg["hf_tokenizer_name"] = str(folder / towers.TEXT_TOWER_FOLDER)
+    return config
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a file, with the file named in the error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """A state dict of a safetensors file, or of a torch checkpoint (never unpickling code).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not one of these, or is cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights not found: {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for broken files
+        raise ValueError(f"{path} is not a torch checkpoint of plain tensors: {error}") from error
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load every tensor of a state dict, or say which first one does not fit.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or unexpected:
+        lacks = f"lack {len(missing)} tensors such as {missing[0]!r}" if missing else ""
+        extra = f"hold {len(unexpected)} others such as {unexpected[0]!r}" if unexpected else ""
+        raise ValueError(
+            f"weights of another architecture: {where} {' and '.join(filter(None, [lacks, extra]))}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(
+                f"weights of another architecture: {where} has {name} of shape {tuple(state[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    module.load_state_dict(dict(state))
+
+
+def load_in_order(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict whose names differ but whose tensors come in the same order with the same shapes.
+
+    For conversions of one architecture between libraries; batch counters are left aside.
+
+    Raises:
+        ValueError: At the first tensor whose shape does not agree.
+    """
+    own = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+    given = [name for name in state if not name.endswith("num_batches_tracked")]
+    if len(own) != len(given):
+        raise ValueError(
+            f"weights of another architecture: {where} holds {len(given)} tensors, expected {len(own)}"
+        )
+    renamed = {name: state[other] for name, other in zip(own, given)}
+    counters = {n: t for n, t in module.state_dict().items() if n.endswith("num_batches_tracked")}
+    load_strictly(module, {**renamed, **counters}, where)
+
+
+def interpolate(first: Path, second: Path, alpha: float, output: Path) -> None:
+    """Write the model whose weights are `(1 - alpha) * first + alpha * second` (WiSE-FT).
+
+    Args:
+        first: Model folder, usually the one before fine-tuning.
+        second: Model folder of the same architecture, usually after.
+        alpha: In [0, 1].
+        output: Folder to make; must not exist.
+    """
+    from open_cloc.model.cloc import CLOC
+
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1]; got {alpha}")
+    if output.exists():
+        raise FileExistsError(f"output folder {output} exists already")
+    model = CLOC.from_pretrained(str(second))
+    start, end = read_state(first / WEIGHTS_NAME), read_state(second / WEIGHTS_NAME)
+    load_strictly(model, start, str(first / WEIGHTS_NAME))  # the same names and shapes, or an error
+    mixed = {
+        name: torch.lerp(start[name], end[name], alpha) if end[name].is_floating_point() else end[name]
+        for name in end
+    }
+    model.load_state_dict(mixed)
+    model.save_pretrained(output)
