@@ -11,7 +11,10 @@ from collections.abc import Sequence
 VERBS = {
     "train": ("open_cloc.training.command:main", "train a model from a recipe"),
     "eval": ("open_cloc.evaluation.command:main", "measure a model and write one result JSON"),
-    "predict": ("open_cloc.inference.command:main", "label or ground regions of a picture and draw the result"),
+    "predict": (
+        "open_cloc.inference.command:main",
+        "label or ground regions of a picture and draw the result",
+    ),
     "data": ("open_cloc.data.command:main", "convert, check or show region-text data"),
     "interpolate": ("open_cloc.model.command:interpolate", "average two checkpoints' weights"),
     "demo": ("open_cloc.demo:main", "train CLIP and CLOC on generated scenes and compare them"),
@@ -23,7 +26,9 @@ USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryErro
 
 def usage() -> str:
     lines = [f"  {verb:12s} {text}" for verb, (_, text) in VERBS.items()]
-    return "usage: open-cloc VERB [options]   (open-cloc VERB --help for a verb's options)\n\n" + "\n".join(lines)
+    return "usage: open-cloc VERB [options]   (open-cloc VERB --help for a verb's options)\n\n" + "\n".join(
+        lines
+    )
 
 
 def load(target: str):  # type: ignore[no-untyped-def]
@@ -51,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"open-cloc {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        if debug:
+            raise
+        print(f"open-cloc {verb}: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

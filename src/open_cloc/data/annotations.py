@@ -1,8 +1,8 @@
 """Annotations as a file gives them, and the one place where their boxes are checked and become regions.
 
 A reader only says what it read (`RawSample`: the numbers, their format and unit, and where they stand);
-`finish` converts, clips rounding errors, drops boxes without area and refuses wrong ones. `open-cloc data check`
-looks at the same raw samples, so that it can name every wrong box and guess what format it really has.
+`finish` converts, clips rounding errors, drops boxes without area and refuses wrong ones. `open-cloc data
+check` looks at the same raw samples, so that it can name every wrong box and guess its real format.
 """
 
 from __future__ import annotations
@@ -132,6 +132,24 @@ def finish(raw: RawSample) -> RegionSample:
         if problem == OK
     ]
     return RegionSample(raw.key, raw.image, raw.captions, tuple(regions), raw.metadata)
+
+
+def checked_boxes(sample: RegionSample) -> np.ndarray:
+    """Boxes of a finished sample as (R, 4) float64, clipped to the picture.
+
+    Datasets from elsewhere may hold pixels or another format; nothing later would notice.
+
+    Raises:
+        ValueError: If a box is not finite, inverted or outside the picture.
+    """
+    boxes = np.array([region.box for region in sample.regions], np.float64).reshape(-1, 4)
+    problems = box_problems(boxes)
+    for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
+        raise ValueError(
+            f"box is {PROBLEMS[problems[row]]}: got {boxes[row].tolist()}, expected xyxy normalised to "
+            f"[0, 1] (sample {sample.key!r}, region {row})"
+        )
+    return np.clip(boxes, 0, 1)
 
 
 def describe_problem(raw: RawSample, row: int, problem: int) -> str:

@@ -1,31 +1,29 @@
 """From samples to batches: which sample comes when, which of its regions, and what to do with bad ones.
 
-The i-th sample of a run is a pure function of (dataset, config, i): its place in the shuffled epoch, the regions
-and the caption drawn, the augmentation. Hence a run resumes exactly by giving `start_sample`, whatever the
-number of workers, and any number of ranks with the same global batch sees the same samples.
+The i-th sample of a run is a pure function of (dataset, config, i): its place in the shuffled epoch, the
+regions and the caption drawn, the augmentation. Hence a run resumes exactly by giving `start_sample`,
+whatever the number of workers, and any number of ranks with the same global batch sees the same samples.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from open_cloc.data.annotations import EMPTY, OK, PROBLEMS, SampleDataset, box_problems
-from open_cloc.data.samples import Region, RegionBatch, RegionSample
+from open_cloc.data.annotations import SampleDataset, checked_boxes
+from open_cloc.data.bad_samples import BadSample, BadSamples
+from open_cloc.data.samples import RegionBatch, RegionSample
 from open_cloc.data.transforms import AugmentConfig, Geometry, box_areas, random_geometry, visible_boxes
 
-logger = logging.getLogger(__name__)
-
 MAX_DRAWS = 16  # bad samples in a row before the data is called unusable
-MIN_SEEN = 100  # one bad sample among the first few is no measure of the fraction
+ORDER, DRAW = 1, 2  # separate random streams of one seed
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -72,7 +70,7 @@ class LoaderConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_regions", 1), ("workers", 0), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("num_regions", 0), ("workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -140,47 +138,9 @@ class RegionLoader:
         tally = BadSamples(self.config.max_bad_fraction)
         pin = torch.cuda.is_available()
         for made in _run_workers(self._batches, self.config.workers, pin):
-            tally.add(self.config.batch_size, made.bad)
+            tally.add(made.good, made.bad)
             assert made.batch is not None  # the tally has stopped the run otherwise
             yield made.batch
-
-
-class BadSamples:
-    """Counts samples that cannot be used and stops the run when they are too many."""
-
-    def __init__(self, max_fraction: float) -> None:
-        self.max_fraction = max_fraction
-        self.seen = 0
-        self.causes: Counter[str] = Counter()
-        self.first = ""
-
-    def add(self, seen: int, bad: Sequence[BadSample]) -> None:
-        """Count a batch's samples.
-
-        Raises:
-            ValueError: If the share of bad ones is past the limit.
-        """
-        self.seen += seen
-        for sample in bad:
-            if sample.cause not in self.causes:
-                logger.warning("%s: %s", sample.cause, sample.message)
-            self.first = self.first or sample.message
-            self.causes[sample.cause] += 1
-        hopeless = len(bad) >= MAX_DRAWS and bad[-1].last_draw
-        if hopeless or self.causes.total() > self.max_fraction * max(self.seen, MIN_SEEN):
-            causes = ", ".join(f"{cause}: {count}" for cause, count in self.causes.most_common())
-            raise ValueError(
-                f"{self.causes.total()} bad samples among the first {self.seen} ({causes}) is past "
-                f"max_bad_fraction={self.max_fraction:g}; the first one: {self.first}"
-            )
-
-
-class BadSample(NamedTuple):
-    """Why a sample could not be used; `last_draw` where no replacement was found either."""
-
-    cause: str
-    message: str
-    last_draw: bool
 
 
 class Prepared(NamedTuple):
@@ -198,6 +158,7 @@ class _Made(NamedTuple):
     """What a worker sends back. It never raises for bad data, so that messages reach the user undressed."""
 
     batch: RegionBatch | None
+    good: int
     bad: list[BadSample]
 
 
@@ -223,27 +184,30 @@ class _Batches:
 
     def __getitem__(self, number: int) -> _Made:
         begin = self.first + number * self.stride
-        prepared, bad = [], []
+        prepared: list[Prepared] = []
+        bad: list[BadSample] = []
         for position in range(begin, begin + self.config.batch_size):
             sample, failures = self._draw(position)
             bad += failures
             if sample is None:
-                return _Made(None, bad)
+                return _Made(None, len(prepared), bad)
             prepared.append(sample)
         causes = Counter(failure.cause for failure in bad)
-        return _Made(collate(prepared, self.config.num_regions, self.tokenize, causes), bad)
+        batch = collate(prepared, self.config.num_regions, self.tokenize, causes)
+        return _Made(batch, len(prepared), bad)
 
     def _draw(self, position: int) -> tuple[Prepared | None, list[BadSample]]:
         """The sample at a position of the run; a bad one is replaced by a random other."""
-        rng = np.random.default_rng([self.config.seed, position])
-        index, bad = self._index(position), []
+        rng = np.random.default_rng([DRAW, self.config.seed, position])
+        index = self._index(position)
+        bad: list[BadSample] = []
         for draw in range(MAX_DRAWS):
-            cause = "unreadable sample"
+            cause = "invalid sample"
             try:
                 sample = self.dataset[index]
                 cause = "unreadable image"
                 pixels = sample.pixels()
-                cause = "unusable regions"
+                cause = "invalid sample"
                 return prepare(sample, pixels, self.preprocess, self.config, rng), bad
             except (
                 Exception
@@ -260,7 +224,7 @@ class _Batches:
         if not self.config.shuffle:
             return place
         if self._order[0] != epoch:
-            order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.dataset))
+            order = np.random.default_rng([ORDER, self.config.seed, epoch]).permutation(len(self.dataset))
             self._order = (epoch, order)
         return int(self._order[1][place])
 
@@ -291,7 +255,7 @@ def prepare(
         captions = [", ".join(dict.fromkeys(filter(None, texts)))] if any(texts) else []
     geometry = Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
     geometry = random_geometry(geometry, config.augment, [*captions, *texts], rng)
-    boxes, share = visible_boxes(checked_boxes(sample.regions, sample.key), geometry)
+    boxes, share = visible_boxes(checked_boxes(sample), geometry)
     usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
@@ -300,26 +264,9 @@ def prepare(
         image=geometry.image(pixels, preprocess.fill, preprocess.interpolation),
         content_box=geometry.content_box,
         caption=captions[int(rng.integers(len(captions)))] if captions else None,
-        boxes=boxes[drawn],
+        boxes=boxes[drawn].astype(np.float32),
         texts=[texts[row] for row in drawn],
     )
-
-
-def checked_boxes(regions: Sequence[Region], key: str) -> np.ndarray:
-    """Boxes of regions as (R, 4) float32, clipped to the picture.
-
-    Raises:
-        ValueError: If one is not finite, inverted or outside the picture; datasets from elsewhere may hold
-            pixels or another format, and training on those would go unnoticed.
-    """
-    boxes = np.array([region.box for region in regions], np.float32).reshape(-1, 4)
-    problems = box_problems(boxes)
-    for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
-        raise ValueError(
-            f"box is {PROBLEMS[problems[row]]}: got {boxes[row].tolist()}, expected xyxy normalised to [0, 1] "
-            f"(sample {key!r}, region {row})"
-        )
-    return np.clip(boxes, 0, 1)
 
 
 def clean_text(text: str, lower_case: bool) -> str:
@@ -409,7 +356,7 @@ class _EvaluationBatches:
         for index in indices:
             try:
                 sample = self.dataset[index]
-                checked_boxes(sample.regions, sample.key)
+                checked_boxes(sample)
                 pixels = sample.pixels()
             except (ValueError, FileNotFoundError) as error:
                 return error  # torch would wrap what is raised here in a worker's traceback
@@ -422,15 +369,21 @@ class _EvaluationBatches:
         return EvaluationBatch(samples, stacked, content, geometries)
 
 
-def _run_workers(batches, workers: int, pin: bool):  # type: ignore[no-untyped-def]
+def _run_workers(batches: Any, workers: int, pin: bool) -> Iterator[Any]:
     """Items of an indexable dataset in order, made by worker processes."""
     # Its own generator: starting workers draws a seed, which must not move the training's random state.
+    generator = torch.Generator()
     return iter(
         DataLoader(
             batches,
             batch_size=None,
+            collate_fn=_unchanged,
             num_workers=workers,
             pin_memory=pin,
-            generator=torch.Generator(),
+            generator=generator,
         )
     )
+
+
+def _unchanged(item: Any) -> Any:
+    return item

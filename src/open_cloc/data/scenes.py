@@ -89,10 +89,10 @@ COLOURS = (
     Colour("red", (238, 40, 40), (205, 15, 25)),
     Colour("blue", (70, 115, 255), (25, 60, 215)),
     Colour("green", (60, 205, 75), (15, 140, 45)),
-    Colour("yellow", (250, 222, 50), (240, 195, 0)),
+    Colour("yellow", (250, 225, 50), (238, 205, 0)),
     Colour("pink", (255, 105, 190), (240, 50, 150)),
     Colour("cyan", (65, 220, 230), (0, 175, 195)),
-    Colour("orange", (255, 140, 25), (240, 115, 0)),
+    Colour("orange", (255, 135, 20), (235, 100, 0)),
     Colour("purple", (160, 80, 235), (110, 30, 165)),
 )
 
@@ -102,7 +102,7 @@ CAPTION_TEMPLATES = ("{}", "a picture of {}", "a scene with {}", "there is {}")
 DARK_LEVELS = (22.0, 88.0)  # grey levels of dark and light backgrounds; nothing between, for contrast
 LIGHT_LEVELS = (188.0, 238.0)
 TINT = 14.0  # backgrounds: largest distance of a channel from grey
-JITTER = 14.0  # objects: largest distance of a channel from the named colour
+JITTER = 10.0  # objects: largest distance of a channel from the named colour
 NUM_SIZES = 16
 ANGLES = (-12, -6, 0, 6, 12)
 FONT_PIXELS = 256

@@ -87,9 +87,7 @@ def sigmoid_region_text_loss(
 ) -> Tensor:
     """SigLIP's pairwise sigmoid loss in place of `region_text_loss`; conflicting pairs are left out as there."""
     region, text, mask = _rows(region_features, region_text_features, region_mask)
-    return _sigmoid_loss(
-        region, text, mask, logit_scale, logit_bias, conflicts(text, conflict_threshold)
-    )
+    return _sigmoid_loss(region, text, mask, logit_scale, logit_bias, conflicts(text, conflict_threshold))
 
 
 def conflicts(text: Tensor, threshold: float | None) -> Tensor | None:
@@ -128,9 +126,13 @@ def _mean(losses: Tensor, mask: Tensor) -> Tensor:
     return losses.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def _excluded_columns(mask: Tensor, excluded: Tensor | None) -> Tensor:
-    """(n, n) pairs outside the denominators: conflicts and padding; the diagonal stays in, so sums are finite."""
-    padding = ~mask[None, :] & ~torch.eye(len(mask), dtype=torch.bool, device=mask.device)
+def _excluded_pairs(mask: Tensor, excluded: Tensor | None) -> Tensor:
+    """(n, n) pairs outside the denominators: conflicts and padding; the diagonal stays in, so sums are finite.
+
+    Padding is a row in one direction and a column in the other: both are left out.
+    """
+    real = mask[:, None] & mask[None, :]
+    padding = ~real & ~torch.eye(len(mask), dtype=torch.bool, device=mask.device)
     return padding if excluded is None else padding | excluded
 
 
@@ -139,7 +141,7 @@ def _softmax_loss(
 ) -> Tensor:
     with torch.autocast(left.device.type, enabled=False):
         logits = logit_scale.float() * (left @ right.T)  # (n, n)
-        logits = logits.masked_fill(_excluded_columns(mask, excluded), -torch.inf)
+        logits = logits.masked_fill(_excluded_pairs(mask, excluded), -torch.inf)
         positive = logits.diagonal()
         losses = (logits.logsumexp(1) + logits.T.logsumexp(1)) / 2 - positive
         return _mean(losses, mask)
@@ -157,5 +159,5 @@ def _sigmoid_loss(
         logits = logit_scale.float() * (left @ right.T) + logit_bias.float()  # (n, n)
         sign = 2 * torch.eye(len(left), device=left.device) - 1
         losses = -F.logsigmoid(sign * logits)
-        losses = losses.masked_fill(_excluded_columns(mask, excluded), 0.0)
+        losses = losses.masked_fill(_excluded_pairs(mask, excluded), 0.0)
         return _mean(losses.sum(1), mask)

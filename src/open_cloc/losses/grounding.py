@@ -48,5 +48,7 @@ def grounding_loss(
     if region_mask is None:
         region_mask = torch.ones(boxes.shape[:-1], dtype=torch.bool, device=boxes.device)
     with torch.autocast(boxes.device.type, enabled=False):
-        losses = KINDS[kind](pred_boxes.float(), boxes.float())  # (B, R)
+        # Masked before and after: what padding predicts reaches neither the loss nor, as 0 * nan, a gradient.
+        pred_boxes, boxes = (x.float().masked_fill(~region_mask[..., None], 0.0) for x in (pred_boxes, boxes))
+        losses = KINDS[kind](pred_boxes, boxes)  # (B, R)
         return losses.masked_fill(~region_mask, 0.0).sum() / region_mask.sum().clamp(min=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.config import from_dict
 from open_cloc.data.samples import Features, RegionBatch
-from open_cloc.model import towers, weights
+from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
 from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -204,6 +204,11 @@ class CLOC(
             logit_scale=self.clip.logit_scale.exp(),
             logit_bias=self.clip.logit_bias,
         )
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the towers' activations in the backward pass instead of keeping them."""
+        self.clip.visual.set_grad_checkpointing(enable)
+        self.clip.text.set_grad_checkpointing(enable)
 
     # --- hub mixin: save_pretrained, from_pretrained and push_to_hub come from huggingface_hub ---
 

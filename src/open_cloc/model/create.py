@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from open_cloc.model import towers, weights
-from open_cloc.model.cloc import CLOC, OPENAI_MEAN, OPENAI_STD, PreprocessConfig
+from open_cloc.model.cloc import CLOC, OPENAI_MEAN, OPENAI_STD
 from open_cloc.model.prompter import PrompterConfig
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -104,7 +104,9 @@ def _resolve(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], Path 
     )
     if not config.pretrained:
         return model_cfg, preprocess, None
-    tag = open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.architecture else None
+    tag = (
+        open_clip.get_pretrained_cfg(config.architecture, config.pretrained) if config.architecture else None
+    )
     if tag:
         # OpenAI's weights need QuickGELU: the tag knows it, the architecture's name does not.
         model_cfg["quick_gelu"] = tag.get("quick_gelu", model_cfg.get("quick_gelu", False))
@@ -196,7 +198,14 @@ def _load_joined_towers(model: CLOC, config: ModelConfig) -> None:
     if any(Path(config.text_tower).glob("*.safetensors")) or any(Path(config.text_tower).glob("*.bin")):
         from transformers import AutoModel
 
-        loaded = AutoModel.from_pretrained(config.text_tower, add_pooling_layer=False)
+        loaded, report = AutoModel.from_pretrained(
+            config.text_tower, add_pooling_layer=False, output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):  # transformers would start them at random
+            raise ValueError(
+                f"weights of another architecture: {config.text_tower} lack {len(missing)} tensors such as "
+                f"{missing[0]!r}"
+            )
         weights.load_strictly(model.clip.text.transformer, loaded.state_dict(), config.text_tower)
 
 

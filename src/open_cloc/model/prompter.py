@@ -116,15 +116,20 @@ class Prompter(nn.Module):
         self.project = nn.Linear(width, embed_dim, bias=False)
         self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
         if config.box_prior:
-            self.prior_weight = nn.Parameter(torch.ones(1))
+            self.prior_weight = nn.Parameter(
+                torch.zeros(1)
+            )  # a = 1: attention starts as RoI pooling's weights
             self.prior_log_eps = nn.Parameter(torch.full((1,), math.log(0.01)))
         if config.box_content == "none":
             self.box_token = nn.Parameter(torch.randn(width) * 0.02)
         elif config.box_content == "pooled":
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.mlp[2].weight)
+            for layer in (self.out, self.mlp[2]):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
-    def prepare(self, tokens: Tensor, grid_size: tuple[int, int], mask: Tensor | None = None) -> PromptedImage:
+    def prepare(
+        self, tokens: Tensor, grid_size: tuple[int, int], mask: Tensor | None = None
+    ) -> PromptedImage:
         """Do once per image all that does not depend on the prompt.
 
         Args:

@@ -30,7 +30,10 @@ class PositionCode(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Points (..., 2) as (x, y) in [0, 1] -> (..., C)."""
-        angles = 2 * math.pi * ((2 * points.float() - 1) @ self.frequencies.float())
+        with torch.autocast(
+            points.device.type, enabled=False
+        ):  # bfloat16 rounds a place to 1 / 256 of the image
+            angles = 2 * math.pi * ((2 * points.float() - 1) @ self.frequencies.float())
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -7,6 +7,7 @@ registry. Shapes: B images, N image tokens, C tower width, D shared embedding, H
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
 from timm.layers import Format, resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.func import functional_call
 
 # Folder of a saved model that holds the Hugging Face text tower's config and tokenizer.
 TEXT_TOWER_FOLDER = "text_tower"
@@ -64,9 +66,13 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         _require_local_text_tower(cfg["text_cfg"]["hf_model_name"])
     try:
         clip = open_clip.model.CustomTextCLIP(**cfg, nonscalar_logit_scale=True)
-    except (TypeError, RuntimeError, OSError) as error:
-        raise ValueError(f"open_clip cannot build this model_cfg: {error}") from error
+    except (TypeError, KeyError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        if isinstance(error, KeyError):  # its table of Hugging Face architectures
+            reason = f"text towers of type {error} are not among those it knows"
+        raise ValueError(f"open_clip cannot build this model_cfg: {reason}") from error
     _allow_any_image_size(clip.visual)
+    _fit_projection(clip.visual)
     image_tower_kind(clip.visual)  # refuses a tower that gives no token grid
     return clip
 
@@ -77,13 +83,33 @@ def _require_local_text_tower(name: str) -> None:
 
 
 def _allow_any_image_size(visual: nn.Module) -> None:
-    """Let a timm ViT resize its position embedding to the image it is given."""
+    """Make a timm transformer as timm builds it for inputs of any size (`dynamic_img_size`).
+
+    open_clip's wrapper cannot pass that on, so its effects are set afterwards.
+    """
     trunk = getattr(visual, "trunk", None)
-    if trunk is not None and hasattr(trunk, "dynamic_img_size") and not trunk.dynamic_img_size:
-        trunk.dynamic_img_size = True
-        trunk.patch_embed.strict_img_size = False
-        trunk.patch_embed.flatten = False
-        trunk.patch_embed.output_fmt = Format.NHWC
+    if trunk is None or not hasattr(trunk, "dynamic_img_size") or trunk.dynamic_img_size:
+        return
+    trunk.dynamic_img_size = True
+    trunk.patch_embed.strict_img_size = False
+    trunk.patch_embed.flatten = False
+    trunk.patch_embed.output_fmt = Format.NHWC
+    for module in trunk.modules():
+        if hasattr(
+            module, "dynamic_mask"
+        ):  # Swin: masks of the shifted windows, else those of the training size
+            module.dynamic_mask = True
+        if hasattr(module, "_use_cached_embed"):  # EVA: rotary positions, likewise
+            module._use_cached_embed = False
+
+
+def _fit_projection(visual: Any) -> None:
+    """Where a timm network's pooled output is wider than its feature map (MobileNetV3), project from that width."""
+    trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
+    width = getattr(trunk, "head_hidden_size", None)
+    old = getattr(head, "proj", None)
+    if width and isinstance(old, nn.Linear) and old.in_features != width:
+        head.proj = nn.Linear(width, old.out_features, bias=old.bias is not None)
 
 
 def architecture_cfg(name: str) -> dict[str, Any]:
@@ -113,7 +139,7 @@ def joined_towers_cfg(
     """
     import timm
 
-    if timm_model not in timm.list_models():
+    if not timm.is_model(timm_model):
         near = difflib.get_close_matches(timm_model, timm.list_models(), n=5, cutoff=0.3)
         raise ValueError(f"unknown timm model {timm_model!r}; nearest names: {', '.join(near)}")
     if not Path(text_tower).is_dir():
@@ -151,7 +177,9 @@ def image_tower_kind(visual: nn.Module) -> str:
         return "timm"
     if isinstance(visual, ModifiedResNet):
         return "resnet"
-    raise ValueError(f"image tower {type(visual).__name__} gives no grid of image tokens that regions could use")
+    raise ValueError(
+        f"image tower {type(visual).__name__} gives no grid of image tokens that regions could use"
+    )
 
 
 def encode_image(visual: nn.Module, images: Tensor) -> TowerOutput:
@@ -186,16 +214,25 @@ def _resized_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, 
 
 def _encode_timm(visual: Any, images: Tensor) -> TowerOutput:
     trunk = visual.trunk
-    x = trunk.forward_features(images)
+    height, width = images.shape[2:]
+    name = type(trunk).__name__
+    try:
+        x = trunk.forward_features(images)
+    except AssertionError as error:  # how timm refuses a size
+        raise ValueError(f"image tower {name} takes no images of {height} x {width}: {error}") from error
     features = visual.head(trunk.forward_head(x))
     if x.ndim == 4:
         feature_map = _channels_first(trunk, x)
         grid_size = (feature_map.shape[2], feature_map.shape[3])
         return TowerOutput(features, feature_map.flatten(2).transpose(1, 2), grid_size)
     tokens = x[:, getattr(trunk, "num_prefix_tokens", 0) :]
-    patch_h, patch_w = trunk.patch_embed.patch_size
-    grid_size = (images.shape[2] // patch_h, images.shape[3] // patch_w)
-    return TowerOutput(features, tokens, grid_size)
+    patches = getattr(trunk, "patch_embed", None)
+    rows, columns = (
+        patches.dynamic_feat_size((height, width)) if hasattr(patches, "dynamic_feat_size") else (0, 0)
+    )
+    if rows * columns != tokens.shape[1]:
+        raise ValueError(f"image tower {name} gives no grid of image tokens that regions could use")
+    return TowerOutput(features, tokens, (rows, columns))
 
 
 def _channels_first(trunk: Any, x: Tensor) -> Tensor:
@@ -208,7 +245,15 @@ def _encode_resnet(visual: Any, images: Tensor) -> TowerOutput:
     for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
         x = layer(x)  # (B, C, rows, columns)
     grid_size = (x.shape[2], x.shape[3])
-    return TowerOutput(visual.attnpool(x), x.flatten(2).transpose(1, 2), grid_size)
+    return TowerOutput(_attention_pool(visual, x), x.flatten(2).transpose(1, 2), grid_size)
+
+
+def _attention_pool(visual: Any, feature_map: Tensor) -> Tensor:
+    """CLIP-ResNet's pooling of a (B, C, rows, columns) map, its position embedding resized: (B, D)."""
+    pool = visual.attnpool
+    side = math.isqrt(len(pool.positional_embedding) - 1)
+    positions = _resized_positions(pool.positional_embedding, (side, side), tuple(feature_map.shape[2:]))
+    return functional_call(pool, {"positional_embedding": positions}, (feature_map,))
 
 
 _ENCODERS: dict[str, Callable[[Any, Tensor], TowerOutput]] = {
@@ -230,7 +275,7 @@ def project_pooled(visual: Any, pooled: Tensor) -> Tensor:
         return features @ visual.proj if visual.proj is not None else features
     side = int(pooled.shape[1] ** 0.5)
     if kind == "resnet":
-        return visual.attnpool(pooled.transpose(1, 2).unflatten(2, (side, side)))
+        return _attention_pool(visual, pooled.transpose(1, 2).unflatten(2, (side, side)))
     trunk = visual.trunk
     if hasattr(trunk, "num_prefix_tokens"):
         # A ViT pools its class token or its patches: the region's mean stands for either.
@@ -318,4 +363,6 @@ def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tenso
             name, context_length=context_length, tokenizer_mode=cfg.get("tokenizer_mode"), **kwargs
         )
     except OSError as error:
-        raise FileNotFoundError(f"tokenizer {name!r} is neither a local folder nor cached: {error}") from error
+        raise FileNotFoundError(
+            f"tokenizer {name!r} is neither a local folder nor cached: {error}"
+        ) from error

@@ -103,7 +103,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or set(config) != {"model_cfg", "prompter", "preprocess"}:
         found = sorted(config) if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}")
+        raise ValueError(
+            f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}"
+        )
     text_cfg = config["model_cfg"]["text_cfg"]
     if text_cfg.get("hf_model_name") == towers.TEXT_TOWER_FOLDER:
         text_cfg["hf_model_name"] = text_cfg["hf_tokenizer_name"] = str(folder / towers.TEXT_TOWER_FOLDER)

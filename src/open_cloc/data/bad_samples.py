@@ -1,0 +1,51 @@
+"""Samples that cannot be used: counted by cause, and the run stopped when they are too many."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+MIN_TRIED = 100  # one bad sample among the first few is no measure of the fraction
+
+
+class BadSample(NamedTuple):
+    """Why a sample could not be used; `last_draw` where no replacement was found either."""
+
+    cause: str
+    message: str
+    last_draw: bool
+
+
+class BadSamples:
+    """Counts samples that cannot be used and stops the run when they are too many."""
+
+    def __init__(self, max_fraction: float) -> None:
+        self.max_fraction = max_fraction
+        self.tried = 0
+        self.causes: Counter[str] = Counter()
+        self.first = ""
+
+    def add(self, good: int, bad: Sequence[BadSample]) -> None:
+        """Count the samples that a batch took, and those that it could not take.
+
+        Raises:
+            ValueError: If the share of bad ones is past the limit.
+        """
+        self.tried += good + len(bad)
+        for sample in bad:
+            if sample.cause not in self.causes:
+                logger.warning("%s: %s", sample.cause, sample.message)
+            self.first = self.first or sample.message
+            self.causes[sample.cause] += 1
+        total = self.causes.total()
+        hopeless = bool(bad) and bad[-1].last_draw
+        if hopeless or total > self.max_fraction * max(self.tried, MIN_TRIED):
+            causes = ", ".join(f"{cause}: {count}" for cause, count in self.causes.most_common())
+            raise ValueError(
+                f"{total} of the first {self.tried} samples are bad ({causes}), past "
+                f"max_bad_fraction={self.max_fraction:g}; the first one: {self.first}"
+            )

@@ -1,0 +1,302 @@
+"""Look at every sample of a dataset as it lies on disk and say what is wrong or suspicious."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from open_cloc.boxes import BOX_FORMATS, convert_boxes
+from open_cloc.data.annotations import (
+    EMPTY,
+    INVERTED,
+    NOT_FINITE,
+    OK,
+    OUTSIDE,
+    PROBLEMS,
+    RawSample,
+    SampleDataset,
+    box_problems,
+    describe_problem,
+    raw_sample,
+)
+from open_cloc.data.samples import RegionSample
+from open_cloc.data.transforms import box_areas
+
+NUM_EXAMPLES = 5  # per finding
+NUM_PHRASES = 15
+TINY_AREA = 1e-5  # share of the picture; the loader's default leaves smaller boxes out
+UNITS = ("pixels", "[0, 1]", "[0, 1000]")
+# A guess at another format needs this much evidence: wrong boxes, their share, and how few the guess leaves.
+MIN_WRONG, MIN_WRONG_SHARE, MAX_LEFT = 3, 0.1, 0.25
+
+# Lower ends of a histogram's bins and their names.
+COUNT_BINS = ((0, "0"), (1, "1"), (2, "2-4"), (5, "5-8"), (9, "9-16"), (17, "17-32"), (33, "33+"))
+WORD_BINS = ((0, "0"), (1, "1"), (2, "2"), (3, "3-5"), (6, "6-10"), (11, "11-20"), (21, "21-50"), (51, "51+"))
+AREA_BINS = (
+    (0, "under 0.01 %"),
+    (1e-4, "0.01-0.1 %"),
+    (1e-3, "0.1-1 %"),
+    (1e-2, "1-10 %"),
+    (0.1, "10-50 %"),
+    (0.5, "over 50 %"),
+)
+
+
+@dataclass
+class Finding:
+    """One kind of problem: how often, and where first."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one case."""
+        self.count += 1
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(example)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check has found; `dataclasses.asdict` makes it JSON.
+
+    Attributes:
+        counts: Images, captions, regions, and images without either.
+        errors: By cause; data that cannot be used as it is.
+        warnings: By cause; data that can be used, but perhaps should not.
+        histograms: Name -> bin -> count.
+        top_phrases: The most common region texts with their counts.
+    """
+
+    counts: dict[str, int]
+    errors: dict[str, Finding]
+    warnings: dict[str, Finding]
+    histograms: dict[str, dict[str, int]]
+    top_phrases: list[tuple[str, int]]
+
+
+class Boxes(NamedTuple):
+    """Boxes of one sample: numbers as read (R, 4), the picture's (height, width), and the declared form."""
+
+    numbers: np.ndarray
+    size_hw: tuple[int, int] | None
+    box_format: str
+    unit: str
+
+
+def check_dataset(
+    dataset: SampleDataset,
+    indices: Iterable[int] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Report:
+    """Check samples one by one; nothing that is wrong with the data raises.
+
+    Args:
+        dataset: Any; of readers that keep raw boxes every wrong one is found, not only each sample's first.
+        indices: Which samples; all unless given.
+        progress: Called with 1 after each sample.
+    """
+    tally = Tally()
+    for problem in getattr(dataset, "problems", ()):
+        tally.errors["broken or repeated in the shards"].add(problem)
+    if getattr(dataset, "without_image", 0):
+        tally.warnings["keys without a picture"].count = dataset.without_image  # type: ignore[attr-defined]
+    for index in range(len(dataset)) if indices is None else indices:
+        try:
+            tally.add(raw_sample(dataset, index))
+        except (ValueError, FileNotFoundError) as error:
+            tally.errors["unreadable sample"].add(str(error))
+        progress(1)
+    return tally.report()
+
+
+class Tally:
+    """Gathers findings sample by sample."""
+
+    def __init__(self) -> None:
+        self.errors: defaultdict[str, Finding] = defaultdict(Finding)
+        self.warnings: defaultdict[str, Finding] = defaultdict(Finding)
+        self.counts: Counter[str] = Counter(
+            images=0, captions=0, regions=0, images_without_captions=0, images_without_regions=0
+        )
+        self.histograms: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.phrases: Counter[str] = Counter()
+        self.boxes: list[Boxes] = []
+        self.pictures: dict[bytes, str] = {}  # digest -> key
+
+    def add(self, raw: RawSample) -> None:
+        """Check one sample."""
+        self.counts["images"] += 1
+        self._add_texts(raw)
+        size_hw = self._add_picture(raw) or raw.size_hw
+        self._add_boxes(raw, size_hw)
+
+    def report(self) -> Report:
+        """All findings so far."""
+        guess = guess_format(self.boxes)
+        if guess:
+            self.errors["box format"].add(guess)
+        return Report(
+            counts=dict(self.counts),
+            errors=dict(self.errors),
+            warnings=dict(self.warnings),
+            histograms={name: dict(bins) for name, bins in self.histograms.items()},
+            top_phrases=self.phrases.most_common(NUM_PHRASES),
+        )
+
+    def _add_texts(self, raw: RawSample) -> None:
+        self.counts.update(captions=len(raw.captions), regions=len(raw.regions))
+        self.counts.update(
+            images_without_captions=not any(map(str.strip, raw.captions)),
+            images_without_regions=not raw.regions,
+        )
+        self._count("regions per image", COUNT_BINS, [len(raw.regions)])
+        self._count("words per caption", WORD_BINS, [len(text.split()) for text in raw.captions])
+        self._count("words per region text", WORD_BINS, [len(region.text.split()) for region in raw.regions])
+        for text in raw.captions:
+            if not text.strip():
+                self.warnings["empty caption"].add(f"key {raw.key!r} ({raw.where})")
+        for region in raw.regions:
+            self.phrases[region.text] += 1
+            if not region.text.strip():
+                self.errors["empty region text"].add(f"key {raw.key!r} ({raw.where}, {region.where})")
+
+    def _add_picture(self, raw: RawSample) -> tuple[int, int] | None:
+        """Decode the picture; its (height, width), or None where that fails."""
+        try:
+            pixels = RegionSample(raw.key, raw.image).pixels()
+        except FileNotFoundError as error:
+            self.errors["missing picture"].add(str(error))
+            return None
+        except ValueError as error:
+            self.errors["undecodable picture"].add(f"{error} ({raw.where})")
+            return None
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        if raw.size_hw is not None and size_hw != raw.size_hw:
+            level = self.errors if raw.regions and not raw.normalized else self.warnings
+            declared, found = ("{1} x {0}".format(*size) for size in (raw.size_hw, size_hw))
+            level["picture of another size"].add(
+                f"{found} instead of {declared}: key {raw.key!r} ({raw.where})"
+            )
+        first = self.pictures.setdefault(_digest(raw.image), raw.key)
+        if first != raw.key:
+            self.warnings["repeated picture"].add(f"key {raw.key!r} is the same picture as {first!r}")
+        return size_hw
+
+    def _add_boxes(self, raw: RawSample, size_hw: tuple[int, int] | None) -> None:
+        if not raw.regions:
+            return
+        boxes = raw.boxes()
+        problems = box_problems(boxes, raw.size_hw)
+        self.boxes.append(Boxes(raw.numbers(), size_hw, raw.box_format, UNITS[raw.normalized]))
+        tiny = is_tiny(boxes, size_hw)
+        seen: set[tuple] = set()
+        for row, region in enumerate(raw.regions):
+            problem = int(problems[row])
+            if problem in (NOT_FINITE, INVERTED, OUTSIDE):
+                self.errors[f"box {PROBLEMS[problem]}"].add(describe_problem(raw, row, problem))
+            elif problem == EMPTY:
+                self.warnings[f"box {PROBLEMS[problem]}"].add(describe_problem(raw, row, problem))
+            elif tiny[row]:
+                self.warnings["tiny box"].add(f"key {raw.key!r} ({raw.where}, {region.where})")
+            same = (*boxes[row].round(4), region.text)
+            if same in seen:
+                where = f"{region.text!r}: key {raw.key!r} ({raw.where}, {region.where})"
+                self.warnings["repeated box with the same text"].add(where)
+            seen.add(same)
+        self._count("box area", AREA_BINS, box_areas(boxes[problems == OK]).tolist())
+
+    def _count(self, name: str, bins: Sequence[tuple[float, str]], values: Sequence[float]) -> None:
+        starts = [start for start, _ in bins]
+        for value in values:
+            self.histograms[name][bins[bisect_right(starts, value) - 1][1]] += 1
+
+
+def is_tiny(boxes: np.ndarray, size_hw: tuple[int, int] | None) -> np.ndarray:
+    """Which normalised `xyxy` boxes (R, 4) are under a pixel high or wide, or a hair of the picture: (R,)."""
+    height, width = size_hw or (np.inf, np.inf)
+    sides = (boxes[:, 2:] - boxes[:, :2]) * [width, height]
+    return (box_areas(boxes) < TINY_AREA) | (sides < 1).any(1)
+
+
+def guess_format(samples: Sequence[Boxes]) -> str:
+    """A sentence on what format wrong boxes probably have, or an empty text.
+
+    Every format in every unit is tried; one is named if it makes nearly all wrong boxes right.
+    """
+    total = sum(len(sample.numbers) for sample in samples)
+    if not total:
+        return ""
+    declared = (samples[0].box_format, samples[0].unit)
+    candidates = [(box_format, unit) for unit in UNITS for box_format in BOX_FORMATS]
+    # On a tie the declared unit wins, then the order above.
+    candidates.sort(key=lambda candidate: candidate[1] != declared[1])
+    wrong = {
+        candidate: sum(_count_wrong(sample, *candidate) for sample in samples) for candidate in candidates
+    }
+    best = min(candidates, key=lambda candidate: wrong[candidate])
+    enough = wrong[declared] >= max(MIN_WRONG, MIN_WRONG_SHARE * total)
+    if not enough or wrong[best] > MAX_LEFT * wrong[declared]:
+        return ""
+    before, after = (f"{wrong[form] / total:.0%}" for form in (declared, best))
+    name, guess = (" in ".join(form) for form in (declared, best))
+    return (
+        f"{before} of {total} boxes are wrong or tiny as {name}, {after} as {guess}: these look like {guess}"
+    )
+
+
+def _count_wrong(sample: Boxes, box_format: str, unit: str) -> int:
+    """Boxes of a sample that make no sense if read in a format and unit."""
+    if unit == "pixels" and sample.size_hw is None:
+        return len(sample.numbers)
+    scale = np.full(4, 1.0 if unit == "[0, 1]" else 1000.0)
+    if unit == "pixels" and sample.size_hw is not None:
+        scale = np.tile(sample.size_hw[::-1], 2).astype(float)
+    boxes = convert_boxes(sample.numbers, box_format) / scale
+    with np.errstate(invalid="ignore"):
+        return int(((box_problems(boxes, sample.size_hw) != OK) | is_tiny(boxes, sample.size_hw)).sum())
+
+
+def format_report(report: Report) -> str:
+    """The report as text for a terminal."""
+    lines = [", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items())]
+    for name, bins in (
+        ("regions per image", COUNT_BINS),
+        ("box area", AREA_BINS),
+        ("words per region text", WORD_BINS),
+        ("words per caption", WORD_BINS),
+    ):
+        counts = report.histograms.get(name, {})
+        lines += _bars(name, [(label, counts[label]) for _, label in bins if label in counts])
+    lines += _bars("most common region texts", report.top_phrases)
+    for level, findings in (("warning", report.warnings), ("ERROR", report.errors)):
+        for cause, finding in findings.items():
+            lines += ["", f"{level}: {cause}: {finding.count}"]
+            lines += [f"  {example}" for example in finding.examples]
+            if finding.count > len(finding.examples) > 0:
+                lines.append(f"  ... and {finding.count - len(finding.examples)} more")
+    errors, warnings = (sum(f.count for f in kind.values()) for kind in (report.errors, report.warnings))
+    return "\n".join([*lines, "", f"{errors} errors, {warnings} warnings"])
+
+
+def _bars(title: str, rows: Sequence[tuple[str, int]]) -> list[str]:
+    """A titled bar chart in text."""
+    if not rows:
+        return []
+    widest, most = max(len(label) for label, _ in rows), max(count for _, count in rows)
+    bars = [f"  {label:{widest}}  {'#' * max(1, 40 * count // most)} {count}" for label, count in rows]
+    return ["", f"{title}:", *bars]
+
+
+def _digest(image: bytes | Path | np.ndarray) -> bytes:
+    """What two copies of one picture share."""
+    if isinstance(image, np.ndarray):
+        return hashlib.sha1(str(image.shape).encode() + image.tobytes()).digest()
+    return hashlib.sha1(image if isinstance(image, bytes) else image.read_bytes()).digest()

@@ -1,0 +1,276 @@
+"""COCO JSON: pixel `xywh` boxes with category names as texts, captions from a second file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from open_cloc.boxes import convert_boxes, normalize_boxes
+from open_cloc.data.annotations import EMPTY, RawRegion, RawSample, box_problems, finish
+from open_cloc.data.samples import RegionSample
+
+
+def open_coco(path: str, images: str | None = None, captions: str | None = None) -> CocoDataset:
+    """Open COCO annotations.
+
+    Args:
+        path: The instances JSON, or a folder that holds one `instances*.json` (itself or in `annotations/`).
+        images: Folder of the pictures; guessed beside the JSON unless given.
+        captions: COCO captions JSON of the same images.
+
+    Raises:
+        FileNotFoundError: If a file or the pictures' folder is missing.
+        ValueError: If the JSON is not COCO's, or a category or image id is unknown.
+    """
+    annotations = find_annotations(Path(path), "instances*.json")
+    document = load_document(annotations)
+    names = [_field(image, "file_name", "image", annotations) for image in document["images"]]
+    folder = find_images(annotations, images, names)
+    if folder is None:
+        raise missing_images(annotations, images, names)
+    return CocoDataset(document, names, folder, str(annotations), read_captions(captions), "coco")
+
+
+class CocoDataset:
+    """Pictures with the boxes of a COCO document.
+
+    Boxes are kept as arrays, not as objects: worker processes share them without copying.
+
+    Attributes:
+        categories: The document's categories, as they are.
+        class_names: Their names, in the document's order.
+        dropped: Annotations that become no region, counted by cause.
+    """
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        file_names: Sequence[str],
+        folder: Path,
+        where: str,
+        captions: Mapping[int, tuple[str, ...]],
+        source: str,
+    ) -> None:
+        """Index a parsed document.
+
+        Args:
+            document: With `images`, `annotations` and `categories`.
+            file_names: Of the images, below `folder`.
+            folder: Of the pictures.
+            where: The document's file, for messages.
+            captions: By image id.
+            source: Written into each region.
+
+        Raises:
+            ValueError: On unknown ids, entries that lack a field, repeated images, captions of other images.
+        """
+        self.where, self.folder, self.source = where, folder, source
+        self.file_names = list(file_names)
+        self.keys = [key_of(name) for name in file_names]
+        self.categories = tuple(document["categories"])
+        self.class_names = tuple(str(_field(c, "name", "category", where)) for c in self.categories)
+        self.image_ids = [int(_field(image, "id", "image", where)) for image in document["images"]]
+        self.sizes = np.array([_size(image, where) for image in document["images"]], np.int64).reshape(-1, 2)
+        self.captions = captions
+        self._check_images()
+        self.dropped: Counter[str] = Counter()
+        self._index_annotations(document["annotations"])
+        self._count_empty()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        """A sample with its boxes checked.
+
+        Raises:
+            ValueError: On a wrong box; names the annotation.
+        """
+        return finish(self.raw(index))
+
+    def raw(self, index: int) -> RawSample:
+        """A sample with its boxes as in the file (pixel `xywh`)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} ({self.where})")
+        rows = slice(self._starts[index], self._starts[index + 1])
+        regions = tuple(
+            RawRegion(tuple(box), self.class_names[category], f"annotation {number}", source=self.source)
+            for box, category, number in zip(
+                self._boxes[rows].tolist(), self._categories[rows].tolist(), self._ids[rows].tolist()
+            )
+        )
+        height, width = self.sizes[index].tolist()
+        return RawSample(
+            key=self.keys[index],
+            image=self.folder / self.file_names[index],
+            size_hw=(height, width),
+            where=self.where,
+            captions=self.captions.get(self.image_ids[index], ()),
+            regions=regions,
+            box_format="xywh",
+            normalized=False,
+            metadata={"image_id": self.image_ids[index], "file_name": self.file_names[index]},
+        )
+
+    def _check_images(self) -> None:
+        for name, values in (("image id", self.image_ids), ("file name (without suffix)", self.keys)):
+            value, count = Counter(values).most_common(1)[0]
+            if count > 1:
+                raise ValueError(f"{name} {value!r} occurs {count} times; expected once ({self.where})")
+        if self.captions and not any(number in self.captions for number in self.image_ids):
+            raise ValueError(f"captions name none of the images; expected the same image ids ({self.where})")
+
+    def _index_annotations(self, annotations: Sequence[Mapping[str, Any]]) -> None:
+        """Boxes, categories and ids as arrays sorted by image, so that each image's are one slice."""
+        images = {number: row for row, number in enumerate(self.image_ids)}
+        categories = {int(_field(c, "id", "category", self.where)): i for i, c in enumerate(self.categories)}
+        rows = []
+        for position, annotation in enumerate(annotations):
+            name = f"annotation {annotation.get('id', f'at position {position}')}"
+            if annotation.get("iscrowd"):
+                self.dropped["crowd"] += 1
+                continue
+            image = _lookup(images, annotation, "image_id", name, self.where)
+            category = _lookup(categories, annotation, "category_id", name, self.where)
+            box = _bbox(_field(annotation, "bbox", name, self.where), name, self.where)
+            rows.append((image, category, int(annotation.get("id", position)), *box))
+        rows.sort(key=lambda row: row[0])
+        table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3)
+        self._boxes = np.array([row[3:] for row in rows], np.float64).reshape(-1, 4)
+        self._images, self._categories, self._ids = table.T
+        self._starts = np.searchsorted(self._images, np.arange(len(self.keys) + 1)).tolist()
+
+    def _count_empty(self) -> None:
+        boxes = convert_boxes(self._boxes, "xywh")
+        height, width = self.sizes[self._images].T
+        empty = int((box_problems(normalize_boxes(boxes, (height, width))) == EMPTY).sum())
+        if empty:
+            self.dropped["without area"] = empty
+
+
+def key_of(file_name: str) -> str:
+    """A file's name as a sample's key: no suffix, and no dot, which would end the key inside a tar."""
+    return Path(file_name).with_suffix("").as_posix().lstrip("/").replace(".", "_")
+
+
+def find_annotations(path: Path, pattern: str) -> Path:
+    """The annotation file: the path itself, or the one match inside a folder."""
+    if not path.exists():
+        raise FileNotFoundError(f"no such annotation file or folder: {path}")
+    if path.is_file():
+        return path
+    found = sorted([*path.glob(pattern), *(path / "annotations").glob(pattern)])
+    if len(found) != 1:
+        names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
+        raise ValueError(f"expected exactly one {pattern} in {path} or its annotations/; got {names}")
+    return found[0]
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """Parse COCO-like JSON and check its outer form.
+
+    Raises:
+        ValueError: If it is not JSON, or lacks images, annotations or categories.
+    """
+    document = load_json(path)
+    for name in ("images", "annotations", "categories"):
+        entries = document.get(name) if isinstance(document, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"COCO JSON needs a list of objects {name!r}; got {_kind(entries)} ({path})")
+    if not document["images"]:
+        raise ValueError(f"COCO JSON names no images ({path})")
+    return document
+
+
+def load_json(path: Path) -> Any:
+    """Parse a JSON file, naming it where that fails."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not valid JSON ({path}): {error}") from error
+
+
+def read_captions(path: str | None) -> dict[int, tuple[str, ...]]:
+    """Captions by image id from a COCO captions file; none without a path."""
+    if path is None:
+        return {}
+    document = load_json(Path(path))
+    captions: defaultdict[int, list[str]] = defaultdict(list)
+    try:
+        for annotation in document["annotations"]:
+            captions[int(annotation["image_id"])].append(str(annotation["caption"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"captions must be annotations with image_id and caption; got {error!r} ({path})"
+        ) from error
+    return {number: tuple(texts) for number, texts in captions.items()}
+
+
+def image_folders(annotations: Path, images: str | None) -> list[Path]:
+    """Where the pictures of an annotation file may lie; only the given folder, where one is given."""
+    if images is not None:
+        return [Path(images)]
+    split = annotations.stem.rpartition("_")[2]  # instances_val2017 -> val2017
+    near, above = annotations.parent, annotations.parent.parent
+    return [folder for base in (near, above) for folder in (base / "images" / split, base / split)] + [
+        folder for base in (near, above) for folder in (base / "images", base)
+    ]
+
+
+def find_images(annotations: Path, images: str | None, names: Sequence[str]) -> Path | None:
+    """The first likely folder that holds one of the first pictures."""
+    for folder in image_folders(annotations, images):
+        if any((folder / name).is_file() for name in names[:10]):
+            return folder
+    return None
+
+
+def missing_images(annotations: Path, images: str | None, names: Sequence[str]) -> FileNotFoundError:
+    """The error for pictures that are nowhere."""
+    tried = ", ".join(map(str, image_folders(annotations, images)))
+    return FileNotFoundError(
+        f"pictures of {annotations} not found, such as {names[0]!r}; looked in {tried}; give their folder "
+        "as images=FOLDER"
+    )
+
+
+def _field(entry: Mapping[str, Any], name: str, what: str, where: object) -> Any:
+    if name not in entry:
+        raise ValueError(f"{what} lacks {name!r}; got {sorted(entry)} ({where})")
+    return entry[name]
+
+
+def _lookup(known: Mapping[int, int], entry: Mapping[str, Any], name: str, what: str, where: str) -> int:
+    value = _field(entry, name, what, where)
+    if value not in known:
+        raise ValueError(
+            f"unknown {name} {value!r}; expected one of the file's {len(known)} ({where}, {what})"
+        )
+    return known[value]
+
+
+def _bbox(value: Any, what: str, where: str) -> tuple[float, float, float, float]:
+    try:
+        x, y, width, height = (float(number) for number in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"bbox must be 4 numbers [x, y, w, h]; got {value!r} ({where}, {what})") from None
+    return (x, y, width, height)
+
+
+def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
+    what = f"image {image.get('id')}"
+    size = tuple(_field(image, name, what, where) for name in ("height", "width"))
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"height and width must be whole numbers of pixels; got {size} ({where}, {what})")
+    return size
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__

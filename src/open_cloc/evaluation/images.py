@@ -1,0 +1,100 @@
+"""Whole-image zero-shot classification and image-text retrieval, as CLIP_benchmark defines them.
+
+Shapes: B images, X images of a data set, T captions, C classes, D shared embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.loader import clean_text
+from open_cloc.data.samples import RegionSample
+from open_cloc.evaluation.features import (
+    EvaluationConfig,
+    TaskResult,
+    autocast,
+    batches,
+    choose_method,
+    encode_batch,
+)
+from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, top_matches
+from open_cloc.evaluation.regions import Classes, embed_classes
+from open_cloc.model.cloc import CLOC
+from open_cloc.model.embed import embed_texts
+
+
+def collect_images(
+    model: CLOC, dataset: SampleDataset, config: EvaluationConfig
+) -> tuple[Tensor, list[RegionSample]]:
+    """Image features (X, D) of unit length, and the samples without their pictures."""
+    rows, samples = [], []
+    for batch in batches(dataset, model, config):
+        features = encode_batch(model, batch, config).image_features
+        rows.append(F.normalize(features.float(), dim=-1).cpu())
+        samples += [RegionSample(s.key, b"", s.captions, s.regions, s.metadata) for s in batch.samples]
+    return torch.cat(rows), samples
+
+
+def label_of(sample: RegionSample, config: EvaluationConfig) -> str:
+    """An image's class: `metadata["label"]`, or else its only caption.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    label = sample.metadata.get("label")
+    if label is None and len(sample.captions) == 1:
+        label = sample.captions[0]
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(
+            f"zeroshot_classification needs metadata['label'] or exactly one caption, the class name; got "
+            f"{label!r} and {len(sample.captions)} captions in sample {sample.key!r}"
+        )
+    return clean_text(label, config.lower_case)
+
+
+def zeroshot_classification(model: CLOC, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
+    """Name every image: the class whose text is most similar to it wins."""
+    choose_method(config, ("",), "zeroshot_classification")
+    features, samples = collect_images(model, dataset, config)
+    labels = [label_of(sample, config) for sample in samples]
+    given = [clean_text(name, config.lower_case) for name in config.classes]
+    classes = Classes(
+        list(dict.fromkeys(given)) or sorted(set(labels)), "given" if given else "distinct labels"
+    )
+    targets = classes.targets(labels)
+    top = top_matches(features, embed_classes(model, classes.names, config).cpu(), 5)
+    protocol = {
+        "classes": classes.source,
+        "averaging": "acc1, acc5: micro; mean_per_class_recall: macro over classes that occur",
+        "num_images": len(samples),
+        "num_classes": len(classes.names),
+    }
+    return TaskResult(classification_metrics(top, targets), protocol)
+
+
+def zeroshot_retrieval(model: CLOC, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
+    """Find each caption's image among all images, and any caption of each image among all captions."""
+    choose_method(config, ("",), "zeroshot_retrieval")
+    features, samples = collect_images(model, dataset, config)
+    captions = [[clean_text(text, config.lower_case) for text in sample.captions] for sample in samples]
+    for sample, texts in zip(samples, captions):
+        if not texts or not all(texts):
+            raise ValueError(f"zeroshot_retrieval needs captions; got {texts} in sample {sample.key!r}")
+    with autocast(model, config):
+        text_features = embed_texts(model, [text for texts in captions for text in texts]).cpu()
+    image_labels = torch.arange(len(samples))
+    text_labels = image_labels.repeat_interleave(torch.tensor([len(texts) for texts in captions]))
+    ks = config.recall_k or (1, 5, 10)
+    to_image = recall_at_k(text_features, features, text_labels, image_labels, ks)
+    to_text = recall_at_k(features, text_features, image_labels, text_labels, ks)
+    metrics = {f"image_retrieval_recall@{k}": value for k, value in to_image.items()}
+    metrics |= {f"text_retrieval_recall@{k}": value for k, value in to_text.items()}
+    protocol = {
+        "hits": "a caption's own image; any of an image's own captions",
+        "num_images": len(samples),
+        "num_captions": len(text_labels),
+    }
+    return TaskResult(metrics, protocol)

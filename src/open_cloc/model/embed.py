@@ -1,0 +1,74 @@
+"""Unit-length embeddings of texts and regions, any number of them in bounded memory.
+
+Evaluation and inference embed through these functions only, so that both see the same numbers.
+Shapes: B images, R regions per image, N image tokens, T texts, C tower width, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.model.cloc import CLOC, ImageState
+from open_cloc.model.prompter import ROI_SIZE
+
+TEXTS_PER_CHUNK = 256
+MAX_FLOATS = 2**25  # of the largest intermediate of one chunk of regions: 128 MiB
+
+# How a region can be embedded from an image's tokens. A crop needs the picture itself: `evaluation.regions`.
+METHODS: dict[str, Callable[[CLOC, ImageState, Tensor], Tensor]] = {
+    "prompter": CLOC.encode_regions,
+    "roialign": CLOC.pool_regions,
+}
+
+
+def embed_texts(model: CLOC, texts: Sequence[str]) -> Tensor:
+    """Texts -> (T, D) float32 of unit length."""
+    chunks = [
+        F.normalize(model.encode_text(model.tokenize(list(chunk)).to(model.device)).float(), dim=-1)
+        for chunk in _chunks(texts, TEXTS_PER_CHUNK)
+    ]
+    return torch.cat(chunks) if chunks else torch.zeros(0, model.embed_dim, device=model.device)
+
+
+def embed_regions(model: CLOC, state: ImageState, boxes: Tensor, method: str = "prompter") -> Tensor:
+    """Embed any number of boxes.
+
+    Args:
+        model: In eval mode.
+        state: Of B images.
+        boxes: (B, R, 4) normalised `xyxy` of the canvas.
+        method: A key of `METHODS`.
+
+    Returns:
+        (B, R, D) float32 of unit length.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown region method {method!r}; expected one of {', '.join(METHODS)}")
+    size = max(1, MAX_FLOATS // _floats_per_box(model, state, method))
+    chunks = [
+        F.normalize(METHODS[method](model, state, chunk).float(), dim=-1)
+        for chunk in boxes.split(size, dim=1)
+        if chunk.shape[1]
+    ]
+    return torch.cat(chunks, dim=1) if chunks else boxes.new_zeros(len(boxes), 0, model.embed_dim)
+
+
+def _floats_per_box(model: CLOC, state: ImageState, method: str) -> int:
+    """Size of the largest tensor that one box per image makes the model allocate."""
+    num_images, num_tokens, width = state.image_tokens.shape
+    config = model.prompter.config
+    if method == "roialign" or config.regions == "roialign":
+        per_image = ROI_SIZE**2 * width
+    elif config.readout == "mean":  # each box has its own N + K outputs, and the MLP's hidden layer of them
+        per_image = int(num_tokens * width * max(config.mlp_ratio, 1))
+    else:
+        per_image = max(4 * num_tokens, int(2 * width * max(config.mlp_ratio, 1)))
+    return num_images * per_image
+
+
+def _chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,82 @@
+"""`open-cloc train RECIPE [--section.field VALUE ...] [--resume latest]`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from open_cloc.training.loop import FINAL_FOLDER, train
+from open_cloc.training.recipe import Recipe
+from open_cloc.training.recipes import RECIPES
+
+STOPPED = 143  # what a shell reports for SIGTERM
+
+
+def find_recipe(name: str) -> Callable[[], Recipe]:
+    """A recipe function by its key in `RECIPES`, or as `package.module:function`.
+
+    Raises:
+        ValueError: If there is none; lists those there are.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if ":" in name:
+        module, _, function = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"no recipe at {name!r}: {error}") from error
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)} or package.module:function{hint}"
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a model.
+
+    Attributes:
+        recipe: What to do; every field can be overridden.
+        resume: Go on with a run: `latest`, or a checkpoint's path.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
+    resume: str = ""
+
+
+def usage() -> str:
+    lines = [f"  {name:18s} {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
+    return (
+        "usage: open-cloc train RECIPE [--section.field VALUE ...] [--resume latest]\n"
+        "       open-cloc train RECIPE --help lists every field with its default\n\nrecipes:\n"
+        + "\n".join(lines)
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit codes: 0 trained, 143 stopped by SIGTERM with a checkpoint."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    default = find_recipe(argv[0])()
+    options = tyro.cli(
+        Options, args=list(argv[1:]), default=Options(default), prog=f"open-cloc train {argv[0]}"
+    )
+    recipe = options.recipe
+    if not recipe.run.output:
+        recipe = replace(recipe, run=replace(recipe.run, output=str(Path("runs") / recipe.name)))
+    made = train(recipe, resume=options.resume)
+    if made.name != FINAL_FOLDER:
+        print(f"stopped by SIGTERM, saved {made}; go on with --resume latest", file=sys.stderr)
+        return STOPPED
+    print(made)
+    return 0

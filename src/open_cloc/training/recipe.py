@@ -1,0 +1,102 @@
+"""A run, written down: the frozen dataclasses that a recipe function returns and the command line overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from open_cloc.data.loader import LoaderConfig
+from open_cloc.losses import LossConfig
+from open_cloc.model.create import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the run reads.
+
+    Attributes:
+        train: Data sets as FORMAT:PATH (`shards:...`, `coco:...`, `scenes:train`); several are mixed.
+        probe: A data set with captions, FORMAT:PATH, on which image-text retrieval is measured before the
+            first step and after the last, to see what training did to the image level; empty for none.
+        loader: How batches are made. `loader.num_regions` 0 trains a plain CLIP.
+    """
+
+    train: tuple[str, ...] = ()
+    probe: str = ""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay (METHOD 4).
+
+    Attributes:
+        lr: Peak learning rate.
+        prompter_lr: Peak learning rate of the Prompter; 0 means `lr`.
+        betas: AdamW's.
+        eps: AdamW's.
+        weight_decay: On matrices; never on biases, norms, or the logit scale.
+        warmup: Steps.
+        grad_clip: Largest norm of the whole gradient; 0 for no limit.
+        layer_decay: Each tower layer learns at this factor of the next one's rate; 1 for all alike.
+        lock_image: Freeze the image tower; a timm tower's projection still learns.
+        lock_text: Freeze the text tower; a Hugging Face tower's projection still learns.
+        max_logit_scale: Upper limit of the learned logit scale, as in CLIP.
+    """
+
+    lr: float = 5e-4
+    prompter_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    warmup: int = 2000
+    grad_clip: float = 1.0
+    layer_decay: float = 1.0
+    lock_image: bool = False
+    lock_text: bool = False
+    max_logit_scale: float = 100.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how precise, where to.
+
+    Attributes:
+        samples: Images to see in the whole run; cost is counted in these.
+        output: Run folder, which must be new or be resumed.
+        seed: Of the starting weights and of dropout; the loader has its own.
+        precision: `fp32`, or `amp_bf16` (bf16 autocast, losses in fp32).
+        grad_checkpointing: Recompute the towers' activations in the backward pass.
+        device: `cuda`, `cpu`, ...; empty takes the GPU if there is one.
+        save_steps: Checkpoint every so many steps; 0 leaves it to `save_minutes`.
+        save_minutes: Checkpoint every so many minutes.
+        keep: Newest checkpoints to keep.
+        log_steps: Log every so many steps.
+        report_to: Any of `tensorboard`, `wandb`; `log.jsonl` is always written.
+        progress: Show a progress bar.
+    """
+
+    samples: int = 0
+    output: str = ""
+    seed: int = 0
+    precision: Literal["fp32", "amp_bf16"] = "fp32"
+    grad_checkpointing: bool = False
+    device: str = ""
+    save_steps: int = 0
+    save_minutes: float = 10.0
+    keep: int = 2
+    log_steps: int = 10
+    report_to: tuple[str, ...] = ("tensorboard",)
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training run depends on; saved as `recipe.json` with it."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,116 @@
+"""Where a run's numbers go: `log.jsonl`, TensorBoard, W&B when asked, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from open_cloc.training.recipe import RunConfig
+
+
+class Writer(Protocol):
+    """One place that takes numbers."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """One JSON object a line in `log.jsonl`; a resumed run goes on behind the step it resumed from."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        path = folder / "log.jsonl"
+        temporary = folder / ".log.jsonl"
+        temporary.write_text("".join(_lines_up_to(path, start_step)), encoding="utf-8")
+        temporary.replace(path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    if step == 0 or not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # The last line of a killed run may be cut short.
+    whole = [line for line in lines if line.endswith("}\n")]
+    return [line for line in whole if json.loads(line)["step"] <= step]
+
+
+class TensorBoardWriter:
+    """Scalars under `tensorboard/`."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbWriter:
+    """A W&B run named after the run folder, continued on resume."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("report_to wandb needs the extra: pip install 'open-cloc[wandb]'") from error
+        self.run = wandb.init(project="open-cloc", id=folder.name, name=folder.name, resume="allow")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self.run.log({f"train/{name}": value for name, value in scalars.items()}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
+
+
+class Report:
+    """All of a run's writers and its progress bar, which shows images per second and the time left."""
+
+    def __init__(self, folder: Path, config: RunConfig, *, start_step: int, samples_seen: int) -> None:
+        unknown = sorted(set(config.report_to) - set(WRITERS))
+        if unknown:
+            raise ValueError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
+        self.writers: list[Writer] = [WRITERS[name](folder, start_step) for name in config.report_to]
+        self.writers.append(JsonlWriter(folder, start_step))
+        self.bar = tqdm(
+            total=config.samples,
+            initial=samples_seen,
+            unit="img",
+            unit_scale=True,
+            disable=not config.progress,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, num_images: int) -> None:
+        self.bar.update(num_images)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for writer in self.writers:
+            writer.write(step, scalars)
+        terms = ("image_text", "region_text", "grounding")
+        self.bar.set_postfix({name: f"{scalars[name]:.3f}" for name in terms if name in scalars})
+
+    def close(self) -> None:
+        self.bar.close()
+        for writer in self.writers:
+            writer.close()

@@ -1,0 +1,54 @@
+"""Fixtures that several areas share: towers small enough to be built and run in a few milliseconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model_cfg() -> dict[str, Any]:
+    """open_clip's config of a two-layer ViT of 4 x 4 patches and a two-layer text tower."""
+    return {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
+        "text_cfg": {"width": 32, "heads": 2, "layers": 2, "context_length": 16},
+    }
+
+
+@pytest.fixture(scope="session")
+def text_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer BERT with weights and a word-piece tokenizer, made offline."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("hf") / "tiny_bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a dog cat two red small on mat the".split()]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+        )
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
