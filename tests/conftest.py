@@ -35,7 +35,21 @@ def text_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("hf") / "tiny_bert"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a dog cat two red small on mat the".split()]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "dog",
+        "cat",
+        "two",
+        "red",
+        "small",
+        "on",
+        "mat",
+    ]
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))

@@ -23,7 +23,7 @@ def test_conversion_equals_torchvision(source: str, target: str) -> None:
 
 
 def test_conversion_refuses_unknown_formats_and_shapes() -> None:
-    with pytest.raises(ValueError, match="unknown box format 'yxyx'.*xyxy, xywh, cxcywh"):
+    with pytest.raises(ValueError, match=r"unknown box format 'yxyx'.*xyxy, xywh, cxcywh"):
         B.convert_boxes(torch.zeros(1, 4), "yxyx")
     with pytest.raises(ValueError, match=r"4 numbers each; got shape \(2, 5\)"):
         B.convert_boxes(torch.zeros(2, 5), "xyxy")

@@ -194,6 +194,8 @@ def test_a_crop_drops_hidden_regions_and_clips_the_others() -> None:
     for batch in batches:
         low, high = batch.content_boxes[0, :2], batch.content_boxes[0, 2:]
         real = batch.boxes[batch.region_mask]
+        areas = (real[:, 2:] - real[:, :2]).prod(1) / (high - low).prod()
+        assert (areas >= 0.01 * 0.9 * 0.95).all()  # the corner's share only grows in a crop, unless it is cut
         assert (real[:, :2] >= low - 1e-6).all()
         assert (real[:, 2:] <= high + 1e-6).all()
 

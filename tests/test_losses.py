@@ -28,7 +28,7 @@ SCALE = torch.tensor([7.0])
 BIAS = torch.tensor([-3.0])
 
 
-# --- slow references -----------------------------------------------------------------------------------------
+# --- slow references ------------------------------------------------------------------------------
 
 
 def _pairs(regions: Tensor, texts: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -106,7 +106,7 @@ def _grad(loss: Callable[[Tensor, Tensor], Tensor], regions: Tensor, texts: Tens
     return value.detach(), *(leaf.grad for leaf in leaves)
 
 
-# --- region-text ---------------------------------------------------------------------------------------------
+# --- region-text ----------------------------------------------------------------------------------
 
 
 @REGION_LOSSES
@@ -222,7 +222,7 @@ def test_wrong_shapes_are_named() -> None:
         )
 
 
-# --- image-text ----------------------------------------------------------------------------------------------
+# --- image-text -----------------------------------------------------------------------------------
 
 
 def test_image_text_equals_open_clip() -> None:
@@ -254,7 +254,7 @@ def test_images_without_caption_do_not_count(kind: str) -> None:
     assert float(loss(image, text, torch.zeros(6, dtype=torch.bool))) == 0
 
 
-# --- grounding -----------------------------------------------------------------------------------------------
+# --- grounding ------------------------------------------------------------------------------------
 
 
 def _boxes() -> tuple[Tensor, Tensor, Tensor]:
@@ -314,7 +314,7 @@ def test_grounding_refuses_unknown_kinds_and_shapes() -> None:
         grounding_loss(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4))
 
 
-# --- total ---------------------------------------------------------------------------------------------------
+# --- total ----------------------------------------------------------------------------------------
 
 
 def _features() -> Features:

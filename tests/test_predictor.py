@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 import open_cloc
 from open_cloc.data.transforms import Geometry
@@ -245,46 +246,50 @@ def test_box_head_alone_equals_the_model(predictor):
     np.testing.assert_allclose(box, expected.numpy(), atol=1e-3)
 
 
-def test_grounding_knows_nothing_of_its_neighbours():
+def overlap_with_hidden_box(_model, state, boxes, _method="prompter"):
+    """A stand-in for a perfect Prompter: embeds a box as (IoU with its image's hidden box, the rest, 0...).
+
+    The hidden boxes (B, 4) stand where image features would.
+    """
+    ious = torch.stack([box_iou(own, hidden[None])[:, 0] for own, hidden in zip(boxes, state.image_features)])
+    return F.normalize(F.pad(torch.stack([ious, 1 - ious], -1), (0, 30)), dim=-1)
+
+
+@pytest.fixture
+def hidden_boxes(monkeypatch):
+    """(model, state of 3 images that hide a box each, phrases that ask for it, the boxes, content boxes)."""
+    monkeypatch.setattr(grounding, "embed_regions", overlap_with_hidden_box)
     model = tiny_model()
-    images = torch.from_numpy(np.stack([picture(64, 64, seed) for seed in range(3)])).permute(0, 3, 1, 2)
+    hidden = torch.tensor([[0.1, 0.3, 0.45, 0.6], [0.5, 0.3, 0.9, 0.7], [0.35, 0.1, 0.55, 0.9]])
     content = torch.tensor([[0.0, 0, 1, 1], [0, 0.25, 1, 0.75], [0.3, 0, 0.6, 1]])
     with torch.no_grad():
-        state = model.encode_image(images, content)
-        texts = embed_texts(model, ["a dog", "two cats"]).expand(3, -1, -1)
-        together = ground_phrases(model, state, texts, content, 80)
-        for i in range(3):
-            one = slice(i, i + 1)
-            alone = ground_phrases(model, state.select(one), texts[one], content[one], 80)
-            torch.testing.assert_close(alone.boxes, together.boxes[one], atol=1e-4, rtol=0)
-            torch.testing.assert_close(alone.scores, together.scores[one], atol=1e-4, rtol=0)
+        state = model.encode_image(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), content)
+        yield (
+            model,
+            replace(state, image_features=hidden),
+            torch.eye(32)[:1].expand(3, 2, -1),
+            hidden,
+            content,
+        )
 
 
-def test_ranking_finds_the_box_whose_embedding_is_the_phrase(monkeypatch):
-    """A stand-in Prompter whose embedding agrees with the phrase as far as a box overlaps a hidden one."""
-    model = tiny_model()
-    hidden = torch.tensor([0.1, 0.3, 0.45, 0.6])
-    phrase = F.normalize(torch.randn(32), dim=0)
-    other = F.normalize(torch.randn(32) - phrase, dim=0)
+def test_ranking_finds_the_box_whose_embedding_is_the_phrase(hidden_boxes):
+    model, state, phrases, hidden, content = hidden_boxes
+    found = ground_phrases(model, state, phrases, content)
+    head = ground_phrases(model, state, phrases, content, 0)
+    for i in range(3):
+        assert (box_iou(found.boxes[i], hidden[i : i + 1]) > 0.7).all()
+        assert (box_iou(head.boxes[i], hidden[i : i + 1]) < 0.6).all()  # so it was the ranking
 
-    def regions_like_overlap(_model, _state, boxes, method="prompter"):
-        low, high = torch.maximum(boxes[..., :2], hidden[:2]), torch.minimum(boxes[..., 2:], hidden[2:])
-        shared = (high - low).clamp(min=0).prod(-1)
-        union = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (hidden[2:] - hidden[:2]).prod() - shared
-        iou = (shared / union)[..., None]
-        return F.normalize(iou * phrase + (1 - iou) * other, dim=-1)
 
-    monkeypatch.setattr(grounding, "embed_regions", regions_like_overlap)
-    with torch.no_grad():
-        state = model.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-        found = ground_phrases(model, state, phrase[None, None], torch.tensor([[0.0, 0, 1, 1]]))
-    low, high = (
-        torch.maximum(found.boxes[0, 0, :2], hidden[:2]),
-        torch.minimum(found.boxes[0, 0, 2:], hidden[2:]),
-    )
-    shared = (high - low).prod()
-    area = (found.boxes[0, 0, 2:] - found.boxes[0, 0, :2]).prod() + (hidden[2:] - hidden[:2]).prod()
-    assert shared / (area - shared) > 0.7
+def test_grounding_knows_nothing_of_its_neighbours(hidden_boxes):
+    model, state, phrases, _, content = hidden_boxes
+    together = ground_phrases(model, state, phrases, content, 200)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = ground_phrases(model, state.select(one), phrases[one, :1], content[one], 200)
+        torch.testing.assert_close(alone.boxes, together.boxes[one, :1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.scores, together.scores[one, :1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("limit", [1, 18, 100, 600, 2000])

@@ -55,7 +55,7 @@ def _tokens() -> Tensor:
     return torch.randn(2, GRID[0] * GRID[1], WIDTH, generator=torch.Generator().manual_seed(5))
 
 
-# --- the literal layer ---------------------------------------------------------------------------------------
+# --- the literal layer ----------------------------------------------------------------------------
 
 
 def _literal_layer(
@@ -98,7 +98,7 @@ def _literal_layer(
 
 
 def _literal_box(p: Prompter, tokens: Tensor, cells: Tensor, box: Tensor) -> Tensor:
-    """A region's embedding (D,) from the (N, C) tokens of the picture, those of padding cut off beforehand."""
+    """A region's embedding (D,) from the (N, C) tokens of the picture, without those of padding."""
     angles = 2 * math.pi * (2 * box.view(2, 2) - 1) @ p.box_prompt.position.frequencies
     code = torch.cat([angles.sin(), angles.cos()], -1) + p.box_prompt.corner
     overlap = overlap_fraction(box[None], cells)[0]
@@ -141,7 +141,7 @@ def test_grounding_equals_the_literal_layer(readout: str, positions: bool) -> No
         torch.testing.assert_close(got[i, r], expected, rtol=1e-4, atol=1e-5)
 
 
-# --- invariances ---------------------------------------------------------------------------------------------
+# --- invariances ----------------------------------------------------------------------------------
 
 
 @all_variants
@@ -188,7 +188,7 @@ def test_an_image_that_is_all_padding_stays_finite(config: PrompterConfig) -> No
     assert prompter.embed_boxes(image, BOXES).isfinite().all()
 
 
-# --- options -------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_a_strong_prior_attends_only_under_the_box() -> None:
@@ -213,7 +213,7 @@ def test_the_prior_starts_as_log_overlap() -> None:
 
 
 def test_patch_positions_change_the_answer() -> None:
-    """Moving tokens about matters only when patches know where they are (boxes aside, which have no say here)."""
+    """Moving tokens about matters only when patches know where they are."""
     order = torch.randperm(12)
     tokens = _tokens()
     for positions in (False, True):
@@ -265,7 +265,7 @@ def test_unknown_options_are_named() -> None:
         PositionCode(15)
 
 
-# --- prompts -------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def test_box_codes_keep_float32_under_autocast() -> None:
@@ -290,7 +290,7 @@ def test_text_prompts_do_not_depend_on_length() -> None:
     torch.testing.assert_close(prompt(texts), prompt(40 * texts))
 
 
-# --- learning ------------------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------------------
 
 # The same for every key, so that the softmax takes it out again.
 NEVER = {"key.bias"}

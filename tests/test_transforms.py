@@ -52,6 +52,14 @@ def test_the_window_lands_exactly_on_the_content_box(geometry: Geometry) -> None
     np.testing.assert_allclose(geometry.boxes(window)[0], geometry.content_box, atol=1e-12)
     assert min(geometry.content_box) >= 0
     assert max(geometry.content_box) <= 1
+    left, top, right, bottom = geometry.content
+    if geometry.mode == "longest":  # each side is the exact one, rounded to the nearest whole pixel
+        x1, y1, x2, y2 = geometry.window
+        zoom = min(geometry.target_hw[0] / (y2 - y1), geometry.target_hw[1] / (x2 - x1))
+        assert abs(right - left - max(1, (x2 - x1) * zoom)) <= 0.5 + 1e-9
+        assert abs(bottom - top - max(1, (y2 - y1) * zoom)) <= 0.5 + 1e-9
+    else:
+        assert (bottom, right) == geometry.target_hw
 
 
 @pytest.mark.parametrize("mode", ["longest", "squash"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -19,23 +20,31 @@ def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T
         where: What is being read, for the message.
 
     Raises:
-        ValueError: On a key that is no field of `cls`.
+        ValueError: On a key that is no field of `cls`, or if `values` is no dict.
     """
     if isinstance(values, cls):
         return values
-    assert isinstance(values, Mapping)
+    if not isinstance(values, Mapping):
+        got = f"{type(values).__name__} {values!r}"
+        raise ValueError(f"{where or cls.__name__} must be a table of keys and values; got {got}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(
-            f"unknown key {unknown[0]!r} in {where or cls.__name__}; expected one of {', '.join(sorted(hints))}"
+            f"unknown key {unknown[0]!r} in {where or cls.__name__}; "
+            f"expected one of {', '.join(sorted(hints))}"
         )
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    prefix = f"{where}." if where else ""
+    return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and isinstance(value, Mapping):
+        for choice in typing.get_args(hint):  # of `Config | None`
+            if dataclasses.is_dataclass(choice):
+                return from_dict(typing.cast(type, choice), value, where)
     if isinstance(value, list) and "tuple" in str(hint):
         return tuple(value)
     return value

@@ -159,7 +159,7 @@ def _surely_valid(document: Any) -> bool:
         return False
     if any(name in document for name in ("noun_chunks", "ref_exps", "bbox_info")):
         return False
-    texts = [document.get(name) or "" for name in ("status", "caption")]
+    texts = [document[name] for name in ("status", "caption") if document.get(name) is not None]
     return (
         all(type(document.get(name, 1)) is int and document.get(name, 1) > 0 for name in SIZES)
         and all(type(text) is str for text in (document.get("key", ""), *texts, *captions))

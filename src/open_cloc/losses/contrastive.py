@@ -46,8 +46,8 @@ def region_text_loss(
 ) -> Tensor:
     """Symmetric softmax loss over all sampled regions of a batch (eq. 2).
 
-    Pairs whose texts are nearly the same are left out of both denominators, never the positive itself: another
-    region's "person" is no negative for this one's.
+    Pairs whose texts are nearly the same are left out of both denominators, never the positive itself:
+    another region's "person" is no negative for this one's.
 
     Args:
         region_features: (B, R, D).
@@ -71,7 +71,7 @@ def sigmoid_image_text_loss(
     logit_bias: Tensor,
     caption_mask: Tensor | None = None,
 ) -> Tensor:
-    """SigLIP's pairwise sigmoid loss in place of `image_text_loss`; same arguments and a (1,) `logit_bias`."""
+    """SigLIP's pairwise sigmoid loss in place of `image_text_loss`, with a (1,) `logit_bias`."""
     image, text, mask = _rows(image_features, text_features, caption_mask)
     return _sigmoid_loss(image, text, mask, logit_scale, logit_bias, excluded=None)
 
@@ -85,13 +85,13 @@ def sigmoid_region_text_loss(
     region_mask: Tensor | None = None,
     conflict_threshold: float | None = CONFLICT_THRESHOLD,
 ) -> Tensor:
-    """SigLIP's pairwise sigmoid loss in place of `region_text_loss`; conflicting pairs are left out as there."""
+    """SigLIP's pairwise sigmoid loss in place of `region_text_loss`, with the same conflict filter."""
     region, text, mask = _rows(region_features, region_text_features, region_mask)
     return _sigmoid_loss(region, text, mask, logit_scale, logit_bias, conflicts(text, conflict_threshold))
 
 
 def conflicts(text: Tensor, threshold: float | None) -> Tensor | None:
-    """(n, n) bool of pairs whose unit texts (n, D) are more alike than the threshold, the diagonal left False."""
+    """(n, n) bool of pairs whose unit texts (n, D) are more alike than the threshold; the diagonal is False."""
     if threshold is None:
         return None
     with torch.no_grad(), torch.autocast(text.device.type, enabled=False):
@@ -127,7 +127,7 @@ def _mean(losses: Tensor, mask: Tensor) -> Tensor:
 
 
 def _excluded_pairs(mask: Tensor, excluded: Tensor | None) -> Tensor:
-    """(n, n) pairs outside the denominators: conflicts and padding; the diagonal stays in, so sums are finite.
+    """(n, n) pairs outside the denominators: conflicts and padding; the diagonal stays, so sums are finite.
 
     Padding is a row in one direction and a column in the other: both are left out.
     """

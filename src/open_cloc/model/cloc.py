@@ -1,4 +1,4 @@
-"""CLOC: a CLIP whose image tokens a small Prompter turns into the embedding of any box, or the box of any phrase.
+"""CLOC: a CLIP whose image tokens a small Prompter turns into the embedding of a box, or the box of a phrase.
 
 Shapes: B images, R regions per image, N image tokens, U unique texts, T text tokens, C tower width, D shared
 embedding, H W pixels.
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from open_cloc.boxes import grid_cells, overlap_fraction
@@ -211,6 +212,24 @@ class CLOC(
         self.clip.text.set_grad_checkpointing(enable)
 
     # --- hub mixin: save_pretrained, from_pretrained and push_to_hub come from huggingface_hub ---
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> CLOC:
+        """Load a folder that `save_pretrained` wrote, or a hub repository of that layout.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or repository, or a file of it is missing.
+            ValueError: If its config or weights are not CLOC's, or do not fit each other.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            weights.read_config(folder)  # the mixin reads it too, but does not say what is wrong with it
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise FileNotFoundError(
+                f"model {str(folder)!r} is neither a local folder nor a hub repository that can be reached"
+            ) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights.save_folder(self, save_directory)

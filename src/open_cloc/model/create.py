@@ -22,8 +22,8 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 class ModelConfig:
     """Which towers to start from, and the Prompter on top of them.
 
-    Give one of: `architecture` (an open_clip name), `model_cfg` (open_clip's config written out), `timm_model`
-    with `text_tower`, or a folder as `pretrained` alone.
+    Give one of: `architecture` (an open_clip name), `model_cfg` (open_clip's config written out),
+    `timm_model` with `text_tower`, or a folder as `pretrained` alone.
 
     Attributes:
         architecture: open_clip's name, such as `ViT-B-16`.
@@ -210,7 +210,7 @@ def _load_joined_towers(model: CLOC, config: ModelConfig) -> None:
 
 
 def start_from_own_projection(model: CLOC) -> None:
-    """Let region embeddings start in the image embedding's space: copy the tower's projection to the Prompter's."""
+    """Let region embeddings start in the image embedding's space: copy the tower's projection."""
     own = towers.own_projection(model.clip.visual)
     if own is not None and own.shape == model.prompter.project.weight.shape:
         model.prompter.project.weight.data.copy_(own)

@@ -30,7 +30,7 @@ class PrompterConfig:
         readout: `mean` over all of the layer's outputs (the paper), or `prompt`: the prompt tokens' outputs
             only, so that one more region costs next to nothing.
         patch_positions: Add each patch centre's sinusoidal code to the keys.
-        box_prior: Add `a * log(overlap of patch and box + eps)` to a box prompt's attention, a and eps learned.
+        box_prior: Add `a * log(overlap of patch and box + eps)` to a box prompt's attention; a, eps learned.
         box_content: What a box prompt carries besides its question: its `code` (the paper), `none` (a learned
             token), or `pooled`: the mean of the image tokens under the box, so that the layer starts as RoI
             pooling and learns what to add to it.
@@ -123,9 +123,8 @@ class Prompter(nn.Module):
         if config.box_content == "none":
             self.box_token = nn.Parameter(torch.randn(width) * 0.02)
         elif config.box_content == "pooled":
-            for layer in (self.out, self.mlp[2]):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            for parameter in (*self.out.parameters(), *self.mlp[2].parameters()):
+                nn.init.zeros_(parameter)
 
     def prepare(
         self, tokens: Tensor, grid_size: tuple[int, int], mask: Tensor | None = None

@@ -1,7 +1,8 @@
 """The CLIP that CLOC wraps: any open_clip model, or a timm image tower joined to a Hugging Face text tower.
 
 A model is described by open_clip's own `model_cfg` dict, so that what is saved never depends on a name in a
-registry. Shapes: B images, N image tokens, C tower width, D shared embedding, H W pixels, U texts, T text tokens.
+registry. Shapes: B images, N image tokens, C tower width, D shared embedding, H W pixels, U texts, T text
+tokens.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _allow_any_image_size(visual: nn.Module) -> None:
 
 
 def _fit_projection(visual: Any) -> None:
-    """Where a timm network's pooled output is wider than its feature map (MobileNetV3), project from that width."""
+    """Project from the width of a timm network's pooled output where its feature map's is another (MobileNetV3)."""
     trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
     width = getattr(trunk, "head_hidden_size", None)
     old = getattr(head, "proj", None)
@@ -162,7 +163,7 @@ def joined_towers_cfg(
     }
 
 
-# --- image ---------------------------------------------------------------------------------------------------
+# --- image ----------------------------------------------------------------------------------------
 
 
 def image_tower_kind(visual: nn.Module) -> str:
@@ -308,7 +309,7 @@ def own_projection(visual: Any) -> Tensor | None:
     return None
 
 
-# --- text ----------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def encode_text(text: Any, token_ids: Tensor) -> Tensor:

@@ -35,21 +35,19 @@ def save_folder(model: CLOC, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = deepcopy(model._hub_mixin_config)
     text_cfg = config["model_cfg"]["text_cfg"]
+    target = folder / towers.TEXT_TOWER_FOLDER
     if text_cfg.get("hf_model_name"):
-        target = folder / towers.TEXT_TOWER_FOLDER
         model.clip.text.config.save_pretrained(target)
+        text_cfg["hf_model_name"] = towers.TEXT_TOWER_FOLDER
+    if text_cfg.get("hf_tokenizer_name"):
         model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
-        text_cfg["hf_model_name"] = text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
+        text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
     # Weights go under a temporary name first: a folder with a config has whole weights.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     temporary = folder / f".{WEIGHTS_NAME}"
     save_file(state, temporary, metadata={"format": "pt"})
     temporary.replace(folder / WEIGHTS_NAME)
-    model._hub_mixin_config, kept = config, model._hub_mixin_config  # the mixin writes config.json from it
-    try:
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    finally:
-        model._hub_mixin_config = kept
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_folder(
@@ -106,9 +104,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}"
         )
-    text_cfg = config["model_cfg"]["text_cfg"]
-    if text_cfg.get("hf_model_name") == towers.TEXT_TOWER_FOLDER:
-        text_cfg["hf_model_name"] = text_cfg["hf_tokenizer_name"] = str(folder / towers.TEXT_TOWER_FOLDER)
+    model_cfg = config["model_cfg"]
+    text_cfg = model_cfg.get("text_cfg") if isinstance(model_cfg, dict) else None
+    if not isinstance(text_cfg, dict):
+        raise ValueError(
+            f"{path} is not a CLOC config: expected a table model_cfg.text_cfg; got {text_cfg!r}"
+        )
+    for name in ("hf_model_name", "hf_tokenizer_name"):
+        if text_cfg.get(name) == towers.TEXT_TOWER_FOLDER:
+            text_cfg[name] = str(folder / towers.TEXT_TOWER_FOLDER)
     return config
 
 
@@ -141,7 +145,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a torch checkpoint of plain tensors: {error}") from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
         raise ValueError(f"{path} holds no state dict")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
@@ -202,7 +210,7 @@ def interpolate(first: Path, second: Path, alpha: float, output: Path) -> None:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1]; got {alpha}")
     if output.exists():
-        raise FileExistsError(f"output folder {output} exists already")
+        raise ValueError(f"output folder {output} exists already")
     model = CLOC.from_pretrained(str(second))
     start, end = read_state(first / WEIGHTS_NAME), read_state(second / WEIGHTS_NAME)
     load_strictly(model, start, str(first / WEIGHTS_NAME))  # the same names and shapes, or an error

@@ -1,0 +1,116 @@
+"""Photos with cut-outs pasted on them: real backgrounds, exactly known boxes and phrases.
+
+Usable as a data set of any command from the project's root:
+`benchmarks.pasted_scenes:open_pasted:train,sprites=../shared/data/stamps,photos=../shared/data/coco128`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from open_cloc.data.readers import open_reader
+from open_cloc.data.samples import Region, RegionSample
+
+NUM_VAL_PHOTOS = 28  # the last photos serve as backgrounds, and as photos, of val only
+SHORT_SIDE = (0.15, 0.45)  # of the picture, that a cut-out's long side takes
+MAX_COVERED = 0.2  # of an earlier box, photo's or cut-out's, that a later cut-out may hide
+
+
+class PastedScenes:
+    """Photos of one split with cut-outs of the same split, sample i a pure function of (seed, i).
+
+    Args:
+        sprites: Folder with `sprites.jsonl`.
+        photos: Folder with COCO annotations.
+        split: `train` or `val`: disjoint phrases and disjoint photos.
+        num_samples: Length.
+        num_sprites: Cut-outs pasted on each photo, at most.
+        photo_boxes: Keep the photo's own annotated boxes beside the pasted ones.
+        seed: Of everything.
+    """
+
+    def __init__(
+        self,
+        sprites: str | Path,
+        photos: str | Path,
+        split: str,
+        num_samples: int,
+        num_sprites: int = 4,
+        photo_boxes: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.folder = Path(sprites)
+        rows = [json.loads(line) for line in (self.folder / "sprites.jsonl").read_text().splitlines()]
+        self.sprites = [row for row in rows if row["split"] == split]
+        self.photos = photos_of(photos, split)
+        self.num_samples, self.num_sprites = num_samples, num_sprites
+        self.photo_boxes, self.seed, self.split = photo_boxes, seed, split
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> RegionSample:
+        rng = np.random.default_rng([self.seed, index, len(self.split)])
+        photo = self.photos[int(rng.integers(len(self.photos)))]
+        canvas = Image.fromarray(photo.pixels().copy())
+        taken = [region.box for region in photo.regions] if self.photo_boxes else []
+        pasted: list[Region] = []
+        for number in rng.choice(len(self.sprites), self.num_sprites, replace=False):
+            row = self.sprites[int(number)]
+            box = self._paste(canvas, row["file"], rng, taken)
+            if box is not None:
+                taken.append(box)
+                pasted.append(Region(box, row["phrase"].lower(), source="stamps"))
+        regions = (*photo.regions, *pasted) if self.photo_boxes else tuple(pasted)
+        return RegionSample(f"{self.split}-{index:06d}", np.asarray(canvas), regions=regions)
+
+    def _paste(
+        self, canvas: Image.Image, file: str, rng: np.random.Generator, taken: list
+    ) -> tuple[float, float, float, float] | None:
+        with Image.open(self.folder / "sprites" / file) as opened:
+            sprite = opened.convert("RGBA")
+        sprite = sprite.crop(sprite.getchannel("A").getbbox())
+        scale = rng.uniform(*SHORT_SIDE) * min(canvas.size) / max(sprite.size)
+        size = tuple(max(4, round(side * scale)) for side in sprite.size)
+        sprite = sprite.resize(size, Image.Resampling.BICUBIC)
+        for _ in range(20):
+            x = int(rng.integers(max(1, canvas.width - size[0])))
+            y = int(rng.integers(max(1, canvas.height - size[1])))
+            box = (
+                x / canvas.width,
+                y / canvas.height,
+                min(1.0, (x + size[0]) / canvas.width),
+                min(1.0, (y + size[1]) / canvas.height),
+            )
+            if all(covered(old, box) <= MAX_COVERED for old in taken):
+                canvas.paste(sprite, (x, y), sprite)
+                return box
+        return None
+
+
+def covered(box: tuple, by: tuple) -> float:
+    """Share of a box that another covers."""
+    width = max(0.0, min(box[2], by[2]) - max(box[0], by[0]))
+    height = max(0.0, min(box[3], by[3]) - max(box[1], by[1]))
+    return width * height / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def photos_of(folder: str | Path, split: str) -> list[RegionSample]:
+    """The split's photos."""
+    photos = open_reader(f"coco:{folder}")
+    cut = len(photos) - NUM_VAL_PHOTOS
+    numbers = range(cut) if split == "train" else range(cut, len(photos))
+    return [photos[i] for i in numbers]
+
+
+def open_pasted(
+    path: str, sprites: str, photos: str, num_samples: str = "1000", photo_boxes: str = "", seed: str = "0"
+) -> PastedScenes:
+    """Reader for `FORMAT:PATH` specs; the path is the split."""
+    return PastedScenes(
+        sprites, photos, path, int(num_samples), photo_boxes=bool(photo_boxes), seed=int(seed)
+    )
