@@ -31,7 +31,7 @@ class Samples(list):
 
 @pytest.fixture
 def model(tiny_model_cfg):
-    prompter = PrompterConfig(readout="prompt", box_prior=True, box_content="pooled")
+    prompter = PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True)
     return create_model(ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter)).eval()
 
 

@@ -14,6 +14,7 @@ from torchvision.ops import box_iou, roi_align
 
 import open_cloc
 from open_cloc.data.transforms import Geometry
+from open_cloc.inference import command
 from open_cloc.inference.predictor import Predictor, boxes_of_picture, load
 from open_cloc.model import embed, grounding
 from open_cloc.model.create import ModelConfig, create_model
@@ -28,7 +29,7 @@ TINY = {
 }
 PROMPTERS = {
     "mean": PrompterConfig(),
-    "prompt": PrompterConfig(readout="prompt", patch_positions=True, box_prior=True, box_content="pooled"),
+    "prompt": PrompterConfig(readout="prompt", patch_positions=True, box_prior=True, box_content="none", pooled_residual=True),
     "roialign": PrompterConfig(regions="roialign"),
 }
 
@@ -393,3 +394,60 @@ def test_load_errors(tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="device 'abacus'"):
         load(tmp_path / "model", device="abacus")
+
+
+# --- open-cloc predict ---
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model and a picture of 50 x 90."""
+    path = tmp_path_factory.mktemp("predict")
+    tiny_model().save_pretrained(path / "model")
+    Image.fromarray(picture(50, 90)).save(path / "a.png")
+    return path
+
+
+def predict_argv(folder, *options: str) -> list[str]:
+    return ["--weights", str(folder / "model"), str(folder / "a.png"), *options]
+
+
+def test_command_prints_what_the_predictor_says(folder, capsys):
+    options = ["--boxes", "0,0,10,20", "5.5,3,60,40", "--labels", "a dog", "a cat", "--phrases", "two dogs"]
+    assert command.main(predict_argv(folder, *options, "--json", "--output", str(folder / "out.png"))) == 0
+    result = json.loads(capsys.readouterr().out)
+    predictor = load(folder / "model")
+    expected = predictor.classify_regions(folder / "a.png", BOXES[:2], ["a dog", "a cat"])
+    found = [[(e["label"], e["score"]) for e in region["labels"]] for region in result["regions"]]
+    for one, other in zip(found, expected):
+        assert dict(one) == pytest.approx(dict(other), abs=1e-5)
+    np.testing.assert_allclose([region["box"] for region in result["regions"]], BOXES[:2], atol=1e-6)
+    ((phrase, box, score),) = predictor.ground(folder / "a.png", ["two dogs"])
+    np.testing.assert_allclose(result["phrases"][0]["box"], box, atol=1e-3)
+    assert result["phrases"][0]["phrase"] == phrase
+    assert result["phrases"][0]["score"] == pytest.approx(score, abs=1e-5)
+    drawn = np.asarray(Image.open(folder / "out.png"))
+    assert drawn.shape == (50, 90, 3)
+    assert (drawn != picture(50, 90)).any()
+    assert not list(folder.glob(".*"))
+
+
+def test_command_lines(folder, capsys):
+    command.main(predict_argv(folder, "--boxes", "0,0,10,20", "--box-format", "xywh", "--labels", "a dog"))
+    assert capsys.readouterr().out == "box 0,0,10,20: a dog 1.000\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to predict"),
+        (["--boxes", "0,0,10,20"], "--boxes needs --labels"),
+        (["--labels", "a"], "--labels needs --boxes"),
+        (["--boxes", "0,0,10", "--labels", "a"], "four numbers"),
+        (["--boxes", "0,0,10,200", "--labels", "a"], "inside the picture"),
+        (["--phrases", "a", "--output", "out.txt"], "output must end in"),
+    ],
+)
+def test_command_errors(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        command.main(predict_argv(folder, *options))

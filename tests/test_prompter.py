@@ -26,9 +26,15 @@ BOXES = torch.tensor(
 MASK = torch.stack([torch.ones(12, dtype=torch.bool), torch.arange(12) % 4 < 3])
 
 VARIANTS = [
-    PrompterConfig(readout=readout, patch_positions=positions, box_prior=prior, box_content=content)  # type: ignore[arg-type]
-    for readout, positions, prior, content in itertools.product(
-        ("mean", "prompt"), (False, True), (False, True), ("code", "none", "pooled")
+    PrompterConfig(
+        readout=readout,  # type: ignore[arg-type]
+        patch_positions=positions,
+        box_prior=prior,
+        box_content=content,  # type: ignore[arg-type]
+        pooled_residual=pooled,
+    )
+    for readout, positions, prior, content, pooled in itertools.product(
+        ("mean", "prompt"), (False, True), (False, True), ("code", "none"), (False, True)
     )
 ]
 
@@ -36,6 +42,7 @@ VARIANTS = [
 def _name(config: PrompterConfig) -> str:
     flags = [config.readout, config.box_content]
     flags += ["positions"] * config.patch_positions + ["prior"] * config.box_prior
+    flags += ["pooled"] * config.pooled_residual
     return "-".join(flags)
 
 
@@ -106,12 +113,12 @@ def _literal_box(p: Prompter, tokens: Tensor, cells: Tensor, box: Tensor) -> Ten
     if p.config.box_prior:
         prior = F.softplus(p.prior_weight) / math.log(2) * torch.log(overlap + p.prior_log_eps.exp())
     ask = None if p.config.box_content == "code" else code
-    content = {
-        "code": lambda: code,
-        "none": lambda: p.box_token.expand(2, -1),
-        "pooled": lambda: (overlap / overlap.sum().clamp(min=1e-6) @ tokens).expand(2, -1),
-    }[p.config.box_content]()
-    return F.linear(_literal_layer(p, tokens, cells, ask, content, prior), p.project.weight)
+    content = code if p.config.box_content == "code" else p.box_token.expand(2, -1)
+    embedding = F.linear(_literal_layer(p, tokens, cells, ask, content, prior), p.project.weight)
+    if p.config.pooled_residual:
+        mean = overlap / overlap.sum().clamp(min=1e-6) @ tokens
+        embedding = embedding + F.linear(mean, p.project_pooled.weight)
+    return embedding
 
 
 @all_variants
@@ -225,12 +232,24 @@ def test_patch_positions_change_the_answer() -> None:
         assert bool((got - moved).abs().max() > 1e-3) is positions
 
 
-def test_pooled_content_starts_as_the_mean_under_the_box() -> None:
-    prompter = Prompter(WIDTH, EMBED, PrompterConfig(readout="prompt", box_content="pooled", box_prior=True))
+def test_pooled_residual_starts_as_the_mean_under_the_box() -> None:
+    config = PrompterConfig(readout="prompt", box_content="none", box_prior=True, pooled_residual=True)
+    prompter = Prompter(WIDTH, EMBED, config)
     tokens, box = _tokens(), torch.tensor([[[0.25, 0.0, 0.75, 2 / 3]]]).expand(2, 1, 4)
     got = prompter.embed_boxes(prompter.prepare(tokens, GRID), box)
     mean = tokens.view(2, *GRID, WIDTH)[:, :2, 1:3].mean((1, 2))
-    torch.testing.assert_close(got[:, 0], prompter.project(prompter.norm_out(mean)))
+    torch.testing.assert_close(got[:, 0], prompter.project_pooled(mean))
+
+
+def test_a_narrower_layer_equals_the_layer_on_narrowed_tokens() -> None:
+    config = PrompterConfig(readout="prompt", box_prior=True, width=WIDTH // 2)
+    narrow = Prompter(WIDTH, EMBED, config).eval()
+    same = Prompter(WIDTH // 2, EMBED, PrompterConfig(readout="prompt", box_prior=True)).eval()
+    state = {k: v for k, v in narrow.state_dict().items() if not k.startswith("enter.")}
+    same.load_state_dict(state)
+    tokens = _tokens()
+    expected = same.embed_boxes(same.prepare(narrow.enter(tokens), GRID, MASK), BOXES)
+    torch.testing.assert_close(narrow.embed_boxes(narrow.prepare(tokens, GRID, MASK), BOXES), expected)
 
 
 def test_roialign_regions_equal_torchvision() -> None:
@@ -243,7 +262,7 @@ def test_roialign_regions_equal_torchvision() -> None:
         pool_boxes(tokens, GRID, BOXES), expected.flatten(2).transpose(1, 2).unflatten(0, (2, 3))
     )
     got = prompter.embed_boxes(prompter.prepare(tokens, GRID), BOXES)
-    torch.testing.assert_close(got, prompter.project(expected.mean((2, 3))).unflatten(0, (2, 3)))
+    torch.testing.assert_close(got, prompter.project_pooled(expected.mean((2, 3))).unflatten(0, (2, 3)))
     assert pool_boxes(tokens, GRID, BOXES[:, :0]).shape == (2, 0, 49, WIDTH)
 
 
@@ -326,15 +345,18 @@ def test_every_parameter_learns(config: PrompterConfig) -> None:
 @all_variants
 def test_every_parameter_learns_from_the_start(config: PrompterConfig) -> None:
     silent = _names_without_gradient(Prompter(WIDTH, EMBED, config))
-    if config.box_content != "pooled":
+    if not config.pooled_residual:
         assert silent == set()
         return
-    assert {"out.weight", "mlp.2.weight", "project.weight"}.isdisjoint(silent)
-    assert {name.split(".")[0] for name in silent} <= BEHIND_ZERO | {"box_prompt"}
+    assert {"project.weight", "project_pooled.weight"}.isdisjoint(silent)
+    assert {name.split(".")[0] for name in silent} <= BEHIND_ZERO | {"box_prompt", "box_token"}
 
 
 def test_roialign_regions_leave_the_box_prompt_alone() -> None:
-    assert _names_without_gradient(_prompter(PrompterConfig(regions="roialign"))) == {"box_prompt.corner"}
+    assert _names_without_gradient(_prompter(PrompterConfig(regions="roialign"))) == {
+        "box_prompt.corner",
+        "project.weight",
+    }
 
 
 def test_dropout_only_acts_in_training() -> None:

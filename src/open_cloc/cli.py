@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    sys.path.append(os.getcwd())  # for readers and recipes given as module:name
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0 if args else 2

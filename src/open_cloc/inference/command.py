@@ -1,4 +1,4 @@
-"""`open-cloc predict --weights PATH IMAGE`: name the boxes of a picture, find phrases in it, draw the result."""
+"""`open-cloc predict --weights PATH IMAGE`: name boxes of a picture, find phrases in it, draw the result."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from PIL import Image
 
+from open_cloc.boxes import denormalize_boxes
 from open_cloc.data.samples import Region
 from open_cloc.data.sheet import draw_regions
 from open_cloc.inference.predictor import Predictor, boxes_of_picture, load, read_pixels
@@ -92,18 +94,65 @@ def parse_box(text: str) -> list[float]:
 
 
 def predict(
-    predictor: Predictor, command: PredictCommand, boxes: Any, size_hw: tuple[int, int]
+    predictor: Predictor, command: PredictCommand, boxes: np.ndarray, size_hw: tuple[int, int]
 ) -> dict[str, Any]:
-    """Answers as plain JSON types; all boxes in pixels of the picture, `xyxy`, and `size` as [width, height]."""
+    """Answers of a predictor whose image is set, as plain JSON types.
+
+    Args:
+        predictor: After `set_image`.
+        command: What is asked.
+        boxes: (R, 4) normalised `xyxy`.
+        size_hw: The picture's (height, width).
+
+    Returns:
+        `image`, `size` as [width, height], `regions` and `phrases`; boxes are `xyxy` pixels of the picture.
+    """
     regions: list[dict[str, Any]] = []
     if len(boxes):
         named = predictor.classify_regions(None, boxes, command.labels, command.top_k, normalized=True)
-        for box, names in zip(boxes.tolist(), named):
+        for box, names in zip(denormalize_boxes(boxes, size_hw).tolist(), named):
             labels = [{"label": label, "score": score} for label, score in names]
-            regions.append({"box": to_pixels(box, size_hw), "labels": labels})
+            regions.append({"box": box, "labels": labels})
     phrases: list[dict[str, Any]] = []
     if command.phrases:
-        for phrase, found, score in predictor.ground(None, command.phrases, candidates=command.candidates):
-            phrases.append({"phrase": phrase, "box": list(found), "score": score})
-    size = [size_hw[1], size_hw[0]]
-    return {"image": str(command.image), "size": size, "regions": regions, "phrases": phrases}
+        found = predictor.ground(None, command.phrases, candidates=command.candidates)
+        phrases = [{"phrase": phrase, "box": list(box), "score": score} for phrase, box, score in found]
+    height, width = size_hw
+    return {"image": str(command.image), "size": [width, height], "regions": regions, "phrases": phrases}
+
+
+def regions_to_draw(result: dict[str, Any]) -> list[Region]:
+    """Each box with its best name, and each phrase with its box."""
+    width, height = result["size"]
+    answers = [(r["box"], r["labels"][0]["label"], r["labels"][0]["score"]) for r in result["regions"]]
+    answers += [(p["box"], p["phrase"], p["score"]) for p in result["phrases"]]
+    return [
+        Region((x1 / width, y1 / height, x2 / width, y2 / height), text, score)
+        for (x1, y1, x2, y2), text, score in answers
+    ]
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """The answers for people to read."""
+    lines = []
+    for region in result["regions"]:
+        names = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in region["labels"])
+        lines.append(f"box {_short(region['box'])}: {names}")
+    for phrase in result["phrases"]:
+        lines.append(f"{phrase['phrase']}: box {_short(phrase['box'])}, score {phrase['score']:.3f}")
+    return lines
+
+
+def _short(box: Sequence[float]) -> str:
+    return ",".join(f"{number:.1f}".removesuffix(".0") for number in box)
+
+
+def write_picture(pixels: np.ndarray, path: Path) -> None:
+    """Save a picture, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        Image.fromarray(pixels).save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -91,7 +91,7 @@ def sigmoid_region_text_loss(
 
 
 def conflicts(text: Tensor, threshold: float | None) -> Tensor | None:
-    """(n, n) bool of pairs whose unit texts (n, D) are more alike than the threshold; the diagonal is False."""
+    """(n, n) bool of pairs whose unit texts (n, D) are more alike than the threshold, off the diagonal."""
     if threshold is None:
         return None
     with torch.no_grad(), torch.autocast(text.device.type, enabled=False):

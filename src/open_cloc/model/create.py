@@ -196,8 +196,10 @@ def _load_joined_towers(model: CLOC, config: ModelConfig) -> None:
             state = {name: tensor for name, tensor in state.items() if name not in head}
             weights.load_strictly(trunk, state, config.image_weights)
     if any(Path(config.text_tower).glob("*.safetensors")) or any(Path(config.text_tower).glob("*.bin")):
+        import transformers
         from transformers import AutoModel
 
+        transformers.logging.set_verbosity_error()  # a pooler in the file that this tower lacks is no news
         loaded, report = AutoModel.from_pretrained(
             config.text_tower, add_pooling_layer=False, output_loading_info=True
         )
@@ -210,7 +212,9 @@ def _load_joined_towers(model: CLOC, config: ModelConfig) -> None:
 
 
 def start_from_own_projection(model: CLOC) -> None:
-    """Let region embeddings start in the image embedding's space: copy the tower's projection."""
+    """Let region embeddings start in the image embedding's space, by the tower's own projection."""
     own = towers.own_projection(model.clip.visual)
-    if own is not None and own.shape == model.prompter.project.weight.shape:
-        model.prompter.project.weight.data.copy_(own)
+    prompter = model.prompter
+    target = prompter.project_pooled if hasattr(prompter, "project_pooled") else prompter.project
+    if own is not None and own.shape == target.weight.shape:
+        target.weight.data.copy_(own)

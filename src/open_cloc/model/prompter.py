@@ -31,10 +31,12 @@ class PrompterConfig:
             only, so that one more region costs next to nothing.
         patch_positions: Add each patch centre's sinusoidal code to the keys.
         box_prior: Add `a * log(overlap of patch and box + eps)` to a box prompt's attention; a, eps learned.
-        box_content: What a box prompt carries besides its question: its `code` (the paper), `none` (a learned
-            token), or `pooled`: the mean of the image tokens under the box, so that the layer starts as RoI
-            pooling and learns what to add to it.
-        mlp_ratio: Hidden width of the layer's MLP over the tower's width.
+        box_content: What a box prompt carries besides its question: its `code` (the paper), or `none`: a
+            learned token, so that a box's place cannot be learned by heart.
+        pooled_residual: Add the projected mean of the image tokens under the box to a region's embedding. The
+            layer's own projection starts at zero: training starts as RoI pooling and learns what to add.
+        width: Of the layer; 0 takes the tower's. For convolutional towers, whose last map is very wide.
+        mlp_ratio: Hidden width of the layer's MLP over the layer's width.
         dropout: On the attention's and the MLP's output, during training.
     """
 
@@ -42,7 +44,9 @@ class PrompterConfig:
     readout: Literal["mean", "prompt"] = "mean"
     patch_positions: bool = False
     box_prior: bool = False
-    box_content: Literal["code", "none", "pooled"] = "code"
+    box_content: Literal["code", "none"] = "code"
+    pooled_residual: bool = False
+    width: int = 0
     mlp_ratio: float = 4.0
     dropout: float = 0.0
 
@@ -50,7 +54,7 @@ class PrompterConfig:
         choices = {
             "regions": ("prompter", "roialign"),
             "readout": ("mean", "prompt"),
-            "box_content": ("code", "none", "pooled"),
+            "box_content": ("code", "none"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -64,7 +68,8 @@ class PromptedImage:
     """What the Prompter needs of an image, computed once and shared by all of its prompts.
 
     Attributes:
-        tokens: (B, N, C) image tokens.
+        tower_tokens: (B, N, tower width) image tokens as they come.
+        tokens: (B, N, C) image tokens in the layer's width.
         queries: (B, N, C), or None where only prompts ask.
         keys: (B, N, C).
         values: (B, N, C).
@@ -72,6 +77,7 @@ class PromptedImage:
         grid_size: Rows and columns of the N tokens.
     """
 
+    tower_tokens: Tensor
     tokens: Tensor
     queries: Tensor | None
     keys: Tensor
@@ -83,6 +89,7 @@ class PromptedImage:
         """The same for some of the images."""
         queries = None if self.queries is None else self.queries[index]
         return PromptedImage(
+            self.tower_tokens[index],
             self.tokens[index],
             queries,
             self.keys[index],
@@ -98,9 +105,11 @@ class Prompter(nn.Module):
     The final LayerNorm stands after the pooling, which lets the `mean` read-out be factored exactly.
     """
 
-    def __init__(self, width: int, embed_dim: int, config: PrompterConfig) -> None:
+    def __init__(self, tower_width: int, embed_dim: int, config: PrompterConfig) -> None:
         super().__init__()
         self.config = config
+        width = config.width or tower_width
+        self.enter = nn.Linear(tower_width, width) if config.width else nn.Identity()
         self.box_prompt = BoxPrompt(width)
         self.text_prompt = TextPrompt(embed_dim, width)
         hidden = int(config.mlp_ratio * width)
@@ -116,15 +125,13 @@ class Prompter(nn.Module):
         self.project = nn.Linear(width, embed_dim, bias=False)
         self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
         if config.box_prior:
-            self.prior_weight = nn.Parameter(
-                torch.zeros(1)
-            )  # a = 1: attention starts as RoI pooling's weights
+            self.prior_weight = nn.Parameter(torch.zeros(1))  # a = 1: attention starts as RoI pooling's
             self.prior_log_eps = nn.Parameter(torch.full((1,), math.log(0.01)))
         if config.box_content == "none":
             self.box_token = nn.Parameter(torch.randn(width) * 0.02)
-        elif config.box_content == "pooled":
-            for parameter in (*self.out.parameters(), *self.mlp[2].parameters()):
-                nn.init.zeros_(parameter)
+        if config.pooled_residual or config.regions == "roialign":
+            self.project_pooled = nn.Linear(tower_width, embed_dim, bias=False)
+            nn.init.zeros_(self.project.weight)
 
     def prepare(
         self, tokens: Tensor, grid_size: tuple[int, int], mask: Tensor | None = None
@@ -132,12 +139,13 @@ class Prompter(nn.Module):
         """Do once per image all that does not depend on the prompt.
 
         Args:
-            tokens: (B, N, C) image tokens before pooling and projection.
+            tokens: (B, N, tower width) image tokens before pooling and projection.
             grid_size: (rows, columns), N = rows * columns.
             mask: (B, N) True where a token sees the picture; all by default.
         """
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        tower_tokens, tokens = tokens, self.enter(tokens)
         normed = self.norm1(tokens)  # (B, N, C)
         placed = normed
         if self.config.patch_positions:
@@ -145,19 +153,26 @@ class Prompter(nn.Module):
             centres = (cells[:, :2] + cells[:, 2:]) / 2  # (N, 2)
             placed = normed + self.box_prompt.position(centres).to(normed.dtype)
         queries = self.query(placed) if self.config.readout == "mean" else None
-        return PromptedImage(tokens, queries, self.key(placed), self.value(normed), mask, grid_size)
+        return PromptedImage(
+            tower_tokens, tokens, queries, self.key(placed), self.value(normed), mask, grid_size
+        )
 
     def embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
         """Region embeddings: boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D)."""
         if self.config.regions == "roialign":
-            return self.project(pool_boxes(image.tokens, image.grid_size, boxes).mean(-2))
+            return self.project_pooled(pool_boxes(image.tower_tokens, image.grid_size, boxes).mean(-2))
         code = self.box_prompt(boxes)  # (B, R, K, C)
-        overlap = self._overlap(image, boxes)  # (B, R, N)
-        content = self._box_content(image, code, overlap)
+        content = code if self.config.box_content == "code" else self.box_token.expand_as(code)
+        cells = grid_cells(image.grid_size, boxes.device)
+        overlap = overlap_fraction(boxes.float(), cells)  # (B, R, N)
         prior = None
         if self.config.box_prior:
-            prior = F.softplus(self.prior_weight) / math.log(2) * (overlap + self.prior_log_eps.exp()).log()
-        return self.project(self._run(image, code, content, prior))
+            weight = F.softplus(self.prior_weight) / math.log(2)
+            prior = weight * (overlap + self.prior_log_eps.exp()).log()
+        embedding = self.project(self._run(image, code, content, prior))
+        if self.config.pooled_residual:
+            embedding = embedding + self.project_pooled(_mean_under(image, overlap))
+        return embedding
 
     def ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
         """The box of each phrase: (B, R, D) text features -> (B, R, 4) normalised `xyxy` of the canvas."""
@@ -165,20 +180,6 @@ class Prompter(nn.Module):
         pooled = self._run(image, prompt, prompt, None)  # (B, R, C)
         cxcywh = self.box_head(pooled).float().sigmoid()
         return convert_boxes(cxcywh, "cxcywh")
-
-    def _overlap(self, image: PromptedImage, boxes: Tensor) -> Tensor:
-        cells = grid_cells(image.grid_size, boxes.device)
-        return overlap_fraction(boxes.float(), cells)  # (B, R, N)
-
-    def _box_content(self, image: PromptedImage, code: Tensor, overlap: Tensor) -> Tensor:
-        if self.config.box_content == "code":
-            return code
-        if self.config.box_content == "none":
-            return self.box_token.expand_as(code)
-        weights = overlap * image.mask[:, None]
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)  # (B, R, N)
-        pooled = weights.to(image.tokens.dtype) @ image.tokens  # (B, R, C)
-        return pooled[:, :, None].expand_as(code)
 
     def _run(self, image: PromptedImage, ask: Tensor, content: Tensor, prior: Tensor | None) -> Tensor:
         """The layer and the pooling: (B, R, K, C) prompts -> (B, R, C).
@@ -247,6 +248,13 @@ class Prompter(nn.Module):
         hidden = hidden + self.dropout(self.mlp(self.norm2(hidden)))
         kept = F.pad(image.mask, (0, content.shape[2]), value=True)[:, None, :, None]  # (B, 1, N + K, 1)
         return (hidden * kept).sum(2) / kept.sum(2)
+
+
+def _mean_under(image: PromptedImage, overlap: Tensor) -> Tensor:
+    """Mean of the tower's tokens weighted by overlap (B, R, N), padding left out: (B, R, tower width)."""
+    weights = overlap * image.mask[:, None]
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+    return weights.to(image.tower_tokens.dtype) @ image.tower_tokens
 
 
 def pool_boxes(tokens: Tensor, grid_size: tuple[int, int], boxes: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _allow_any_image_size(visual: nn.Module) -> None:
 
 
 def _fit_projection(visual: Any) -> None:
-    """Project from the width of a timm network's pooled output where its feature map's is another (MobileNetV3)."""
+    """Project from the width of a timm network's pooled output, which MobileNetV3's feature map has not."""
     trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
     width = getattr(trunk, "head_hidden_size", None)
     old = getattr(head, "proj", None)

