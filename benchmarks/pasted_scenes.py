@@ -15,7 +15,8 @@ from PIL import Image
 from open_cloc.data.readers import open_reader
 from open_cloc.data.samples import Region, RegionSample
 
-NUM_VAL_PHOTOS = 28  # the last photos serve as backgrounds, and as photos, of val only
+NUM_HELD_PHOTOS = 24  # the last photos are val's alone, those before them dev's
+DEV_PHRASES = 7  # one in so many of the train phrases is dev's: choices are made on dev, reported on val
 SHORT_SIDE = (0.15, 0.45)  # of the picture, that a cut-out's long side takes
 MAX_COVERED = 0.2  # of an earlier box, photo's or cut-out's, that a later cut-out may hide
 
@@ -26,7 +27,7 @@ class PastedScenes:
     Args:
         sprites: Folder with `sprites.jsonl`.
         photos: Folder with COCO annotations.
-        split: `train` or `val`: disjoint phrases and disjoint photos.
+        split: `train`, `dev` or `val`: disjoint phrases and disjoint photos.
         num_samples: Length.
         num_sprites: Cut-outs pasted on each photo, at most.
         photo_boxes: Keep the photo's own annotated boxes beside the pasted ones.
@@ -44,8 +45,7 @@ class PastedScenes:
         seed: int = 0,
     ) -> None:
         self.folder = Path(sprites)
-        rows = [json.loads(line) for line in (self.folder / "sprites.jsonl").read_text().splitlines()]
-        self.sprites = [row for row in rows if row["split"] == split]
+        self.sprites = sprites_of(self.folder, split)
         self.photos = photos_of(photos, split)
         self.num_samples, self.num_sprites = num_samples, num_sprites
         self.photo_boxes, self.seed, self.split = photo_boxes, seed, split
@@ -99,12 +99,26 @@ def covered(box: tuple, by: tuple) -> float:
     return width * height / ((box[2] - box[0]) * (box[3] - box[1]))
 
 
+def sprites_of(folder: Path, split: str) -> list[dict]:
+    """The split's cut-outs; dev's phrases are taken out of the data's own train split."""
+    rows = [json.loads(line) for line in (folder / "sprites.jsonl").read_text().splitlines()]
+    if split == "val":
+        return [row for row in rows if row["split"] == "val"]
+    rows = [row for row in rows if row["split"] == "train"]
+    held = set(sorted({row["phrase"] for row in rows})[::DEV_PHRASES])
+    return [row for row in rows if (row["phrase"] in held) == (split == "dev")]
+
+
 def photos_of(folder: str | Path, split: str) -> list[RegionSample]:
     """The split's photos."""
     photos = open_reader(f"coco:{folder}")
-    cut = len(photos) - NUM_VAL_PHOTOS
-    numbers = range(cut) if split == "train" else range(cut, len(photos))
-    return [photos[i] for i in numbers]
+    first_dev, first_val = len(photos) - 2 * NUM_HELD_PHOTOS, len(photos) - NUM_HELD_PHOTOS
+    ranges = {
+        "train": range(first_dev),
+        "dev": range(first_dev, first_val),
+        "val": range(first_val, len(photos)),
+    }
+    return [photos[i] for i in ranges[split]]
 
 
 def open_pasted(

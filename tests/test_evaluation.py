@@ -19,6 +19,8 @@ from open_cloc.evaluation.regions import other_texts
 from open_cloc.evaluation.run import TASKS, FirstSamples, evaluate, result_table, task_name, write_result
 from open_cloc.inference.predictor import Predictor
 from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.embed import embed_texts
+from open_cloc.model.grounding import ground_phrases
 from open_cloc.model.prompter import PrompterConfig
 
 SIZES = [(40, 70), (64, 64), (90, 30), (33, 65), (20, 20)]
@@ -284,6 +286,21 @@ def test_classification_labels_come_from_metadata_or_the_only_caption(model, sam
         evaluate(model, two, "zeroshot_classification")
 
 
+def test_retrieval_with_several_captions_per_image_equals_loops(model, samples):
+    captions = [tuple(f"{name} number {i}" for name in NAMES[: 1 + i % 3]) for i in range(len(samples))]
+    several = Samples(RegionSample(s.key, s.image, c) for s, c in zip(samples, captions))
+    metrics = evaluate(model, several, "zeroshot_retrieval", EvaluationConfig(recall_k=(1, 3, 6)))["metrics"]
+    predictor = Predictor(model)
+    images = np.stack([predictor.encode_image(s.pixels()) for s in samples])
+    owners = [i for i, own in enumerate(captions) for _ in own]
+    scores = images @ predictor.encode_text([c for own in captions for c in own]).T  # (9, T)
+    for k in (1, 3, 6):
+        to_text = [any(owners[t] == i for t in np.argsort(-row)[:k]) for i, row in enumerate(scores)]
+        to_image = [owner in np.argsort(-column)[:k] for owner, column in zip(owners, scores.T)]
+        assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(to_text))
+        assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(np.mean(to_image))
+
+
 def test_templates_change_the_text(model, samples):
     plain = evaluate(model, samples, "zeroshot_region_classification")
     config = EvaluationConfig(classes=tuple(f"a {name}" for name in NAMES))
@@ -299,9 +316,14 @@ def test_templates_change_the_text(model, samples):
     assert plain["protocol"]["template"] == "{}"
 
 
-def test_bf16_runs_and_says_so(model, samples):
+def test_bf16_runs_and_says_so_and_ranks_boxes_in_full_precision(model, samples):
     result = evaluate(model, samples, "grounding", EvaluationConfig(precision="bf16", candidates=20))
     assert result["protocol"]["precision"] == "bf16"
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        state = model.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        phrases = embed_texts(model, ["a dog"])[None]
+        found = ground_phrases(model, state, phrases, torch.tensor([[0.0, 0, 1, 1]]), 20)
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
 
 
 # --- results and command ---

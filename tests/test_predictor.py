@@ -29,7 +29,9 @@ TINY = {
 }
 PROMPTERS = {
     "mean": PrompterConfig(),
-    "prompt": PrompterConfig(readout="prompt", patch_positions=True, box_prior=True, box_content="none", pooled_residual=True),
+    "prompt": PrompterConfig(
+        readout="prompt", patch_positions=True, box_prior=True, box_content="none", pooled_residual=True
+    ),
     "roialign": PrompterConfig(regions="roialign"),
 }
 
@@ -291,6 +293,18 @@ def test_grounding_knows_nothing_of_its_neighbours(hidden_boxes):
         alone = ground_phrases(model, state.select(one), phrases[one, :1], content[one], 200)
         torch.testing.assert_close(alone.boxes, together.boxes[one, :1], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.scores, together.scores[one, :1], atol=1e-5, rtol=0)
+
+
+def test_of_boxes_that_match_alike_the_larger_wins_and_neighbours_vote():
+    boxes = torch.tensor([[[[0.2, 0.2, 0.4, 0.4], [0.2, 0.2, 0.5, 0.5], [0.7, 0.7, 0.8, 0.8]]]])
+    ranks = grounding._rank(boxes, torch.tensor([[[1.0, 1.0, 1.0]]]))
+    assert ranks.argsort(descending=True).tolist() == [[[1, 0, 2]]]
+    assert grounding._rank(boxes, torch.tensor([[[1.5, 1.0, 1.0]]])).argmax() == 0  # only among equals
+    (((x1, y1, x2, y2),),) = grounding._vote(boxes, ranks, 0.1).tolist()
+    assert (x1, y1) == pytest.approx((0.2, 0.2))  # the third box is apart: no vote
+    assert 0.4 < x2 < 0.5
+    assert x2 == pytest.approx(y2)
+    assert x2 > 0.45  # nearer to the better one
 
 
 @pytest.mark.parametrize("limit", [1, 18, 100, 600, 2000])

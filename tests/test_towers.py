@@ -244,9 +244,20 @@ def test_what_gives_no_grid_is_refused() -> None:
 
 
 def test_a_size_that_a_tower_cannot_take_is_one_sentence() -> None:
-    visual = towers.build_clip(_cfg({"image_size": 160, "timm_model_name": "test_vit"})).visual
-    with pytest.raises(ValueError, match=r"takes no images of 150 x 160"):
-        towers.encode_image(visual, torch.zeros(1, 3, 150, 160))
+    visual = towers.build_clip(_cfg({"image_size": 160, "timm_model_name": "test_maxvit"})).visual
+    with pytest.raises(ValueError, match=r"MaxxVit takes no images of 128 x 160"):
+        towers.encode_image(visual, torch.zeros(1, 3, 128, 160))
+
+
+@torch.no_grad()
+def test_a_last_patch_that_is_not_whole_is_left_out() -> None:
+    """As by the convolution of the patches: SigLIP's 384 pixels are 27 patches of 14 and 6 pixels more."""
+    images = torch.randn(1, 3, 100, 89)
+    for cfg in (_cfg(VIT), _timm_cfg("test_vit")):
+        visual = _build(cfg).visual
+        whole, cut = (towers.encode_image(visual, x) for x in (images, images[..., :96, :80]))
+        assert whole.grid_size == cut.grid_size == (6, 5)
+        torch.testing.assert_close(whole.image_features, cut.image_features)
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -299,6 +310,7 @@ REPRESENTATIVES = {
     "ViTamin-S": (14, 14),
     "PE-Core-S-16-384": (24, 24),
     "swin_base_patch4_window7_224": (7, 7),
+    "ViT-SO400M-14-SigLIP-384": (27, 27),
 }
 
 

@@ -72,9 +72,11 @@ def saved(model: CLOC, tmp_path: Path) -> Path:
     "prompter",
     [
         PrompterConfig(),
-        PrompterConfig(readout="prompt", patch_positions=True, box_prior=True, box_content="pooled"),
+        PrompterConfig(
+            readout="prompt", patch_positions=True, box_prior=True, box_content="none", pooled_residual=True
+        ),
         PrompterConfig(box_content="none", mlp_ratio=2.0, box_prior=True),
-        PrompterConfig(regions="roialign"),
+        PrompterConfig(regions="roialign", width=24),
     ],
     ids=["paper", "prior", "none", "roialign"],
 )
@@ -296,6 +298,25 @@ def test_open_clip_checkpoints(tiny_model_cfg: dict[str, Any], tmp_path: Path, f
     assert torch.equal(model.prompter.project.weight, clip.visual.proj.T)
 
 
+def test_regions_start_in_the_space_of_the_images(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
+    """With the pooled residual, a checkpoint's regions start as its own RoI pooling."""
+    clip = _open_clip_model(tiny_model_cfg)
+    torch.save(clip.state_dict(), tmp_path / "weights.pt")
+    for prompter in (PrompterConfig(pooled_residual=True), PrompterConfig(regions="roialign")):
+        model = create_model(
+            ModelConfig(model_cfg=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt"), prompter=prompter)
+        ).eval()
+        with torch.no_grad():
+            state = model.encode_image(IMAGES)
+            regions = model.encode_regions(state, BOXES[:, :1])  # the upper left 2 x 2 patches
+            tokens = state.image_tokens.view(2, 4, 4, 64)
+            if prompter.regions == "prompter":
+                expected = tokens[:, :2, :2].mean((1, 2)) @ clip.visual.proj
+            else:
+                expected = model.pool_regions(state, BOXES[:, :1])[:, 0]
+        torch.testing.assert_close(regions[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_open_clip_folders(tiny_model_cfg: dict[str, Any], tmp_path: Path, weights: str) -> None:
     """The `local-dir:` layout, read by open_clip itself for comparison."""
@@ -459,7 +480,10 @@ def test_padding_of_the_canvas_is_masked_out(model: CLOC) -> None:
 
 @pytest.mark.parametrize(
     "prompter",
-    [PrompterConfig(), PrompterConfig(readout="prompt", box_prior=True, box_content="pooled")],
+    [
+        PrompterConfig(),
+        PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True),
+    ],
     ids=["paper", "prior"],
 )
 def test_one_batch_is_learned_by_heart(tiny_model_cfg: dict[str, Any], prompter: PrompterConfig) -> None:

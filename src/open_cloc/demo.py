@@ -145,8 +145,8 @@ def compare(clip: CLOC, cloc: CLOC, config: SceneConfig, num_scenes: int) -> dic
     grounding = {method: measure(cloc, "grounding", method) for method in ("head", "ranked")}
     gain = measure(cloc, "prompt_gain")
     return {
-        "region accuracy, seen pairs": {name: m["acc1_seen"] for name, m in regions.items()},
-        "region accuracy, held-out pairs": {name: m["acc1_held_out"] for name, m in regions.items()},
+        "region accuracy, seen pairs": {name: m["acc1/seen"] for name, m in regions.items()},
+        "region accuracy, held-out pairs": {name: m["acc1/held_out"] for name, m in regions.items()},
         "image-to-text recall@1": {n: m["text_retrieval_recall@1"] for n, m in retrieval.items()},
         "text-to-image recall@1": {n: m["image_retrieval_recall@1"] for n, m in retrieval.items()},
         "grounding accuracy at IoU 0.5": {

@@ -119,7 +119,7 @@ class CLOC(
             "prompter": asdict(prompter_config),
             "preprocess": asdict(self.preprocess),
         }
-        self.clip = towers.build_clip(self.model_cfg)
+        self.clip: Any = towers.build_clip(self.model_cfg)
         self.tokenizer: Callable[[list[str]], Tensor] = towers.build_tokenizer(self.model_cfg)
         width = towers.token_width(self.clip.visual)
         self.prompter = Prompter(width, self.model_cfg["embed_dim"], prompter_config)

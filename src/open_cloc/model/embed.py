@@ -59,10 +59,11 @@ def embed_regions(model: CLOC, state: ImageState, boxes: Tensor, method: str = "
 
 def _floats_per_box(model: CLOC, state: ImageState, method: str) -> int:
     """Size of the largest tensor that one box per image makes the model allocate."""
-    num_images, num_tokens, width = state.image_tokens.shape
+    num_images, num_tokens, tower_width = state.image_tokens.shape
     config = model.prompter.config
+    width = config.width or tower_width
     if method == "roialign" or config.regions == "roialign":
-        per_image = ROI_SIZE**2 * width
+        per_image = ROI_SIZE**2 * tower_width
     elif config.readout == "mean":  # each box has its own N + K outputs, and the MLP's hidden layer of them
         per_image = int(num_tokens * width * max(config.mlp_ratio, 1))
     else:

@@ -11,6 +11,7 @@ Shapes: B images, P phrases per image, K candidate boxes, D shared embedding.
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -81,7 +82,9 @@ def _search(
 ) -> Tensor:
     """The box (B, P, 4) on which a grid, the box head's box and a close-up agree, within (low, high)."""
     grid = _place(candidate_grid(candidates).to(head_boxes), *content)  # (B, K, 4)
-    scores = text_features @ embed_regions(model, state, grid).transpose(1, 2)  # (B, P, K)
+    regions = embed_regions(model, state, grid)  # (B, K, D)
+    with _full_precision(regions):
+        scores = text_features @ regions.transpose(1, 2)  # (B, P, K)
     middle = scores.median(-1, keepdim=True).values
     spread = (scores.amax(-1, keepdim=True) - middle).clamp(min=1e-6)  # cosines differ from model to model
     grid = grid[:, None].expand(-1, scores.shape[1], -1, -1)
@@ -112,7 +115,13 @@ def _vote(boxes: Tensor, ranks: Tensor, temperature: float) -> Tensor:
 def _match(model: CLOC, state: ImageState, boxes: Tensor, text_features: Tensor) -> Tensor:
     """Cosine of boxes (B, P, K, 4) with their phrases (B, P, D) -> (B, P, K)."""
     regions = embed_regions(model, state, boxes.flatten(1, 2)).unflatten(1, boxes.shape[1:3])  # (B, P, K, D)
-    return torch.einsum("bpkd,bpd->bpk", regions, text_features)
+    with _full_precision(regions):
+        return torch.einsum("bpkd,bpd->bpk", regions, text_features)
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager:
+    """bf16 has steps of 0.004 at cosines near 1: too coarse to rank hundreds of boxes."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _around(boxes: Tensor) -> Tensor:

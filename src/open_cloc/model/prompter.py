@@ -251,9 +251,13 @@ class Prompter(nn.Module):
 
 
 def _mean_under(image: PromptedImage, overlap: Tensor) -> Tensor:
-    """Mean of the tower's tokens weighted by overlap (B, R, N), padding left out: (B, R, tower width)."""
-    weights = overlap * image.mask[:, None]
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+    """Mean of the tower's tokens weighted by overlap (B, R, N), padding left out: (B, R, tower width).
+
+    A box that covers nothing of the picture gets the whole picture's mean: an embedding of zero could not be
+    normalised, and its gradient would drown all others.
+    """
+    weights = (overlap + 1e-8) * image.mask[:, None]
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
     return weights.to(image.tower_tokens.dtype) @ image.tower_tokens
 
 

@@ -106,7 +106,8 @@ def _allow_any_image_size(visual: nn.Module) -> None:
 
 def _fit_projection(visual: Any) -> None:
     """Project from the width of a timm network's pooled output, which MobileNetV3's feature map has not."""
-    trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
+    trunk: Any = getattr(visual, "trunk", None)
+    head: Any = getattr(visual, "head", None)
     width = getattr(trunk, "head_hidden_size", None)
     old = getattr(head, "proj", None)
     if width and isinstance(old, nn.Linear) and old.in_features != width:
@@ -217,6 +218,15 @@ def _encode_timm(visual: Any, images: Tensor) -> TowerOutput:
     trunk = visual.trunk
     height, width = images.shape[2:]
     name = type(trunk).__name__
+    patches: Any = getattr(trunk, "patch_embed", None)
+    rows, columns = 0, 0
+    if hasattr(patches, "dynamic_feat_size"):
+        rows, columns = patches.dynamic_feat_size((height, width))
+        if (
+            not patches.dynamic_img_pad
+        ):  # the patches' convolution leaves the rest of a last patch out as well
+            patch_h, patch_w = patches.feat_ratio(as_scalar=False)
+            images = images[..., : rows * patch_h, : columns * patch_w]
     try:
         x = trunk.forward_features(images)
     except AssertionError as error:  # how timm refuses a size
@@ -227,10 +237,6 @@ def _encode_timm(visual: Any, images: Tensor) -> TowerOutput:
         grid_size = (feature_map.shape[2], feature_map.shape[3])
         return TowerOutput(features, feature_map.flatten(2).transpose(1, 2), grid_size)
     tokens = x[:, getattr(trunk, "num_prefix_tokens", 0) :]
-    patches = getattr(trunk, "patch_embed", None)
-    rows, columns = (
-        patches.dynamic_feat_size((height, width)) if hasattr(patches, "dynamic_feat_size") else (0, 0)
-    )
     if rows * columns != tokens.shape[1]:
         raise ValueError(f"image tower {name} gives no grid of image tokens that regions could use")
     return TowerOutput(features, tokens, (rows, columns))
@@ -253,7 +259,8 @@ def _attention_pool(visual: Any, feature_map: Tensor) -> Tensor:
     """CLIP-ResNet's pooling of a (B, C, rows, columns) map, its position embedding resized: (B, D)."""
     pool = visual.attnpool
     side = math.isqrt(len(pool.positional_embedding) - 1)
-    positions = _resized_positions(pool.positional_embedding, (side, side), tuple(feature_map.shape[2:]))
+    rows, columns = feature_map.shape[2:]
+    positions = _resized_positions(pool.positional_embedding, (side, side), (rows, columns))
     return functional_call(pool, {"positional_embedding": positions}, (feature_map,))
 
 

@@ -33,7 +33,7 @@ def save_folder(model: CLOC, folder: Path) -> None:
     The mixin's `save_pretrained` calls this, then writes the model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = deepcopy(model._hub_mixin_config)
+    config: Any = deepcopy(model._hub_mixin_config)
     text_cfg = config["model_cfg"]["text_cfg"]
     target = folder / towers.TEXT_TOWER_FOLDER
     if text_cfg.get("hf_model_name"):
