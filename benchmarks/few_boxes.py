@@ -2,8 +2,8 @@
 
     python -m benchmarks.few_boxes --shared ../shared/data --split val
 
-The towers are the frozen ones of the `small-pretrained` recipe. What they make of each picture, crop and text is
-computed once; projections and Prompter then train on that, through the package's own modules and losses.
+The towers are the frozen ones of the `small-pretrained` recipe. What they make of each picture, crop
+and text is computed once; projections and Prompter then train on that, by the package's modules and losses.
 """
 
 from __future__ import annotations

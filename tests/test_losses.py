@@ -23,6 +23,7 @@ from open_cloc.losses import (
     sigmoid_region_text_loss,
     total_loss,
 )
+from open_cloc.losses.contrastive import filtered_share
 
 SCALE = torch.tensor([7.0])
 BIAS = torch.tensor([-3.0])
@@ -335,13 +336,27 @@ def _features() -> Features:
     )
 
 
+def test_filtered_share_counts_pairs_of_real_regions() -> None:
+    texts = torch.randn(2, 3, 8)
+    texts[1, 0] = 2 * texts[0, 1]  # the same phrase twice
+    texts[1, 2] = texts[0, 1]  # and a third time, on a padded region
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    rows = F.normalize(texts[mask], dim=-1)
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    expected = sum(float(rows[i] @ rows[j]) > 0.9 for i, j in pairs) / len(pairs)
+    assert expected == 2 / 12
+    assert filtered_share(texts, mask, 0.9).item() == pytest.approx(expected)
+    assert filtered_share(texts, mask & False, 0.9).item() == 0
+    assert filtered_share(texts, mask, None).item() == 0
+
+
 @pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])
 def test_total_is_the_papers_sum(contrastive: str) -> None:
     """Eq. 4, lambda = images with regions / images = 2 / 3 here."""
     f = _features()
     config = LossConfig(contrastive=contrastive, region_weight=2.0, grounding_weight=0.5)  # type: ignore[arg-type]
     got = total_loss(f, config)
-    assert set(got) == {"image_text", "region_text", "grounding", "total"}
+    assert set(got) == {"image_text", "region_text", "grounding", "total", "filtered_pairs"}
     slow = slow_softmax if contrastive == "softmax" else slow_sigmoid
     image_text = slow(
         f.image_features[:, None], f.text_features[:, None], f.caption_mask[:, None], SCALE, None

@@ -18,8 +18,8 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 def _stack(columns: list, like: Array) -> Array:
     if isinstance(like, torch.Tensor):
-        return torch.stack(columns, dim=-1)  # type: ignore[return-value]
-    return np.stack(columns, axis=-1)  # type: ignore[return-value]
+        return torch.stack(columns, dim=-1)
+    return np.stack(columns, axis=-1)
 
 
 def convert_boxes(boxes: Array, source: str, target: str = "xyxy") -> Array:

@@ -1,6 +1,6 @@
 """`open-cloc demo`: CLIP and CLOC from scratch on the same generated scenes, compared on unseen ones.
 
-Both have the same towers, see the same scenes in the same order, and take the same number of steps; they train
+Both have the same towers, see the same scenes in the same order and take the same number of steps. They train
 side by side, each on half of the cores. Nothing is downloaded.
 """
 

@@ -99,6 +99,18 @@ def conflicts(text: Tensor, threshold: float | None) -> Tensor | None:
         return excluded.fill_diagonal_(False)
 
 
+@torch.no_grad()
+def filtered_share(region_text_features: Tensor, region_mask: Tensor, threshold: float | None) -> Tensor:
+    """Share of the pairs of different real regions that the conflict filter leaves out; a scalar."""
+    _, text, mask = _rows(region_text_features, region_text_features, region_mask)
+    excluded = conflicts(text, threshold)
+    count = mask.sum()
+    if excluded is None:
+        return torch.zeros((), device=text.device)
+    real = mask[:, None] & mask[None, :]
+    return (excluded & real).sum() / (count * (count - 1)).clamp(min=1)
+
+
 def _rows(features: Tensor, text_features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Unit float32 rows (n, D) twice, and (n,) which of them count.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from open_cloc.data.samples import Features
 from open_cloc.losses.contrastive import (
     CONFLICT_THRESHOLD,
+    filtered_share,
     image_text_loss,
     region_text_loss,
     sigmoid_image_text_loss,
@@ -54,19 +55,23 @@ def total_loss(features: Features, config: LossConfig) -> dict[str, Tensor]:
     that have regions. A batch without any region is plain CLIP.
 
     Returns:
-        Scalars named `image_text`, `region_text`, `grounding`, `total`.
+        Scalars named `image_text`, `region_text`, `grounding`, `total`, and `filtered_pairs`: the share of
+        region pairs that the conflict filter leaves out, which is no loss but explains one.
     """
     image_text, region_text = _contrastive_terms(features, config)
     grounding = grounding_loss(
         features.pred_boxes, features.boxes, region_mask=features.region_mask, kind=config.grounding
     )
     share = features.region_mask.any(dim=1).float().mean() if features.region_mask.shape[1] else 0.0
+    # If the filter leaves out nearly all pairs, the region loss is 0 because the texts have collapsed.
+    filtered = filtered_share(features.region_text_features, features.region_mask, config.conflict_threshold)
     regional = region_text + config.grounding_weight * grounding
     return {
         "image_text": image_text,
         "region_text": region_text,
         "grounding": grounding,
         "total": image_text + config.region_weight * share * regional,
+        "filtered_pairs": filtered,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import nn
 from open_cloc.model import towers, weights
 from open_cloc.model.cloc import CLOC, OPENAI_MEAN, OPENAI_STD
 from open_cloc.model.prompter import PrompterConfig
+
+logger = logging.getLogger(__name__)
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
@@ -65,7 +68,10 @@ def create_model(config: ModelConfig) -> CLOC:
     """
     folder = Path(config.pretrained) if config.pretrained else None
     if folder is not None and (folder / weights.CONFIG_NAME).is_file() and not _is_open_clip(folder):
-        return CLOC.from_pretrained(str(folder))
+        model = CLOC.from_pretrained(str(folder))
+        if model.prompter.config != config.prompter:
+            logger.warning("taking the Prompter that %s was trained with, not the recipe's", folder)
+        return model
     model_cfg, preprocess, checkpoint = _resolve(config)
     if config.image_size:
         model_cfg["vision_cfg"]["image_size"] = config.image_size

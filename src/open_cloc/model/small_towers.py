@@ -1,4 +1,4 @@
-"""Image towers small enough to train from scratch on a laptop, registered with timm under their function's name.
+"""Image towers small enough to train from scratch on a laptop, registered with timm by function name.
 
 timm's own small networks end at a stride of 32, which leaves a 64-pixel picture 4 tokens; these keep a stride
 of 8 (64 tokens), so that small objects keep places of their own.

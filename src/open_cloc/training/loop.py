@@ -157,7 +157,7 @@ def open_data(recipe: Recipe) -> SampleDataset:
     if not recipe.data.train:
         raise ValueError("no training data: give --data.train FORMAT:PATH, such as shards:my_shards")
     sets = [open_reader(spec) for spec in recipe.data.train]
-    return sets[0] if len(sets) == 1 else ConcatDataset(sets)  # type: ignore[return-value, arg-type]
+    return sets[0] if len(sets) == 1 else ConcatDataset(sets)  # type: ignore[arg-type]
 
 
 def _device(recipe: Recipe) -> torch.device:

@@ -1,4 +1,4 @@
-"""A run, written down: the frozen dataclasses that a recipe function returns and the command line overrides."""
+"""A run, written down: the frozen dataclasses that a recipe returns and the command line overrides."""
 
 from __future__ import annotations
 

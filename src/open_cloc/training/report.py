@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class WandbWriter:
         self.run.finish()
 
 
-WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
+WRITERS: dict[str, Callable[[Path, int], Writer]] = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
 
 
 class Report:
