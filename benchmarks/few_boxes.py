@@ -21,18 +21,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks.pasted_scenes import PastedScenes
+from benchmarks.pasted_scenes import PastedScenes, photos_of
 from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.data.samples import Features, RegionSample
 from open_cloc.data.transforms import Geometry
 from open_cloc.losses import total_loss
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
-from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.prompter import PrompterConfig, pool_boxes
 from open_cloc.training import optim
 from open_cloc.training.recipes import small_pretrained
 
 RECIPE = small_pretrained()
+CROP_SIZE = (224, 224)  # what the tower was trained near
 WIDTH = RECIPE.model.prompter.width
 PROMPT = PrompterConfig(readout="prompt", width=WIDTH, box_prior=True, box_content="none", dropout=0.1)
 METHODS = {
@@ -42,8 +43,8 @@ METHODS = {
     "prompt + prior": PrompterConfig(width=WIDTH, readout="prompt", box_prior=True),
     "prompt + prior, no code": PROMPT,
     "prompt + prior, no code, pooled": replace(PROMPT, pooled_residual=True),
-    "roialign": PrompterConfig(width=WIDTH, regions="roialign"),
-    "crop": PrompterConfig(width=WIDTH),
+    "roialign": PrompterConfig(width=WIDTH, readout="prompt", regions="roialign"),
+    "crop": PrompterConfig(width=WIDTH, readout="prompt"),
 }
 
 
@@ -55,6 +56,7 @@ class Cache:
     mask: Tensor  # (P, N)
     pooled: Tensor  # (P, C)
     crops: Tensor  # (P, R, C)
+    rois: Tensor  # (P, R, C), means of RoIAlign
     boxes: Tensor  # (P, R, 4)
     text_index: Tensor  # (P, R), -1 where padded
     texts: list[str]
@@ -72,6 +74,7 @@ class Cache:
             mask=self.mask[:kept],
             pooled=self.pooled[:kept],
             crops=self.crops[:kept],
+            rois=self.rois[:kept],
             boxes=self.boxes[:kept],
             text_index=index[:kept],
         )
@@ -87,30 +90,30 @@ def build_cache(model: CLOC, samples: Sequence[RegionSample]) -> Cache:
     for sample in tqdm(samples, desc="towers", unit="img"):
         pixels = sample.pixels()
         geometry = Geometry.fit(pixels.shape[:2], model.preprocess.image_size)
-        pieces = [fit(model, pixels, geometry)] + [
-            fit(model, cut(pixels, r.box), None) for r in sample.regions
-        ]
-        features = trunk.forward_features(model.normalize_pixels(torch.stack(pieces)))
-        heads = F.pad(trunk.forward_head(features), (0, 0, 0, most + 1 - len(pieces)))  # (1 + R, C)
+        features = trunk.forward_features(model.normalize_pixels(fit(model, pixels, geometry)[None]))
+        pieces = [cut(pixels, region.box) for region in sample.regions]
+        fitted = [fit(model, piece, Geometry.fit(piece.shape[:2], CROP_SIZE)) for piece in pieces]
+        heads = trunk.forward_head(trunk.forward_features(model.normalize_pixels(torch.stack(fitted))))
         tokens.append(features[0].flatten(1).T)
         cells = grid_cells((features.shape[2], features.shape[3]))
         masks.append(overlap_fraction(torch.tensor([geometry.content_box]), cells)[0] > 0)
-        pooled.append(heads[0])
-        crops.append(heads[1:])
+        pooled.append(trunk.forward_head(features)[0])
+        crops.append(F.pad(heads, (0, 0, 0, most - len(pieces))))
         own = geometry.boxes(np.array([r.box for r in sample.regions], np.float32).reshape(-1, 4))
         boxes.append(F.pad(torch.tensor(own).float(), (0, 0, 0, most - len(own))))
         row = torch.tensor([texts.index(r.text) for r in sample.regions], dtype=torch.long)
         index.append(F.pad(row, (0, most - len(row)), value=-1))
+    side = int(tokens[0].shape[0] ** 0.5)
+    rois = [pool_boxes(t[None], (side, side), b[None])[0].mean(1) for t, b in zip(tokens, boxes)]
     return Cache(
-        *(torch.stack(x) for x in (tokens, masks, pooled, crops, boxes, index)),
+        *(torch.stack(x) for x in (tokens, masks, pooled, crops, rois, boxes, index)),
         texts,
         text_tower(model, texts),
     )
 
 
-def fit(model: CLOC, pixels: np.ndarray, geometry: Geometry | None) -> Tensor:
-    """Pixels on the tower's canvas: (3, H, W) uint8."""
-    geometry = geometry or Geometry.fit(pixels.shape[:2], model.preprocess.image_size)
+def fit(model: CLOC, pixels: np.ndarray, geometry: Geometry) -> Tensor:
+    """Pixels on the geometry's canvas: (3, H, W) uint8."""
     return torch.tensor(geometry.image(pixels, fill=model.preprocess.fill)).permute(2, 0, 1)
 
 
@@ -137,6 +140,8 @@ def embed_boxes(model: CLOC, cache: Cache, rows: Tensor, slots: Tensor, method: 
     """Region features (B, R, D) of some boxes of some pictures, and the prompted pictures."""
     side = int(cache.tokens.shape[1] ** 0.5)
     prompted = model.prompter.prepare(cache.tokens[rows], (side, side), cache.mask[rows])
+    if METHODS[method].regions == "roialign":
+        return model.prompter.project_pooled(cache.rois[rows[:, None], slots]), prompted
     if method == "crop":
         return model.clip.visual.head(cache.crops[rows[:, None], slots]), prompted
     return model.prompter.embed_boxes(prompted, cache.boxes[rows[:, None], slots]), prompted
@@ -222,7 +227,7 @@ class Options:
     split: str = "dev"
     sizes: tuple[int, ...] = (100, 300, 1000, 3000)
     methods: tuple[str, ...] = tuple(METHODS)
-    steps: int = 300
+    steps: int = 100
     seeds: int = 1
     output: Path = Path("runs/few_boxes.json")
 
@@ -237,26 +242,27 @@ def main(options: Options) -> None:
     while sum(len(s.regions) for s in samples) < max(options.sizes):
         samples.append(pool[len(samples)])
     held = PastedScenes(*sources, options.split, 150, num_sprites=4, seed=1)
-    train_cache, test_cache = (
-        build_cache(towers, samples),
-        build_cache(towers, [*map(held.__getitem__, range(150))]),
-    )
-    result = {"split": options.split, "steps": options.steps, "classes": len(test_cache.texts), "rows": []}
-    print(
-        f"{options.split}: {int((test_cache.text_index >= 0).sum())} boxes, {len(test_cache.texts)} phrases"
-    )
+    photos = [photo for photo in photos_of(options.shared / "coco128", options.split) if photo.regions]
+    tests = {
+        "unseen phrases": build_cache(towers, [held[i] for i in range(len(held))]),
+        "unseen photos": build_cache(towers, photos),
+    }
+    cache = build_cache(towers, samples)
+    counts = {name: [int((c.text_index >= 0).sum()), len(c.texts)] for name, c in tests.items()}
+    result: dict = {"split": options.split, "steps": options.steps, "boxes and classes": counts, "rows": []}
+    print(counts, flush=True)
     for size in options.sizes:
         for method in options.methods:
             started = time.monotonic()
-            scores = [
-                accuracy(train(method, train_cache.first(size), options.steps, seed), test_cache, method)
-                for seed in range(options.seeds)
-            ]
-            micro, macro = np.mean(scores, 0)
+            scores = []
+            for seed in range(options.seeds):
+                model = train(method, cache.first(size), options.steps, seed)
+                scores.append([x for c in tests.values() for x in accuracy(model, c, method)])
+            mean = [round(float(x), 4) for x in np.mean(scores, 0)]
             seconds = (time.monotonic() - started) / options.seeds
-            row = {"boxes": size, "method": method, "micro": micro, "macro": macro, "seconds": seconds}
-            result["rows"].append(row)
-            print(f"{size:6d} {method:34s} {micro:.3f} / {macro:.3f}   {seconds:.0f} s", flush=True)
+            result["rows"].append({"boxes": size, "method": method, "micro, macro": mean})
+            line = "   ".join(f"{mean[i]:.3f} / {mean[i + 1]:.3f}" for i in range(0, len(mean), 2))
+            print(f"{size:6d} {method:34s} {line}   {seconds:.0f} s", flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -358,7 +358,7 @@ def test_open_clip_text_features_are_equal(name: str) -> None:
     clip = _build(cfg)
     whole = towers.build_tokenizer(cfg)(TEXTS)
     assert whole.shape == (3, 16)
-    cut = towers.trim_padding(clip.text, whole)
+    cut = towers.trim_padding(whole, towers.padding_id(clip.text))
     assert (cut.shape[1] < 16) is may_cut
     expected = clip.encode_text(whole)
     torch.testing.assert_close(towers.encode_text(clip.text, whole), expected)
@@ -368,8 +368,8 @@ def test_open_clip_text_features_are_equal(name: str) -> None:
 def test_cutting_keeps_the_longest_text(tiny_model_cfg: dict[str, Any]) -> None:
     text = towers.build_clip(tiny_model_cfg).text
     ids = torch.tensor([[5, 6, 0, 0, 0], [5, 7, 8, 6, 0]])
-    assert towers.trim_padding(text, ids).tolist() == [[5, 6, 0, 0], [5, 7, 8, 6]]
-    assert towers.trim_padding(text, torch.zeros(2, 5, dtype=torch.long)).shape == (2, 1)
+    assert towers.trim_padding(ids, towers.padding_id(text)).tolist() == [[5, 6, 0, 0], [5, 7, 8, 6]]
+    assert towers.trim_padding(torch.zeros(2, 5, dtype=torch.long), 0).shape == (2, 1)
 
 
 # --- joined towers --------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ side by side, each on half of the cores. Nothing is downloaded.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -58,8 +57,8 @@ class DemoCommand:
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when both models are trained, measured and drawn."""
     command = tyro.cli(DemoCommand, args=list(argv), prog="open-cloc demo")
-    if command.overwrite and (command.output / "demo.json").is_file():
-        shutil.rmtree(command.output)
+    if command.overwrite:
+        remove_earlier(command.output)
     if command.output.exists() and any(command.output.iterdir()):
         raise FileExistsError(f"{command.output} is not empty: give --overwrite, or another --output")
     command.output.mkdir(parents=True, exist_ok=True)
@@ -80,6 +79,14 @@ def main(argv: Sequence[str]) -> int:
     Image.fromarray(draw(models["cloc"], config)).save(command.output / "demo.png")
     print(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {command.output}/demo.png, demo.json")
     return 0
+
+
+def remove_earlier(output: Path) -> None:
+    """Remove what an earlier demo has written, whole or not, and nothing else."""
+    for name in MODELS:
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("demo.json", "demo.png"):
+        (output / name).unlink(missing_ok=True)
 
 
 def train_both(command: DemoCommand, samples: int, threads: int) -> float:
@@ -188,8 +195,3 @@ def draw(cloc: CLOC, config: SceneConfig) -> np.ndarray:
         ]
         grounded.append(RegionSample("phrases found", pixels, regions=tuple(regions)))
     return contact_sheet([*labelled, *grounded], columns=PICTURE_SCENES, tile=256)
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """The JSON report of an earlier demo."""
-    return json.loads((folder / "demo.json").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ whatever the number of workers, and any number of ranks with the same global bat
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -381,8 +382,15 @@ def _run_workers(batches: Any, workers: int, pin: bool) -> Iterator[Any]:
             num_workers=workers,
             pin_memory=pin,
             generator=generator,
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A SIGTERM or Ctrl-C for the whole process group must not take the data away from the last step."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def _unchanged(item: Any) -> Any:

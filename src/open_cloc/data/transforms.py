@@ -145,11 +145,17 @@ class Geometry:
             known = ", ".join(INTERPOLATIONS)
             raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {known}")
         x1, y1, x2, y2 = self.content
-        source = Image.fromarray(pixels)
-        resized = source.resize((x2 - x1, y2 - y1), INTERPOLATIONS[interpolation], box=self.window)
+        left, top, right, bottom = self.window
+        if (right - left, bottom - top) == (x2 - x1, y2 - y1):
+            resized = pixels[top:bottom, left:right]
+        else:
+            picture = Image.fromarray(pixels)
+            resized = np.asarray(
+                picture.resize((x2 - x1, y2 - y1), INTERPOLATIONS[interpolation], box=self.window)
+            )
         canvas = np.empty((*self.target_hw, 3), np.uint8)
         canvas[:] = fill
-        canvas[y1:y2, x1:x2] = np.asarray(resized)
+        canvas[y1:y2, x1:x2] = resized
         return np.ascontiguousarray(canvas[:, ::-1]) if self.flipped else canvas
 
     def boxes(self, boxes: Array) -> Array:

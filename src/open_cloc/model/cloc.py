@@ -98,6 +98,7 @@ class CLOC(
         clip: open_clip's `CustomTextCLIP` with `visual`, `text`, `logit_scale` (shape (1,)), `logit_bias`.
         prompter: The Prompter.
         tokenizer: Texts -> (U, context length) token ids.
+        tokenize: The same, cut to the longest text where the text tower allows it exactly.
     """
 
     mean: Tensor
@@ -120,7 +121,8 @@ class CLOC(
             "preprocess": asdict(self.preprocess),
         }
         self.clip: Any = towers.build_clip(self.model_cfg)
-        self.tokenizer: Callable[[list[str]], Tensor] = towers.build_tokenizer(self.model_cfg)
+        self.tokenize = towers.TextTokenizer(self.model_cfg, towers.padding_id(self.clip.text))
+        self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
         width = towers.token_width(self.clip.visual)
         self.prompter = Prompter(width, self.model_cfg["embed_dim"], prompter_config)
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
@@ -133,10 +135,6 @@ class CLOC(
     @property
     def embed_dim(self) -> int:
         return self.model_cfg["embed_dim"]
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Token ids (U, T), cut to the longest text where the text tower allows it exactly."""
-        return towers.trim_padding(self.clip.text, self.tokenizer(texts))
 
     def normalize_pixels(self, images: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) -> floats with the tower's mean and standard deviation."""
@@ -208,8 +206,7 @@ class CLOC(
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' activations in the backward pass instead of keeping them."""
-        self.clip.visual.set_grad_checkpointing(enable)
-        self.clip.text.set_grad_checkpointing(enable)
+        towers.set_grad_checkpointing(self.clip, enable)
 
     # --- hub mixin: save_pretrained, from_pretrained and push_to_hub come from huggingface_hub ---
 

@@ -8,6 +8,7 @@ tokens.
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -24,8 +25,11 @@ from timm.layers import Format, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.func import functional_call
 
+logger = logging.getLogger(__name__)
+
 # Folder of a saved model that holds the Hugging Face text tower's config and tokenizer.
 TEXT_TOWER_FOLDER = "text_tower"
+CACHED_TEXTS = 2**13  # a few megabytes of token ids
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def joined_towers_cfg(
         raise ValueError(f"unknown timm model {timm_model!r}; nearest names: {', '.join(near)}")
     if not Path(text_tower).is_dir():
         raise FileNotFoundError(f"text tower folder not found: {text_tower}")
+    _require_local_text_tower(text_tower)
     return {
         "embed_dim": embed_dim,
         "vision_cfg": {
@@ -157,11 +162,19 @@ def joined_towers_cfg(
         "text_cfg": {
             "hf_model_name": text_tower,
             "hf_tokenizer_name": text_tower,
-            "hf_proj_type": "linear",
+            # A shared space as wide as the text tower's is the text tower's: nothing to project.
+            "hf_proj_type": None if _text_width(Path(text_tower)) == embed_dim else "linear",
             "hf_pooler_type": "mean_pooler",
             "context_length": context_length,
         },
     }
+
+
+def _text_width(folder: Path) -> int:
+    """Width of a Hugging Face text tower's output."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).hidden_size
 
 
 # --- image ----------------------------------------------------------------------------------------
@@ -316,6 +329,24 @@ def own_projection(visual: Any) -> Tensor | None:
     return None
 
 
+# --- both towers ----------------------------------------------------------------------------------
+
+
+def set_grad_checkpointing(clip: Any, enable: bool) -> None:
+    """Recompute activations in the backward pass, or not; warns of a tower that cannot."""
+    if enable and image_tower_kind(clip.visual) == "resnet":
+        logger.warning("this image tower (CLIP-ResNet) has no gradient checkpointing: it keeps activations")
+    clip.visual.set_grad_checkpointing(enable)  # of a timm tower that cannot, open_clip itself warns
+    if isinstance(clip.text, TextTransformer):
+        clip.text.set_grad_checkpointing(enable)
+        return
+    # open_clip's wrapper can only switch it on; transformers 5 has renamed the switch.
+    tower, verb = clip.text.transformer, "enable" if enable else "disable"
+    old = f"gradient_checkpointing_{verb}"
+    new = f"activation_checkpointing_{verb}"
+    getattr(tower, new if hasattr(tower, new) else old)()
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -338,22 +369,52 @@ def encode_text(text: Any, token_ids: Tensor) -> Tensor:
     return pooled @ text.text_projection
 
 
-def trim_padding(text: Any, token_ids: Tensor) -> Tensor:
-    """Cut (U, T) token ids to the longest text, for towers in which padding cannot reach the feature.
+def padding_id(text: Any) -> int | None:
+    """The token that a text tower may be spared, or None where padding reaches the feature.
 
-    That is so for causal towers that pool at the end-of-text token, and for Hugging Face towers, which mask
-    padding. Others (SigLIP attends to its padding) keep the whole context.
+    Padding is without effect in causal towers that pool at the end-of-text token, and in Hugging Face towers,
+    which mask it. Others (SigLIP attends to its padding) need the whole context.
     """
-    if isinstance(text, TextTransformer):
-        exact = text.attn_mask is not None and text.pool_type in ("argmax", "eos") and text.cls_emb is None
-        pad_id = text.pad_id
-    else:
-        exact, pad_id = True, text.config.pad_token_id
-    if not exact:
+    if not isinstance(text, TextTransformer):
+        return text.config.pad_token_id
+    exact = text.attn_mask is not None and text.pool_type in ("argmax", "eos") and text.cls_emb is None
+    return text.pad_id if exact else None
+
+
+def trim_padding(token_ids: Tensor, pad_id: int | None) -> Tensor:
+    """Cut (U, T) token ids to the longest text; None leaves them whole."""
+    if pad_id is None:
         return token_ids
     used = (token_ids != pad_id).any(dim=0).nonzero()
     longest = int(used[-1]) + 1 if len(used) else 1
     return token_ids[:, :longest]
+
+
+class TextTokenizer:
+    """Texts -> (U, T) token ids, cut to the longest text where the text tower allows it exactly.
+
+    Small to pickle: a spawned loader worker gets the text tower's config, not the model, and reads the
+    vocabulary itself. Region phrases come back in every batch, so token ids are kept for a while.
+    """
+
+    def __init__(self, model_cfg: Mapping[str, Any], pad_id: int | None) -> None:
+        self.model_cfg = {"text_cfg": model_cfg["text_cfg"]}
+        self.pad_id = pad_id
+        self.full = build_tokenizer(self.model_cfg)
+        self._rows: dict[str, Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        if len(self._rows) > CACHED_TEXTS:
+            self._rows.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if new:
+            self._rows.update(zip(new, self.full(new)))
+        if not texts:
+            return torch.zeros(0, 1, dtype=torch.int64)
+        return trim_padding(torch.stack([self._rows[text] for text in texts]), self.pad_id)
+
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None]]:
+        return TextTokenizer, (self.model_cfg, self.pad_id)
 
 
 def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:

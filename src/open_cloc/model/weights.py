@@ -196,7 +196,7 @@ def load_in_order(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
     load_strictly(module, {**renamed, **counters}, where)
 
 
-def interpolate(first: Path, second: Path, alpha: float, output: Path) -> None:
+def interpolate(first: Path, second: Path, alpha: float, output: Path, *, towers_only: bool = False) -> None:
     """Write the model whose weights are `(1 - alpha) * first + alpha * second` (WiSE-FT).
 
     Args:
@@ -204,6 +204,7 @@ def interpolate(first: Path, second: Path, alpha: float, output: Path) -> None:
         second: Model folder of the same architecture, usually after.
         alpha: In [0, 1].
         output: Folder to make; must not exist.
+        towers_only: Keep the second model's Prompter: a trained one does not mix with an untrained one.
     """
     from open_cloc.model.cloc import CLOC
 
@@ -211,12 +212,18 @@ def interpolate(first: Path, second: Path, alpha: float, output: Path) -> None:
         raise ValueError(f"alpha must be in [0, 1]; got {alpha}")
     if output.exists():
         raise ValueError(f"output folder {output} exists already")
+    for folder in (first, second):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"model folder not found: {folder}")
     model = CLOC.from_pretrained(str(second))
     start, end = read_state(first / WEIGHTS_NAME), read_state(second / WEIGHTS_NAME)
     load_strictly(model, start, str(first / WEIGHTS_NAME))  # the same names and shapes, or an error
+    kept = ("prompter.",) if towers_only else ()
     mixed = {
-        name: torch.lerp(start[name], end[name], alpha) if end[name].is_floating_point() else end[name]
-        for name in end
+        name: tensor
+        if name.startswith(kept) or not tensor.is_floating_point()
+        else torch.lerp(start[name], tensor, alpha)
+        for name, tensor in end.items()
     }
     model.load_state_dict(mixed)
     model.save_pretrained(output)

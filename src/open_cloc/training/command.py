@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         print(usage())
         return 0 if argv else 2
     default = find_recipe(argv[0])()
+    if not isinstance(default, Recipe):
+        raise ValueError(f"recipe {argv[0]!r} must return a Recipe; got {type(default).__name__}")
     options = tyro.cli(
         Options, args=list(argv[1:]), default=Options(default), prog=f"open-cloc train {argv[0]}"
     )

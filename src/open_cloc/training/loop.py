@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,11 +26,14 @@ from open_cloc.data.samples import RegionBatch
 from open_cloc.losses import total_loss
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
+from open_cloc.model.load import choose_device
 from open_cloc.training import checkpoint, optim
 from open_cloc.training.probe import probe
 from open_cloc.training.recipe import Recipe
-from open_cloc.training.report import Report
+from open_cloc.training.report import LOG_NAME, Report
 
+START_FOLDER = "start"
+CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_FOLDER = "model"
 
 
@@ -50,25 +55,27 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
     """
     _refuse_what_cannot_work(recipe)
     dataset = open_data(recipe) if dataset is None else dataset
-    folder = _open_run_folder(recipe, resume)
-    torch.manual_seed(recipe.run.seed)
-    model = create_model(recipe.model).to(_device(recipe))
-    model.set_grad_checkpointing(recipe.run.grad_checkpointing)
-    optim.lock_towers(model, recipe.optim)
-    optimizer = optim.build_optimizer(model, recipe.optim)
-    step, samples_seen = 0, 0
-    if resume:
-        found = checkpoint.find_checkpoint(resume, folder / "checkpoints")
-        step, samples_seen = checkpoint.load_checkpoint(found, model, optimizer)
-    else:
-        probe(model, recipe, folder, "before")
-    step, finished = _run_steps(recipe, model, optimizer, dataset, folder, step, samples_seen)
-    if not finished:
-        return checkpoint.list_checkpoints(folder / "checkpoints")[-1]
-    model.eval()
-    model.save_pretrained(folder / FINAL_FOLDER)
-    probe(model, recipe, folder, "after")
-    return folder / FINAL_FOLDER
+    with open_run_folder(recipe, resume) as (folder, found):
+        torch.manual_seed(recipe.run.seed)
+        model = create_model(recipe.model).to(choose_device(recipe.run.device or None))
+        model.set_grad_checkpointing(recipe.run.grad_checkpointing)
+        optim.lock_towers(model, recipe.optim)
+        optimizer = optim.build_optimizer(model, recipe.optim)
+        step = 0
+        if found is not None:
+            batch_size = recipe.data.loader.batch_size
+            step = checkpoint.load_checkpoint(found, model, optimizer, batch_size=batch_size)
+        elif recipe.data.probe:
+            model.save_pretrained(folder / START_FOLDER)  # what `open-cloc interpolate` mixes the result with
+            probe(model, recipe, folder, "before")
+        (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+        if not _run_steps(recipe, model, optimizer, dataset, folder, step):
+            return checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1]
+        model.eval()
+        model.save_pretrained(folder / FINAL_FOLDER)
+        if recipe.data.probe:
+            probe(model, recipe, folder, "after")
+        return folder / FINAL_FOLDER
 
 
 def _run_steps(
@@ -78,9 +85,8 @@ def _run_steps(
     dataset: SampleDataset,
     folder: Path,
     step: int,
-    samples_seen: int,
-) -> tuple[int, bool]:
-    """All steps from here on; (last step, whether the run came to its end)."""
+) -> bool:
+    """All steps behind `step`; False if SIGTERM ended them early, with a checkpoint."""
     config, batch_size = recipe.run, recipe.data.loader.batch_size
     num_steps = config.samples // batch_size
     loader = RegionLoader(
@@ -89,34 +95,31 @@ def _run_steps(
         model.tokenize,
         recipe.data.loader,
         num_samples=config.samples,
-        start_sample=samples_seen,
+        start_sample=step * batch_size,
     )
-    report = Report(folder, config, start_step=step, samples_seen=samples_seen)
     saver = Saver(recipe, folder, model, optimizer)
     meter = Meter()
     model.train()
     optim.lock_towers(model, recipe.optim)  # train() has woken frozen batch norms
-    with StopSignal() as stop:
+    with Report(folder, config, start_step=step, batch_size=batch_size) as report, StopSignal() as stop:
         for batch in loader:
             meter.start_step(batch)
             factor = optim.learning_rate_factor(step, num_steps, recipe.optim.warmup)
             optim.set_learning_rate(optimizer, factor)
             losses = train_step(recipe, model, optimizer, batch.to(model.device), step)
             step += 1
-            samples_seen += batch_size
-            report.advance(batch_size)
+            report.advance()
             if step % config.log_steps == 0 or step == num_steps:
-                scale = model.clip.logit_scale.exp().item()
                 scalars = {name: value.item() for name, value in losses.items()}
-                scalars |= {"logit_scale": scale, "lr": recipe.optim.lr * factor}
-                report.write(step, {"samples_seen": samples_seen, **scalars, **meter.read()})
+                scalars["logit_scale"] = model.clip.logit_scale.exp().item()
+                scalars["lr"] = recipe.optim.lr * factor
+                report.write(step, {"samples_seen": step * batch_size, **scalars, **meter.read()})
             if stop.asked or saver.due(step):
-                saver.save(step, samples_seen)
-            meter.end_step()
+                saver.save(step)
             if stop.asked:
-                break
-    report.close()
-    return step, not stop.asked
+                return False
+            meter.end_step()
+    return True
 
 
 def train_step(
@@ -148,7 +151,7 @@ def require_finite(losses: Mapping[str, Tensor], step: int) -> None:
             values = ", ".join(f"{n}={v.item():g}" for n, v in losses.items())
             raise FloatingPointError(
                 f"{name} is not finite at step {step + 1} ({values}): lower optim.lr, or look at the batch; "
-                "the last checkpoint is good"
+                "checkpoints hold weights from before it"
             )
 
 
@@ -160,18 +163,12 @@ def open_data(recipe: Recipe) -> SampleDataset:
     return sets[0] if len(sets) == 1 else ConcatDataset(sets)  # type: ignore[arg-type]
 
 
-def _device(recipe: Recipe) -> torch.device:
-    return torch.device(recipe.run.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _refuse_what_cannot_work(recipe: Recipe) -> None:
     config = recipe.run
     if config.samples < recipe.data.loader.batch_size:
         raise ValueError(
             f"run.samples must be at least one batch of {recipe.data.loader.batch_size}; got {config.samples}"
         )
-    if config.precision not in ("fp32", "amp_bf16"):
-        raise ValueError(f"unknown precision {config.precision!r}; expected fp32 or amp_bf16")
     if not config.output:
         raise ValueError("no run folder: give --run.output FOLDER")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -181,18 +178,27 @@ def _refuse_what_cannot_work(recipe: Recipe) -> None:
         )
 
 
-def _open_run_folder(recipe: Recipe, resume: str) -> Path:
-    """The run folder, new unless resumed, with the resolved recipe in it."""
+@contextmanager
+def open_run_folder(recipe: Recipe, resume: str) -> Iterator[tuple[Path, Path | None]]:
+    """The run folder, and the checkpoint to go on from.
+
+    A new run that fails before it has logged or saved anything leaves no folder behind.
+    """
     folder = Path(recipe.run.output)
     if not resume and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(
             f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
         )
-    if resume and not folder.is_dir():
-        raise FileNotFoundError(f"nothing to resume: run folder {folder} does not exist")
+    found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
-    return folder
+    try:
+        yield folder, found
+    except BaseException:
+        log = folder / LOG_NAME
+        logged = log.is_file() and log.stat().st_size > 0
+        if not (resume or logged or checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class Saver:
@@ -200,7 +206,8 @@ class Saver:
 
     def __init__(self, recipe: Recipe, folder: Path, model: CLOC, optimizer: torch.optim.Optimizer) -> None:
         self.config = recipe.run
-        self.folder = folder / "checkpoints"
+        self.folder = folder / CHECKPOINTS_FOLDER
+        self.batch_size = recipe.data.loader.batch_size
         self.model = model
         self.optimizer = optimizer
         self.saved_at = time.monotonic()
@@ -209,13 +216,13 @@ class Saver:
         by_step = self.config.save_steps > 0 and step % self.config.save_steps == 0
         return by_step or time.monotonic() - self.saved_at > 60 * self.config.save_minutes
 
-    def save(self, step: int, samples_seen: int) -> None:
+    def save(self, step: int) -> None:
         checkpoint.save_checkpoint(
             self.folder,
             self.model,
             self.optimizer,
             step=step,
-            samples_seen=samples_seen,
+            samples_seen=step * self.batch_size,
             keep=self.config.keep,
         )
         self.saved_at = time.monotonic()

@@ -13,10 +13,17 @@ from torch import nn
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.recipe import OptimConfig
 
-LAYER = re.compile(r"\.(?:resblocks|blocks|layer|layers|stages)\.(\d+)\.")
+# A parameter's place in its tower: `resblocks.3.` (open_clip), `blocks.3.`, `stages.3.`, `layer3.` (timm),
+# `layer.3.`, `block.3.` (Hugging Face). The first match counts: a stage, not the block inside it.
+LAYER = re.compile(r"\.(?:resblocks|blocks?|layers?|stages)\.?(\d+)\.")
+# What comes before the first layer.
 FIRST = re.compile(
-    r"(conv1|patch_embed|class_embedding|positional_embedding|token_embedding|embeddings|stem)"
+    r"^(?:(?:conv|bn)\d\.|(?:class|positional|token)_embedding|cls_emb|ln_pre\."
+    r"|trunk\.(?:conv1|conv_stem|bn1|stem|patch_embed|pos_embed|cls_token|reg_token|norm_pre)"
+    r"|transformer\.(?:\w+\.)?\w*embed)"
 )
+# Matrices that are positions or tokens rather than maps.
+NOT_DECAYED = re.compile(r"embedding|pos_embed|cls_token|reg_token|relative_position_bias|\.corner$")
 
 
 def lock_towers(model: CLOC, config: OptimConfig) -> None:
@@ -35,23 +42,29 @@ def _freeze(module: nn.Module) -> None:
 
 def build_optimizer(model: CLOC, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that learn, each group with its `peak_lr`."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, float], dict[str, nn.Parameter]] = defaultdict(dict)
     depths = {tower: _depth(getattr(model.clip, tower)) for tower in ("visual", "text")}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = config.weight_decay if parameter.ndim > 1 and "embedding" not in name else 0.0
+        decays = parameter.ndim > 1 and not NOT_DECAYED.search(name)
         if name.startswith("prompter."):
             lr = config.prompter_lr or config.lr
         else:
             lr = config.lr * config.layer_decay ** _distance_from_top(name, depths)
-        groups[(lr, decay)].append(parameter)
+        groups[(lr, config.weight_decay if decays else 0.0)][name] = parameter
     if not groups:
         raise ValueError("nothing to train: every parameter is frozen")
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
-            for (lr, decay), parameters in groups.items()
+            {
+                "params": list(named.values()),
+                "names": list(named),
+                "lr": lr,
+                "peak_lr": lr,
+                "weight_decay": decay,
+            }
+            for (lr, decay), named in groups.items()
         ],
         betas=config.betas,
         eps=config.eps,
@@ -74,10 +87,11 @@ def _distance_from_top(name: str, depths: dict[str, int]) -> int:
     """How many layers lie between a parameter and its tower's output; 0 outside of the towers."""
     for tower, depth in depths.items():
         if name.startswith(f"clip.{tower}."):
-            match = LAYER.search(name)
+            name = name.removeprefix(f"clip.{tower}.")
+            match = LAYER.search(f".{name}")
             if match:
                 return depth - int(match[1])
-            return depth + 1 if FIRST.search(name) else 0
+            return depth + 1 if FIRST.match(name) else 0
     return 0
 
 

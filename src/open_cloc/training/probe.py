@@ -22,12 +22,10 @@ def probe(model: CLOC, recipe: Recipe, folder: Path, when: str) -> None:
 
     Args:
         model: The model as it is now.
-        recipe: `data.probe` names the data; without it nothing happens.
+        recipe: `data.probe` names the data.
         folder: The run folder.
         when: `before` or `after`; after, a clear loss is warned of.
     """
-    if not recipe.data.probe:
-        return
     dataset = open_reader(recipe.data.probe)
     result = evaluate(model, dataset, TASK, dataset_name=recipe.data.probe, pretrained=when)
     write_result(result, folder / f"probe_{when}.json")
@@ -38,9 +36,11 @@ def probe(model: CLOC, recipe: Recipe, folder: Path, when: str) -> None:
     for name, value in result["metrics"].items():
         if name in start and value < start[name] - LOSS_TO_WARN_OF:
             logger.warning(
-                "%s fell from %.3f to %.3f during training: lower optim.lr, or mix the two models with "
-                "`open-cloc interpolate`",
+                "%s fell from %.3f to %.3f during training: lower optim.lr, or mix start and result with "
+                "`open-cloc interpolate %s/start %s/model --towers-only --output FOLDER`",
                 name,
                 start[name],
                 value,
+                folder,
+                folder,
             )

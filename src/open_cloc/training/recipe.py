@@ -9,6 +9,8 @@ from open_cloc.data.loader import LoaderConfig
 from open_cloc.losses import LossConfig
 from open_cloc.model.create import ModelConfig
 
+PRECISIONS = ("fp32", "amp_bf16")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -56,6 +58,13 @@ class OptimConfig:
     lock_text: bool = False
     max_logit_scale: float = 100.0
 
+    def __post_init__(self) -> None:
+        _require("optim.lr", self.lr, self.lr > 0, "above 0")
+        _require("optim.warmup", self.warmup, self.warmup >= 0, "at least 0")
+        _require("optim.grad_clip", self.grad_clip, self.grad_clip >= 0, "at least 0")
+        _require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
+        _require("optim.max_logit_scale", self.max_logit_scale, self.max_logit_scale >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -88,6 +97,18 @@ class RunConfig:
     log_steps: int = 10
     report_to: tuple[str, ...] = ("tensorboard",)
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        _require("run.precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS))
+        _require("run.save_steps", self.save_steps, self.save_steps >= 0, "at least 0")
+        _require("run.save_minutes", self.save_minutes, self.save_minutes > 0, "above 0")
+        _require("run.keep", self.keep, self.keep >= 1, "at least 1")
+        _require("run.log_steps", self.log_steps, self.log_steps >= 1, "at least 1")
+
+
+def _require(name: str, value: object, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {expected}; got {value!r}")
 
 
 @dataclass(frozen=True)

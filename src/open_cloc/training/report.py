@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from open_cloc.training.recipe import RunConfig
+
+LOG_NAME = "log.jsonl"
 
 
 class Writer(Protocol):
@@ -24,8 +27,8 @@ class JsonlWriter:
     """One JSON object a line in `log.jsonl`; a resumed run goes on behind the step it resumed from."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
-        path = folder / "log.jsonl"
-        temporary = folder / ".log.jsonl"
+        path = folder / LOG_NAME
+        temporary = folder / f".{LOG_NAME}"
         temporary.write_text("".join(_lines_up_to(path, start_step)), encoding="utf-8")
         temporary.replace(path)
         self.file = path.open("a", encoding="utf-8")
@@ -53,7 +56,8 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        purge = start_step + 1 if start_step else None  # what a run that got further has written
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -86,31 +90,44 @@ WRITERS: dict[str, Callable[[Path, int], Writer]] = {"tensorboard": TensorBoardW
 class Report:
     """All of a run's writers and its progress bar, which shows images per second and the time left."""
 
-    def __init__(self, folder: Path, config: RunConfig, *, start_step: int, samples_seen: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, *, start_step: int, batch_size: int) -> None:
         unknown = sorted(set(config.report_to) - set(WRITERS))
         if unknown:
             raise ValueError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
+        self.batch_size = batch_size
         self.writers: list[Writer] = [WRITERS[name](folder, start_step) for name in config.report_to]
         self.writers.append(JsonlWriter(folder, start_step))
+        hidden: Any = {} if config.progress else {"disable": True}  # else TQDM_DISABLE decides
         self.bar = tqdm(
             total=config.samples,
-            initial=samples_seen,
+            initial=start_step * batch_size,
             unit="img",
             unit_scale=True,
-            disable=not config.progress,
             dynamic_ncols=True,
+            **hidden,
         )
 
-    def advance(self, num_images: int) -> None:
-        self.bar.update(num_images)
+    def __enter__(self) -> Report:
+        return self
+
+    def advance(self) -> None:
+        """One step further."""
+        self.bar.update(self.batch_size)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Hand numbers to every writer."""
         for writer in self.writers:
             writer.write(step, scalars)
         terms = ("image_text", "region_text", "grounding")
-        self.bar.set_postfix({name: f"{scalars[name]:.3f}" for name in terms if name in scalars})
+        shown = {name: f"{scalars[name]:.3f}" for name in terms if name in scalars}
+        self.bar.set_postfix(shown, refresh=False)
 
-    def close(self) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.bar.close()
         for writer in self.writers:
             writer.close()
