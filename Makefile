@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup ## train CLIP and CLOC on generated scenes, print the comparison
-	$(BIN)/open-cloc demo
+	$(BIN)/open-cloc demo --overwrite
 
 test: setup ## the test suite: CPU, offline, no weights
 	$(BIN)/python -m pytest

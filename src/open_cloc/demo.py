@@ -33,6 +33,7 @@ from open_cloc.training.recipes import scenes_cloc
 
 MODELS = ("clip", "cloc")
 PICTURE_SCENES = 6
+MOST_THREADS = 4  # per model: towers this small gain nothing from more
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         raise FileExistsError(f"{command.output} is not empty: give --overwrite, or another --output")
     command.output.mkdir(parents=True, exist_ok=True)
     samples = command.samples or scenes_cloc().run.samples
-    threads = max(1, (os.cpu_count() or 2) // len(MODELS))
+    threads = min(MOST_THREADS, max(1, (os.cpu_count() or 2) // len(MODELS)))
     print(f"training CLIP and CLOC side by side on {samples} scenes, {threads} thread(s) each", flush=True)
     seconds = train_both(command, samples, threads)
     models = {name: CLOC.from_pretrained(str(command.output / name / FINAL_FOLDER)) for name in MODELS}
@@ -98,7 +99,9 @@ def train_both(command: DemoCommand, samples: int, threads: int) -> float:
     started = time.monotonic()
     running = [_start_training(name, line, command, samples, threads) for line, name in enumerate(MODELS)]
     try:
-        codes = [process.wait() for process in running]
+        while all(process.poll() in (None, 0) for process in running) and None in [p.poll() for p in running]:
+            time.sleep(0.2)  # until all are done, or the first one fails
+        codes = [process.poll() for process in running]
     finally:
         for process in running:
             process.terminate()
