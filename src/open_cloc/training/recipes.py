@@ -42,7 +42,7 @@ def scenes_cloc() -> Recipe:
         ),
         loss=LossConfig(grounding="l1_giou"),
         optim=OptimConfig(lr=2e-3, weight_decay=0.1, warmup=100),
-        run=RunConfig(samples=80_000, precision="amp_bf16", report_to=()),
+        run=RunConfig(samples=64_000, precision="amp_bf16", report_to=()),
     )
 
 
