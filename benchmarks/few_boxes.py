@@ -43,6 +43,7 @@ METHODS = {
     "prompt + prior": PrompterConfig(width=WIDTH, readout="prompt", box_prior=True),
     "prompt + prior, no code": PROMPT,
     "prompt + prior, no code, pooled": replace(PROMPT, pooled_residual=True),
+    "prompt + prior, no code, pooled, layer drop": replace(PROMPT, pooled_residual=True, layer_drop=0.5),
     "roialign": PrompterConfig(width=WIDTH, readout="prompt", regions="roialign"),
     "crop": PrompterConfig(width=WIDTH, readout="prompt"),
 }

@@ -359,6 +359,25 @@ def test_roialign_regions_leave_the_box_prompt_alone() -> None:
     }
 
 
+def test_layer_drop_leaves_some_regions_with_pooling_alone() -> None:
+    config = PrompterConfig(readout="prompt", box_prior=True, pooled_residual=True, layer_drop=0.5)
+    prompter = _prompter(config)
+    boxes = BOXES.repeat(1, 50, 1)
+    image = prompter.prepare(_tokens(), GRID)
+    full = prompter.embed_boxes(image, boxes)
+    with torch.no_grad():
+        weight = prompter.project.weight.clone()
+        prompter.project.weight.zero_()
+        pooled = prompter.embed_boxes(image, boxes)
+        prompter.project.weight.copy_(weight)
+    prompter.train()
+    got = prompter.embed_boxes(image, boxes)
+    dropped = torch.isclose(got, pooled, atol=1e-6).all(-1)
+    doubled = torch.isclose(got, 2 * full - pooled, atol=1e-5).all(-1)  # so that the mean is the whole
+    assert (dropped ^ doubled).all()
+    assert 0.3 < dropped.float().mean() < 0.7
+
+
 def test_dropout_only_acts_in_training() -> None:
     prompter = _prompter(PrompterConfig(dropout=0.5))
     image: PromptedImage = prompter.prepare(_tokens(), GRID)

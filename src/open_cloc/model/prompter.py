@@ -38,6 +38,8 @@ class PrompterConfig:
         width: Of the layer; 0 takes the tower's. For convolutional towers, whose last map is very wide.
         mlp_ratio: Hidden width of the layer's MLP over the layer's width.
         dropout: On the attention's and the MLP's output, during training.
+        layer_drop: With `pooled_residual`, the chance that a region does without the layer's part in a
+            training step: pooling then stays good by itself, and the layer adds what generalises.
     """
 
     regions: Literal["prompter", "roialign"] = "prompter"
@@ -49,6 +51,7 @@ class PrompterConfig:
     width: int = 0
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    layer_drop: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -170,9 +173,10 @@ class Prompter(nn.Module):
             weight = F.softplus(self.prior_weight) / math.log(2)
             prior = weight * (overlap + self.prior_log_eps.exp()).log()
         embedding = self.project(self._run(image, code, content, prior))
-        if self.config.pooled_residual:
-            embedding = embedding + self.project_pooled(_mean_under(image, overlap))
-        return embedding
+        if not self.config.pooled_residual:
+            return embedding
+        kept = F.dropout(torch.ones_like(embedding[..., :1]), self.config.layer_drop, self.training)
+        return self.project_pooled(_mean_under(image, overlap)) + kept * embedding
 
     def ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
         """The box of each phrase: (B, R, D) text features -> (B, R, 4) normalised `xyxy` of the canvas."""

@@ -148,6 +148,7 @@ def small_pretrained() -> Recipe:
                 pooled_residual=True,
                 width=256,
                 dropout=0.1,
+                layer_drop=0.5,
             ),
         ),
         data=DataConfig(
