@@ -5,7 +5,6 @@ Shape legend: B images, R regions per image (padded), U unique texts, T text tok
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
+
+from open_cloc.data.decode import decode_image
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,8 @@ class RegionSample:
         """
         if isinstance(self.image, np.ndarray):
             return self.image
-        source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
         try:
-            with Image.open(source) as picture:
-                return np.asarray(picture.convert("RGB"))
+            return decode_image(self.image if isinstance(self.image, bytes) else self.image.read_bytes())
         except FileNotFoundError:
             raise FileNotFoundError(f"image of sample {self.key!r} not found: {self.image!s}") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 RESIZE_MODES = ("longest", "squash")
 INTERPOLATIONS = {
@@ -23,6 +24,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+TORCH_INTERPOLATIONS = ("bilinear", "bicubic")
 # A mirrored "cat on the left" is wrong. Catches "leftmost" too, and "leftover", which merely stays unflipped.
 SIDE_WORDS = re.compile(r"\b(left|right)", re.IGNORECASE)
 
@@ -149,10 +151,7 @@ class Geometry:
         if (right - left, bottom - top) == (x2 - x1, y2 - y1):
             resized = pixels[top:bottom, left:right]
         else:
-            picture = Image.fromarray(pixels)
-            resized = np.asarray(
-                picture.resize((x2 - x1, y2 - y1), INTERPOLATIONS[interpolation], box=self.window)
-            )
+            resized = resize(pixels[top:bottom, left:right], (y2 - y1, x2 - x1), interpolation)
         canvas = np.empty((*self.target_hw, 3), np.uint8)
         canvas[:] = fill
         canvas[y1:y2, x1:x2] = resized
@@ -177,6 +176,27 @@ class Geometry:
         scale = source * zoom / target
         shift = (content[:2] - window[:2] * zoom) / target
         return np.tile(scale, 2), np.tile(shift, 2)
+
+
+def resize(pixels: np.ndarray, size_hw: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Scale a picture, antialiased.
+
+    Bilinear and bicubic are torch's uint8 kernels: several times as fast as Pillow, within 1 of 255 of it.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        size_hw: (height, width) of the result.
+        interpolation: A name of `INTERPOLATIONS`.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    if interpolation not in TORCH_INTERPOLATIONS:
+        picture = Image.fromarray(pixels)
+        return np.asarray(picture.resize(size_hw[::-1], INTERPOLATIONS[interpolation]))
+    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, H, W)
+    scaled = interpolate(image[None], size=size_hw, mode=interpolation, antialias=True)[0]
+    return scaled.permute(1, 2, 0).numpy()
 
 
 def random_geometry(
