@@ -10,9 +10,13 @@ import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.losses import region_text_loss
+from open_cloc.model import gelu_sum
+from open_cloc.model import prompter as prompter_module
+from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
 from open_cloc.model.prompts import BoxPrompt, PositionCode, TextPrompt
 
@@ -84,22 +88,22 @@ def _literal_layer(
     """
     k = len(content)
     x = torch.cat([content, tokens])  # (K + N, C)
-    normed = F.layer_norm(x, (WIDTH,), p.norm1.weight, p.norm1.bias)
+    normed = F.layer_norm(x, (WIDTH,), p.layer.norm1.weight, p.layer.norm1.bias)
     placed = normed.clone()
     if ask is not None:
-        placed[:k] = F.layer_norm(content + ask, (WIDTH,), p.norm1.weight, p.norm1.bias)
+        placed[:k] = F.layer_norm(content + ask, (WIDTH,), p.layer.norm1.weight, p.layer.norm1.bias)
     if p.config.patch_positions:
         placed[k:] += p.box_prompt.position((cells[:, :2] + cells[:, 2:]) / 2)
-    q = F.linear(placed, p.query.weight, p.query.bias)
-    key = F.linear(placed, p.key.weight, p.key.bias)
-    v = F.linear(normed, p.value.weight, p.value.bias)
+    q = F.linear(placed, p.layer.query.weight, p.layer.query.bias)
+    key = F.linear(placed, p.layer.key.weight, p.layer.key.bias)
+    v = F.linear(normed, p.layer.value.weight, p.layer.value.bias)
     bias = torch.zeros(len(x), len(x))
     if prior is not None:
         bias[:k, k:] = prior
     attended = F.scaled_dot_product_attention(q[None], key[None], v[None], attn_mask=bias[None])[0]
-    x = x + F.linear(attended, p.out.weight, p.out.bias)
-    normed = F.layer_norm(x, (WIDTH,), p.norm2.weight, p.norm2.bias)
-    first, last = p.mlp[0], p.mlp[2]
+    x = x + F.linear(attended, p.layer.out.weight, p.layer.out.bias)
+    normed = F.layer_norm(x, (WIDTH,), p.layer.norm2.weight, p.layer.norm2.bias)
+    first, last = p.layer.fc1, p.layer.fc2
     x = x + F.linear(F.gelu(F.linear(normed, first.weight, first.bias)), last.weight, last.bias)
     pooled = (x if p.config.readout == "mean" else x[:k]).mean(0)
     return F.layer_norm(pooled, (WIDTH,), p.norm_out.weight, p.norm_out.bias)
@@ -147,6 +151,91 @@ def test_grounding_equals_the_literal_layer(readout: str, positions: bool) -> No
         cx, cy, w, h = prompter.box_head(pooled).sigmoid().tolist()
         expected = torch.tensor([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
         torch.testing.assert_close(got[i, r], expected, rtol=1e-4, atol=1e-5)
+
+
+# --- the factored mean read-out -----------------------------------------------------------------------
+
+
+def _value_and_gradients(prompter: Prompter, tokens: Tensor, texts: Tensor) -> dict[str, Tensor]:
+    """Of a loss that sees every output with its own weight."""
+    tokens, texts = tokens.clone().requires_grad_(), texts.clone().requires_grad_()
+    image = prompter.prepare(tokens, GRID, MASK)
+    out = {"regions": prompter.embed_boxes(image, BOXES.double()), "grounded": prompter.ground(image, texts)}
+    prompter.zero_grad()
+    sum((torch.linspace(-1, 1, x.numel()).view_as(x) * x).sum() for x in out.values()).backward()
+    gradients = {name: p.grad for name, p in prompter.named_parameters() if p.grad is not None}
+    return {**out, "tokens": tokens.grad, "texts": texts.grad, **gradients}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("tile", [1, 3 * 4 * WIDTH, 10**6])
+@pytest.mark.parametrize("config", [c for c in VARIANTS if c.readout == "mean"], ids=_name)
+def test_factored_mean_equals_the_literal_form(
+    config: PrompterConfig, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In value and every gradient."""
+    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", tile)
+    prompter, tokens, texts = (
+        _prompter(config).double(),
+        _tokens().double(),
+        torch.randn(2, 3, EMBED).double(),
+    )
+    factored = _value_and_gradients(prompter, tokens, texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptLayer, "_mean_terms", lambda *_: None)
+        literal = _value_and_gradients(prompter, tokens, texts)
+    assert factored.keys() == literal.keys()
+    for name, expected in literal.items():
+        torch.testing.assert_close(factored[name], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_factored_mean_is_close_in_bfloat16() -> None:
+    """As close to float32 as the literal form is."""
+    prompter, tokens = _prompter(PrompterConfig()), _tokens()
+    exact = prompter.embed_boxes(prompter.prepare(tokens, GRID, MASK), BOXES)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = prompter.embed_boxes(prompter.prepare(tokens, GRID, MASK), BOXES).float()
+    assert 0 < (got - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor had that any operation returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            # Expanded views hold no memory of their own.
+            if isinstance(tensor, Tensor) and tensor.numel():
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def test_memory_does_not_hold_every_token_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither forward nor backward makes a (B, R, N, H) tensor, nor (B, R, N, C)."""
+    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 4 * WIDTH)
+    prompter = _prompter(PrompterConfig(box_prior=True))
+    boxes = BOXES[:, :1].repeat(1, 200, 1)
+    with LargestTensor() as seen:
+        prompter.embed_boxes(prompter.prepare(_tokens(), GRID, MASK), boxes).sum().backward()
+    assert seen.largest < 2 * 200 * 12 * WIDTH
+
+
+@pytest.mark.parametrize("readout", ["mean", "prompt"])
+def test_inference_memory_does_not_grow_with_the_boxes(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompter_module, "BOXES_AT_ONCE", 50)
+    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 4 * WIDTH)
+    prompter = _prompter(PrompterConfig(readout=readout, box_prior=True))  # type: ignore[arg-type]
+    image = prompter.prepare(_tokens(), GRID, MASK)
+    some, many = (BOXES[:, :1].repeat(1, count, 1) for count in (50, 1000))
+    largest = []
+    with torch.no_grad():
+        for boxes in (some, many):
+            with LargestTensor() as seen:
+                got = prompter.embed_boxes(image, boxes)
+            largest.append(seen.largest - got.numel())
+        torch.testing.assert_close(got[:, :50], prompter.embed_boxes(image, some))
+    assert largest[1] <= largest[0]
 
 
 # --- invariances ----------------------------------------------------------------------------------
@@ -323,7 +412,7 @@ def test_text_prompts_do_not_depend_on_length() -> None:
 # --- learning -------------------------------------------------------------------------------------
 
 # The same for every key, so that the softmax takes it out again.
-NEVER = {"key.bias"}
+NEVER = {"layer.key.bias"}
 # What gets no gradient in the very first step, because it stands behind a projection that starts at zero.
 BEHIND_ZERO = {"box_prompt.corner", "box_token", "prior_weight", "prior_log_eps"}
 

@@ -474,8 +474,8 @@ def test_padding_of_the_canvas_is_masked_out(model: CLOC) -> None:
     half = torch.tensor([[0.0, 0.0, 1.0, 0.5]]).expand(2, 4)
     with torch.no_grad():
         state = model.encode_image(IMAGES, half)
-    assert state.prompted.mask.view(2, 4, 4)[:, :2].all()
-    assert not state.prompted.mask.view(2, 4, 4)[:, 2:].any()
+    assert state.prompted.layer.mask.view(2, 4, 4)[:, :2].all()
+    assert not state.prompted.layer.mask.view(2, 4, 4)[:, 2:].any()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from open_cloc.boxes import convert_boxes, denormalize_boxes, grid_cells, overlap_fraction
+from open_cloc.model.prompt_layer import ImageTerms, PromptLayer, select
 from open_cloc.model.prompts import BoxPrompt, TextPrompt
 
 ROI_SIZE = 7  # RoIAlign's output grid, the field's usual value
+BOXES_AT_ONCE = 256  # without gradients, so that memory does not grow with the number of boxes
 
 
 @dataclass(frozen=True)
@@ -72,38 +74,21 @@ class PromptedImage:
 
     Attributes:
         tower_tokens: (B, N, tower width) image tokens as they come.
-        tokens: (B, N, C) image tokens in the layer's width.
-        queries: (B, N, C), or None where only prompts ask.
-        keys: (B, N, C).
-        values: (B, N, C).
-        mask: (B, N) True for tokens that see the picture, False for padding.
+        layer: The layer's share.
         grid_size: Rows and columns of the N tokens.
     """
 
     tower_tokens: Tensor
-    tokens: Tensor
-    queries: Tensor | None
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
+    layer: ImageTerms
     grid_size: tuple[int, int]
 
     def select(self, index: Tensor | slice) -> PromptedImage:
         """The same for some of the images."""
-        queries = None if self.queries is None else self.queries[index]
-        return PromptedImage(
-            self.tower_tokens[index],
-            self.tokens[index],
-            queries,
-            self.keys[index],
-            self.values[index],
-            self.mask[index],
-            self.grid_size,
-        )
+        return select(self, index)
 
 
 class Prompter(nn.Module):
-    """One pre-norm layer with one head, a pooler, and projections to an embedding and to a box.
+    """Prompts, one transformer layer with its pooler, and projections to an embedding and to a box.
 
     The final LayerNorm stands after the pooling, which lets the `mean` read-out be factored exactly.
     """
@@ -115,15 +100,7 @@ class Prompter(nn.Module):
         self.enter = nn.Linear(tower_width, width) if config.width else nn.Identity()
         self.box_prompt = BoxPrompt(width)
         self.text_prompt = TextPrompt(embed_dim, width)
-        hidden = int(config.mlp_ratio * width)
-        self.norm1 = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.layer = PromptLayer(width, config.mlp_ratio, config.dropout, config.readout)
         self.norm_out = nn.LayerNorm(width)
         self.project = nn.Linear(width, embed_dim, bias=False)
         self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
@@ -148,20 +125,22 @@ class Prompter(nn.Module):
         """
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        tower_tokens, tokens = tokens, self.enter(tokens)
-        normed = self.norm1(tokens)  # (B, N, C)
-        placed = normed
+        mask = mask | ~mask.any(1, keepdim=True)  # a canvas without a picture counts as one
+        positions = None
         if self.config.patch_positions:
             cells = grid_cells(grid_size, tokens.device)
-            centres = (cells[:, :2] + cells[:, 2:]) / 2  # (N, 2)
-            placed = normed + self.box_prompt.position(centres).to(normed.dtype)
-        queries = self.query(placed) if self.config.readout == "mean" else None
-        return PromptedImage(
-            tower_tokens, tokens, queries, self.key(placed), self.value(normed), mask, grid_size
-        )
+            positions = self.box_prompt.position((cells[:, :2] + cells[:, 2:]) / 2)  # (N, C)
+        return PromptedImage(tokens, self.layer.prepare(self.enter(tokens), mask, positions), grid_size)
 
     def embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
         """Region embeddings: boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D)."""
+        if torch.is_grad_enabled() or boxes.shape[1] <= BOXES_AT_ONCE:
+            return self._embed_boxes(image, boxes)
+        return torch.cat(
+            [self._embed_boxes(image, part) for part in boxes.split(BOXES_AT_ONCE, dim=1)], dim=1
+        )
+
+    def _embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
         if self.config.regions == "roialign":
             return self.project_pooled(pool_boxes(image.tower_tokens, image.grid_size, boxes).mean(-2))
         code = self.box_prompt(boxes)  # (B, R, K, C)
@@ -172,7 +151,7 @@ class Prompter(nn.Module):
         if self.config.box_prior:
             weight = F.softplus(self.prior_weight) / math.log(2)
             prior = weight * (overlap + self.prior_log_eps.exp()).log()
-        embedding = self.project(self._run(image, code, content, prior))
+        embedding = self.project(self.norm_out(self.layer(image.layer, code, content, prior)))
         if not self.config.pooled_residual:
             return embedding
         kept = F.dropout(torch.ones_like(embedding[..., :1]), self.config.layer_drop, self.training)
@@ -181,77 +160,9 @@ class Prompter(nn.Module):
     def ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
         """The box of each phrase: (B, R, D) text features -> (B, R, 4) normalised `xyxy` of the canvas."""
         prompt = self.text_prompt(text_features)  # (B, R, 1, C)
-        pooled = self._run(image, prompt, prompt, None)  # (B, R, C)
+        pooled = self.norm_out(self.layer(image.layer, prompt, prompt, None))  # (B, R, C)
         cxcywh = self.box_head(pooled).float().sigmoid()
         return convert_boxes(cxcywh, "cxcywh")
-
-    def _run(self, image: PromptedImage, ask: Tensor, content: Tensor, prior: Tensor | None) -> Tensor:
-        """The layer and the pooling: (B, R, K, C) prompts -> (B, R, C).
-
-        Args:
-            image: What `prepare` gave.
-            ask: What the prompt tokens put into their query and key, beside their content.
-            content: What they carry into their value and the residual.
-            prior: (B, R, N) added to the attention logits from prompt to patch.
-        """
-        normed = self.norm1(content)
-        placed = normed if ask is content else self.norm1(content + ask)
-        prompts = (content, self.query(placed), self.key(placed), self.value(normed))
-        pooled = (
-            self._read_prompts(image, *prompts, prior)
-            if self.config.readout == "prompt"
-            else self._read_mean(image, *prompts, prior)
-        )
-        return self.norm_out(pooled)
-
-    def _read_prompts(
-        self, image: PromptedImage, content: Tensor, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
-    ) -> Tensor:
-        """Prompt tokens are the only queries: image keys and values serve every prompt."""
-        attended = self._attend_from_prompts(image, q, k, v, prior)
-        hidden = content + self.dropout(self.out(attended))
-        hidden = hidden + self.dropout(self.mlp(self.norm2(hidden)))
-        return hidden.mean(-2)  # (B, R, C)
-
-    def _attend_from_prompts(
-        self, image: PromptedImage, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
-    ) -> Tensor:
-        scale = q.shape[-1] ** -0.5
-        to_image = torch.einsum("brkc,bnc->brkn", q, image.keys) * scale
-        if prior is not None:
-            to_image = to_image + prior[:, :, None].to(to_image.dtype)
-        to_image = to_image.masked_fill(~image.mask[:, None, None], -torch.inf)
-        to_prompt = q @ k.transpose(-1, -2) * scale  # (B, R, K, K)
-        weights = torch.cat([to_image, to_prompt], dim=-1).softmax(-1)
-        num_tokens = image.keys.shape[1]
-        from_image = torch.einsum("brkn,bnc->brkc", weights[..., :num_tokens], image.values)
-        return from_image + weights[..., num_tokens:] @ v
-
-    def _read_mean(
-        self, image: PromptedImage, content: Tensor, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
-    ) -> Tensor:
-        """Every token is a query and every output is averaged, as the paper describes it."""
-        assert image.queries is not None
-        num_prompts = content.shape[1]
-        scale = q.shape[-1] ** -0.5
-        between = torch.einsum("bnc,bmc->bnm", image.queries, image.keys) * scale  # (B, N, N)
-        between = between.masked_fill(~image.mask[:, None], -torch.inf)
-        between = between[:, None].expand(-1, num_prompts, -1, -1)  # (B, R, N, N)
-        to_prompt = torch.einsum("bnc,brkc->brnk", image.queries, k) * scale
-        weights = torch.cat([between, to_prompt], dim=-1).softmax(-1)  # (B, R, N, N + K)
-        num_tokens = image.keys.shape[1]
-        attended = torch.einsum("brnm,bmc->brnc", weights[..., :num_tokens], image.values)
-        attended = attended + weights[..., num_tokens:] @ v
-        hidden = torch.cat(
-            [
-                image.tokens[:, None] + self.dropout(self.out(attended)),
-                content + self.dropout(self.out(self._attend_from_prompts(image, q, k, v, prior))),
-            ],
-            dim=2,
-        )  # (B, R, N + K, C)
-        hidden = hidden + self.dropout(self.mlp(self.norm2(hidden)))
-        kept = F.pad(image.mask, (0, content.shape[2]), value=True)[:, None, :, None]  # (B, 1, N + K, 1)
-        return (hidden * kept).sum(2) / kept.sum(2)
 
 
 def _mean_under(image: PromptedImage, overlap: Tensor) -> Tensor:
@@ -260,7 +171,7 @@ def _mean_under(image: PromptedImage, overlap: Tensor) -> Tensor:
     A box that covers nothing of the picture gets the whole picture's mean: an embedding of zero could not be
     normalised, and its gradient would drown all others.
     """
-    weights = (overlap + 1e-8) * image.mask[:, None]
+    weights = (overlap + 1e-8) * image.layer.mask[:, None]
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
     return weights.to(image.tower_tokens.dtype) @ image.tower_tokens
 
