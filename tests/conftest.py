@@ -19,6 +19,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_CLOC_CACHE", str(tmp_path_factory.getbasetemp() / "open_cloc_cache"))
+
+
 @pytest.fixture
 def tiny_model_cfg() -> dict[str, Any]:
     """open_clip's config of a two-layer ViT of 4 x 4 patches and a two-layer text tower."""

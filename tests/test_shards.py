@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from dataclasses import replace
@@ -15,8 +16,10 @@ import pytest
 import webdataset
 from PIL import Image
 
+from open_cloc.data import shard_index
 from open_cloc.data.region_json import _surely_valid, _validator, schema_problem
 from open_cloc.data.samples import Region, RegionSample
+from open_cloc.data.shard_index import UnreadableShardError
 from open_cloc.data.shards import ShardDataset, write_shards
 
 
@@ -156,6 +159,92 @@ def test_pixels_may_be_stored_as_jpeg(tmp_path: Path) -> None:
     assert np.abs(read.pixels().astype(int) - 77).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("size", "stored"), [((640, 480), (64, 48)), ((30, 1000), (2, 64)), ((64, 10), None)]
+)
+def test_pictures_larger_than_max_side_are_stored_smaller(
+    tmp_path: Path, size: tuple[int, int], stored: tuple[int, int] | None
+) -> None:
+    region = Region((0.1, 0.2, 0.5, 1.0), "a mug")
+    original = RegionSample("a", encoded("JPEG", size), ("x",), (region,))
+    write_shards([original], tmp_path / "out", max_side=64)
+    (read,) = ShardDataset(str(tmp_path / "out"))  # type: ignore[misc]
+    assert read.regions == (region,)  # normalised, hence the same
+    if stored is None:
+        assert read.image == original.image  # byte for byte
+    else:
+        assert read.pixels().shape == (*stored[::-1], 3)
+        assert np.abs(read.pixels().astype(int) - [90, 20, 30]).max() <= 3
+        with tarfile.open(tmp_path / "out/00000.tar") as tar:
+            document = json.load(tar.extractfile("a.json"))  # type: ignore[arg-type]
+        assert (document["width"], document["height"]) == stored
+    pixels = RegionSample("p", np.zeros((size[1], size[0], 3), np.uint8))
+    write_shards([pixels], tmp_path / "pixels", max_side=64)
+    assert ShardDataset(str(tmp_path / "pixels"))[0].pixels().shape[:2] == (stored or size)[::-1]
+    with pytest.raises(ValueError, match="max_side must be at least 1, or 0 for no limit; got -1"):
+        write_shards([pixels], tmp_path / "x", max_side=-1)
+
+
+def test_a_resumed_conversion_keeps_to_one_size(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the source broke"):
+        write_shards(failing(3), tmp_path / "out", 2, max_side=8, resume=True)
+    with pytest.raises(ValueError, match="holds other samples; start anew without resume"):
+        write_shards(samples(), tmp_path / "out", 2, max_side=6, resume=True)
+
+
+def opened_by_scanning(path: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tars that opening a dataset scans."""
+    scanned: list[str] = []
+    scan = shard_index.scan_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_index, "scan_shard", lambda tar: scanned.append(tar.name) or scan(tar))
+        ShardDataset(path)
+    return scanned
+
+
+def test_the_index_beside_our_shards_is_used_while_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    write_shards(samples(), out, 2)
+    assert opened_by_scanning(str(out), monkeypatch) == []
+    with_index = ShardDataset(str(out))
+    for file in out.glob("*_index.npz"):
+        file.unlink()
+    scanned = ShardDataset(str(out))
+    assert [scanned[i] for i in range(5)] == [with_index[i] for i in range(5)]
+    write_shards(samples(), tmp_path / "again", 2)
+    moved = tmp_path / "again"
+    later = (moved / "00001_index.npz").stat().st_mtime + 10
+    os.utime(moved / "00001.tar", (later, later))  # changed after its index was made
+    (moved / "00002_index.npz").write_bytes(b"damaged")
+    assert opened_by_scanning(str(moved), monkeypatch) == ["00001.tar", "00002.tar"]
+
+
+def test_the_index_of_foreign_tars_is_kept_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = tar_of(tmp_path / "t.tar", [("a.jpg", encoded("JPEG"))])
+    assert opened_by_scanning(str(tar), monkeypatch) == ["t.tar"]
+    assert opened_by_scanning(str(tar), monkeypatch) == []
+    tar_of(tar, [("a.jpg", encoded("JPEG")), ("b.jpg", encoded("JPEG"))])
+    assert opened_by_scanning(str(tar), monkeypatch) == ["t.tar"]
+    assert ShardDataset(str(tar)).keys.tolist() == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["t.tar"]  # nothing is written beside it
+    monkeypatch.setenv("OPEN_CLOC_CACHE", str(tar / "no folder"))
+    assert len(ShardDataset(str(tar))) == 2  # a cache that cannot be written only costs time
+
+
+def test_a_tar_that_was_cut_behind_its_index_is_a_broken_shard(tmp_path: Path) -> None:
+    write_shards(samples(), tmp_path / "out")
+    dataset = ShardDataset(str(tmp_path / "out"))
+    tar = tmp_path / "out/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    assert dataset[0].key == "k0"
+    with pytest.raises(UnreadableShardError, match=r"shard is cut short before byte \d+ \(.*00000\.tar\)"):
+        dataset[4]
+
+
 def failing(count: int) -> Any:
     yield from samples()[:count]
     raise ValueError("the source broke")
@@ -174,7 +263,7 @@ def test_resume_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path: Pat
     with pytest.raises(ValueError, match="the source broke"):
         write_shards(failing(3), tmp_path / "out", 2, resume=True)
     unfinished = tmp_path / "out.incomplete"
-    assert sorted(files(unfinished)) == ["00000.tar", "00000_stats.json"]
+    assert sorted(files(unfinished)) == ["00000.tar", "00000_index.npz", "00000_stats.json"]
     before = (unfinished / "00000.tar").stat().st_ino
     assert write_shards(samples(), tmp_path / "out", 2, resume=True) == 5
     assert (tmp_path / "out/00000.tar").stat().st_ino == before

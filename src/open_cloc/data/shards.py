@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,31 @@ from webdataset.shardlists import expand_urls
 from open_cloc.data.annotations import RawSample, finish
 from open_cloc.data.region_json import encode_json, parse_sample
 from open_cloc.data.samples import RegionSample
+from open_cloc.data.shard_index import (
+    ShardIndex,
+    UnreadableShardError,
+    index_file,
+    index_shard,
+    repeated_key,
+    save_index,
+    scan_shard,
+)
+from open_cloc.data.transforms import resize
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> suffix
-BLOCK = 512
+RESIZED_QUALITY = 90  # of JPEGs made smaller
+
+
+class Storage(NamedTuple):
+    """How pictures are stored.
+
+    Attributes:
+        array_format: How pixels are encoded: `png`, lossless, or `jpg`, quality 95.
+        max_side: A picture with a longer side is made smaller, as JPEG of quality 90; 0 for no limit.
+    """
+
+    array_format: str = "png"
+    max_side: int = 0
 
 
 def write_shards(
@@ -33,19 +53,22 @@ def write_shards(
     samples_per_shard: int = 1000,
     *,
     array_format: str = "png",
+    max_side: int = 0,
     resume: bool = False,
     progress: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Write samples as `00000.tar`, `00001.tar`, ... with `00000_stats.json`, ... and `sizes.json`.
+    """Write samples as `00000.tar`, ... with `00000_stats.json` and `00000_index.npz`, ..., and `sizes.json`.
 
-    Encoded JPEG, PNG and WebP pictures are stored byte for byte, pixels are encoded. Equal samples give equal
-    bytes. Everything goes into `<folder>.incomplete`, which takes the folder's name when all is written.
+    Encoded JPEG, PNG and WebP pictures are stored byte for byte unless they are too large; pixels are
+    encoded. Equal samples give equal bytes. Everything goes into `<folder>.incomplete`, which takes the
+    folder's name when all is written.
 
     Args:
         samples: Any iterable; read once, one at a time.
         folder: Where the shards go; must not exist or be empty.
         samples_per_shard: All shards but the last have so many.
-        array_format: How pixels are encoded: `png`, lossless, or `jpg`, quality 95.
+        array_format: As in `Storage`.
+        max_side: As in `Storage`. Near the size that the model sees, loading is several times as fast.
         resume: Keep the shards that an earlier call with the same samples finished before it was stopped,
             and keep finished shards if this call fails too.
         progress: Called with 1 after each sample.
@@ -63,6 +86,9 @@ def write_shards(
         raise ValueError(f"samples_per_shard must be at least 1; got {samples_per_shard}")
     if array_format not in ("png", "jpg"):
         raise ValueError(f"array_format must be png or jpg; got {array_format!r}")
+    if max_side < 0:
+        raise ValueError(f"max_side must be at least 1, or 0 for no limit; got {max_side}")
+    storage = Storage(array_format, max_side)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"output folder must be new or empty; got {folder}")
     sizes: dict[str, int] = {}
@@ -71,53 +97,56 @@ def write_shards(
         for first in stream:
             shard = chain([first], islice(stream, samples_per_shard - 1))
             tar = unfinished / f"{len(sizes):05d}.tar"
-            sizes[tar.name] = _write_or_keep(shard, tar, array_format)
+            sizes[tar.name] = _write_or_keep(shard, tar, storage)
         if not sizes:
             raise ValueError("no samples to write; expected at least one")
         _write_json(unfinished / "sizes.json", sizes)
     return sum(sizes.values())
 
 
-def encode_sample(sample: RegionSample, array_format: str = "png") -> dict[str, Any]:
+def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
     """A sample as webdataset members: `__key__`, the picture by its suffix, `json`, and `txt` if captioned.
 
     Raises:
         ValueError: If the picture cannot be read.
         FileNotFoundError: If it is a path that does not exist.
     """
-    suffix, picture, size_hw = _encoded_picture(sample, array_format)
+    suffix, picture, size_hw = _encoded_picture(sample, storage)
     members = {"__key__": sample.key, suffix: picture, "json": encode_json(sample, size_hw)}
     # No empty text: CLIP trainers drop a picture without `txt`, but would train on an empty caption.
     return members | ({"txt": sample.captions[0].encode()} if sample.captions else {})
 
 
-def _write_or_keep(samples: Iterable[RegionSample], tar: Path, array_format: str) -> int:
-    """Write one tar and its statistics, or make sure that a finished one holds the same samples.
+def _write_or_keep(samples: Iterable[RegionSample], tar: Path, storage: Storage) -> int:
+    """Write one tar, its index and its statistics, or make sure that a finished one holds the same samples.
 
-    The tar appears under its name only when it is whole.
+    The tar appears under its name only when all is written.
     """
     stats_file = tar.with_name(f"{tar.stem}_stats.json")
     if tar.exists() and stats_file.exists():
-        stats = _stats(samples)
+        stats = _stats(samples, storage)
         if json.loads(stats_file.read_text()) != stats:
             raise ValueError(f"finished shard {tar} holds other samples; start anew without resume")
         return stats["count"]
     part = tar.with_suffix(".tar.part")
     with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
-        stats = _stats(_written(samples, writer, array_format))
+        stats = _stats(_written(samples, writer, storage), storage)
+    index, problems = scan_shard(part)
+    assert not problems, problems
+    save_index(index_file(tar), index, part)
     _write_json(stats_file, stats)
     part.replace(tar)
     return stats["count"]
 
 
-def _written(samples: Iterable[RegionSample], writer: TarWriter, array_format: str) -> Iterator[RegionSample]:
+def _written(samples: Iterable[RegionSample], writer: TarWriter, storage: Storage) -> Iterator[RegionSample]:
     for sample in samples:
-        writer.write(encode_sample(sample, array_format))
+        writer.write(encode_sample(sample, storage))
         yield sample
 
 
-def _stats(samples: Iterable[RegionSample]) -> dict[str, Any]:
-    """img2dataset's counts, ours, and the ends by which a resumed call knows the shard."""
+def _stats(samples: Iterable[RegionSample], storage: Storage) -> dict[str, Any]:
+    """img2dataset's counts, ours, and that by which a resumed call knows the shard."""
     counts: Counter[str] = Counter(count=0, regions=0, captions=0)
     keys = [""]
     for sample in samples:
@@ -131,6 +160,7 @@ def _stats(samples: Iterable[RegionSample]) -> dict[str, Any]:
         "status_dict": {"success": counts["count"]},
         "first_key": keys[0],
         "last_key": keys[-1],
+        "max_side": storage.max_side,
     }
 
 
@@ -170,11 +200,11 @@ def _checked_keys(
         progress(1)
 
 
-def _encoded_picture(sample: RegionSample, array_format: str) -> tuple[str, bytes, tuple[int, int]]:
+def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
     """Suffix, bytes and (height, width) of a picture; formats that shards do not hold become PNG."""
     encoded = sample.image
     if isinstance(encoded, np.ndarray):
-        return _encode(encoded, array_format)
+        return _encoded_pixels(encoded, storage)
     if isinstance(encoded, Path):
         if not encoded.is_file():
             raise FileNotFoundError(f"image of sample {sample.key!r} not found: {encoded}")
@@ -186,13 +216,25 @@ def _encoded_picture(sample: RegionSample, array_format: str) -> tuple[str, byte
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         where = f" ({sample.image})" if isinstance(sample.image, Path) else ""
         raise ValueError(f"image of sample {sample.key!r} cannot be decoded{where}: {error}") from error
-    return (suffix, encoded, (height, width)) if suffix else _encode(sample.pixels(), "png")
+    if suffix and not 0 < storage.max_side < max(height, width):
+        return suffix, encoded, (height, width)
+    return _encoded_pixels(sample.pixels(), storage._replace(array_format="png"))
 
 
-def _encode(pixels: np.ndarray, suffix: str) -> tuple[str, bytes, tuple[int, int]]:
+def _encoded_pixels(pixels: np.ndarray, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
+    """Encode pixels, made smaller where the limit asks for it; never made larger."""
+    height, width = pixels.shape[:2]
+    zoom = storage.max_side / max(height, width)
+    if not 0 < zoom < 1:
+        return _encode(pixels, storage.array_format, quality=95)
+    size_hw = (max(1, round(height * zoom)), max(1, round(width * zoom)))
+    return _encode(resize(pixels, size_hw), "jpg", RESIZED_QUALITY)
+
+
+def _encode(pixels: np.ndarray, suffix: str, quality: int) -> tuple[str, bytes, tuple[int, int]]:
     buffer = io.BytesIO()
     if suffix == "jpg":
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     else:
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return suffix, buffer.getvalue(), (pixels.shape[0], pixels.shape[1])
@@ -202,23 +244,17 @@ def _write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-class Member(NamedTuple):
-    """Where a member's bytes lie inside its tar."""
-
-    suffix: str
-    offset: int
-    size: int
-
-
 class ShardDataset:
-    """Random access to the samples of tar shards.
+    """Random access to the samples of local tar shards.
 
-    The tars' headers are scanned once; a sample is then read by its offsets. The index is kept in arrays,
-    which worker processes share, and each read opens its tar anew, so that no file position is shared.
+    Each tar's headers are scanned once and the index is kept in a file; a sample is then read by its offsets.
+    In memory the index is arrays, which worker processes share, and each read opens its tar anew, so that no
+    file position is shared.
 
     Attributes:
         paths: The tar files.
         keys: One per sample.
+        shard_sizes: (shards,) samples of each tar.
         problems: What a tolerant opening has passed over.
         without_image: Number of keys that have no picture.
     """
@@ -234,57 +270,44 @@ class ShardDataset:
             FileNotFoundError: If a tar is missing.
             ValueError: If a tar is broken, a key is repeated, or there is no sample.
         """
-        self._open(path, tolerant=False)
+        self.paths = expand_paths(path)
+        self.problems: list[str] = []
+        self._join([index_shard(tar) for tar in self.paths])
+        if self.problems:
+            raise ValueError(self.problems[0])
+        if not len(self):
+            raise ValueError(f"no samples with a picture ({path})")
 
     @classmethod
     def tolerant(cls, path: str) -> ShardDataset:
-        """Index what can be indexed and list the rest in `problems`; for `open-cloc data check`."""
+        """Scan anew, index what can be and list the rest in `problems`; for `open-cloc data check`."""
         dataset = cls.__new__(cls)
-        dataset._open(path, tolerant=True)
+        dataset.paths = expand_paths(path)
+        scanned = [scan_shard(tar) for tar in dataset.paths]
+        dataset.problems = [problem for _, problems in scanned for problem in problems]
+        dataset._join([index for index, _ in scanned])
+        if not len(dataset) and not dataset.problems:
+            raise ValueError(f"no samples with a picture ({path})")
         return dataset
 
-    def _open(self, path: str, tolerant: bool) -> None:
-        self.paths = expand_paths(path)
-        self.problems: list[str] = []
-        self.without_image = 0
-        shards: dict[str, int] = {}  # key -> number of its shard
-        rows: list[tuple[int, ...]] = []
-        for shard, tar in enumerate(self.paths):
-            try:
-                for key, members in scan_tar(tar):
-                    self._add(key, members, shard, shards, rows)
-            except ValueError as error:
-                self.problems.append(str(error))
-            if self.problems and not tolerant:
-                raise ValueError(self.problems[0])
-        if not rows and not self.problems:
-            raise ValueError(f"no samples with a picture ({path})")
-        self.keys = np.array(list(shards), dtype=np.str_)
-        self._rows = np.array(rows, np.int64).reshape(-1, 7)
-
-    def _add(
-        self,
-        key: str,
-        members: Sequence[Member],
-        shard: int,
-        shards: dict[str, int],
-        rows: list[tuple[int, ...]],
-    ) -> None:
-        """Enter one sample into the index: its shard, then offset and size of picture, `txt` and `json`."""
-        parts = {member.suffix: member for member in members}
-        image = next((suffix for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-        if image is None:
-            self.without_image += 1
-        elif key in shards:
-            where = f"{self.paths[shards[key]]} and {self.paths[shard]}"
-            self.problems.append(f"key {key!r} occurs twice; expected every sample to have its own ({where})")
-        else:
-            shards[key] = shard
-            spans = [parts.get(suffix, Member(suffix, 0, -1)) for suffix in (image, "txt", "json")]
-            rows.append((shard, *(number for span in spans for number in (span.offset, span.size))))
+    def _join(self, indices: Sequence[ShardIndex]) -> None:
+        """Put the indices of all tars together, leaving out the second of two samples with one key."""
+        keys = np.concatenate([index.keys for index in indices])
+        spans = np.concatenate([index.spans for index in indices])
+        shards = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])
+        _, first, row_of_key = np.unique(keys, return_index=True, return_inverse=True)
+        for row in np.flatnonzero(first[row_of_key] != np.arange(len(keys))):
+            paths = (self.paths[shards[first[row_of_key[row]]]], self.paths[shards[row]])
+            self.problems.append(repeated_key(str(keys[row]), *paths))
+        kept = np.sort(first)
+        self.keys = keys[kept]
+        self._spans = spans[kept]
+        self._shards = shards[kept]
+        self.shard_sizes = np.bincount(self._shards, minlength=len(self.paths))
+        self.without_image = sum(index.without_image for index in indices)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.keys)
 
     def __getitem__(self, index: int) -> RegionSample:
         """A sample with its JSON validated and its boxes checked.
@@ -298,51 +321,29 @@ class ShardDataset:
         """A sample with its boxes as in the file."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        shard, *spans = self._rows[index].tolist()
-        path, key = self.paths[shard], str(self.keys[index])
-        with path.open("rb") as stream:
-            image, text, document = (_read(stream, *span) for span in zip(spans[::2], spans[1::2]))
-        return parse_sample(key, image or b"", text, document, f"{path}, key {key!r}")
+        tar = self.paths[self._shards[index]]
+        return read_sample(tar, str(self.keys[index]), self._spans[index].tolist(), str(tar))
 
 
-def scan_tar(path: Path) -> Iterator[tuple[str, list[Member]]]:
-    """Yield each sample's key and members in a tar, reading only the headers.
+def read_sample(tar: Path, key: str, spans: Sequence[int], where: str) -> RawSample:
+    """A sample by the offsets of its members.
+
+    Args:
+        tar: The file.
+        key: The members' base name.
+        spans: Offset and size of the picture, of `txt` and of `json`.
+        where: The shard as the user knows it, for messages.
 
     Raises:
-        ValueError: If the tar is broken or cut short, or a sample has two members of one suffix.
+        UnreadableShardError: If the tar is shorter than its index says.
+        FileNotFoundError: If it is not there.
+        ValueError: If the JSON is not the schema's.
     """
-    key = ""
-    members: list[Member] = []
-    for name, offset, size in _scan_headers(path):
-        folder, slash, file = name.rpartition("/")
-        base, _, suffix = file.partition(".")  # webdataset: the key ends at the first dot of the file's name
-        if not base or not suffix:
-            continue
-        if folder + slash + base != key and members:
-            yield key, members
-            members = []
-        key = folder + slash + base
-        members.append(Member(suffix.lower(), offset, size))
-        if len({member.suffix for member in members}) < len(members):
-            raise ValueError(f"key {key!r} has two members .{suffix.lower()} ({path})")
-    if members:
-        yield key, members
-
-
-def _scan_headers(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset of the content and size of each file in a tar."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.isfile():
-                    yield info.name, info.offset_data, info.size
-            # tarfile takes a damaged header, or a file that was cut between members, for the end.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError(f"no end mark at byte {tar.offset}: cut short or damaged")
-    except tarfile.TarError as error:
-        raise ValueError(f"broken tar file: {error} ({path})") from error
+    with tar.open("rb") as stream:
+        image, text, document = (
+            _read(stream, offset, size, where) for offset, size in zip(spans[::2], spans[1::2])
+        )
+    return parse_sample(key, image or b"", text, document, f"{where}, key {key!r}")
 
 
 def expand_paths(path: str) -> list[Path]:
@@ -364,9 +365,12 @@ def expand_paths(path: str) -> list[Path]:
     return paths
 
 
-def _read(stream: io.BufferedReader, offset: int, size: int) -> bytes | None:
+def _read(stream: io.BufferedReader, offset: int, size: int, where: str) -> bytes | None:
     """Bytes of a member; None where the sample lacks it (size -1)."""
     if size < 0:
         return None
     stream.seek(offset)
-    return stream.read(size)
+    content = stream.read(size)
+    if len(content) < size:
+        raise UnreadableShardError(f"shard is cut short before byte {offset + size} ({where})")
+    return content
