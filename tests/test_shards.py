@@ -239,7 +239,8 @@ def test_a_tar_that_was_cut_behind_its_index_is_a_broken_shard(tmp_path: Path) -
     write_shards(samples(), tmp_path / "out")
     dataset = ShardDataset(str(tmp_path / "out"))
     tar = tmp_path / "out/00000.tar"
-    tar.write_bytes(tar.read_bytes()[:3000])
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
     assert dataset[0].key == "k0"
     with pytest.raises(UnreadableShardError, match=r"shard is cut short before byte \d+ \(.*00000\.tar\)"):
         dataset[4]
