@@ -156,7 +156,8 @@ class PromptLayer(nn.Module):
 
     def _read_prompts(self, image: ImageTerms, prompts: Prompts, prior: Tensor | None) -> Tensor:
         """Prompt tokens are the only queries: image keys and values serve every prompt."""
-        return self._finish(self._attend_from_prompts(image, prompts, prior)).mean(-2)  # (B, R, C)
+        own = self._attend_from_prompts(image, prompts, prior)  # (B, R, K, C)
+        return own.mean(-2) + self.dropout(self.fc2(self._hidden(own).mean(-2)))  # the mean commutes with fc2
 
     def _attend_from_prompts(self, image: ImageTerms, prompts: Prompts, prior: Tensor | None) -> Tensor:
         """The prompt tokens after attention, residual included: (B, R, K, C)."""
@@ -171,9 +172,9 @@ class PromptLayer(nn.Module):
         attended = attended + weights[..., num_tokens:] @ prompts.values
         return prompts.content + self.dropout(self.out(attended))
 
-    def _finish(self, hidden: Tensor) -> Tensor:
-        """The MLP with its norm and residual."""
-        return hidden + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(hidden)))))
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """The MLP's hidden layer: (..., C) -> (..., H)."""
+        return F.gelu(self.fc1(self.norm2(tokens)))
 
     # --- mean read-out ---
 
@@ -190,7 +191,7 @@ class PromptLayer(nn.Module):
         attended = attended + weights[..., num_tokens:] @ prompts.values
         from_image = image.tokens[:, None] + self.dropout(self.out(attended))
         hidden = torch.cat([from_image, self._attend_from_prompts(image, prompts, prior)], dim=2)
-        hidden = self._finish(hidden)  # (B, R, N + K, C)
+        hidden = hidden + self.dropout(self.fc2(self._hidden(hidden)))  # (B, R, N + K, C)
         kept = F.pad(image.mask, (0, prompts.keys.shape[2]), value=True)[:, None, :, None]
         return (hidden * kept).sum(2) / kept.sum(2)
 
@@ -199,23 +200,15 @@ class PromptLayer(nn.Module):
         between = _precise(between).masked_fill(~image.mask[:, None], -torch.inf)
         attended = F.linear(between.softmax(-1).to(image.values.dtype) @ image.values, self.out.weight)
         residual = image.tokens + self.out.bias
-        first = self._first_matrix()
         # bfloat16 is good enough for products, not for the differences that make a variance.
-        x, n = (_centred(t) for t in (residual, attended))
+        x, n = _centred(residual), _centred(attended)
         moments = torch.stack([(x * x).mean(-1), (x * n).mean(-1), (n * n).mean(-1)], dim=-1)
-        return MeanTerms(
-            between.logsumexp(-1),
-            residual,
-            attended,
-            F.linear(residual, first),
-            F.linear(attended, first),
-            moments,
-        )
+        hidden = self._to_hidden(x), self._to_hidden(n)
+        return MeanTerms(between.logsumexp(-1), residual, attended, *hidden, moments)
 
-    def _first_matrix(self) -> Tensor:
-        """(H, C) the MLP's first matrix behind LayerNorm's gain and subtraction of the mean, all linear."""
-        weight = self.fc1.weight * self.norm2.weight
-        return weight - weight.mean(1, keepdim=True)
+    def _to_hidden(self, centred: Tensor) -> Tensor:
+        """(..., C) less its mean -> (..., H): LayerNorm's gain and the MLP's first matrix."""
+        return F.linear(centred * self.norm2.weight, self.fc1.weight)
 
     def _read_mean(
         self, image: ImageTerms, mean: MeanTerms, prompts: Prompts, prior: Tensor | None
@@ -228,7 +221,7 @@ class PromptLayer(nn.Module):
         hidden = gelu_sum(
             mean.residual_hidden,
             mean.attended_hidden,
-            F.linear(values, self._first_matrix()),
+            self._to_hidden(_centred(values)),
             share / deviation,
             weights / deviation[..., None],
             1 / deviation,
@@ -240,7 +233,7 @@ class PromptLayer(nn.Module):
         total = total + (kept * share).to(mean.attended.dtype) @ mean.attended  # (B, R, C)
         total = total + torch.einsum("brnk,brkc->brc", kept[..., None] * weights, values)
         own = self._attend_from_prompts(image, prompts, prior)  # (B, R, K, C)
-        hidden = hidden + F.gelu(self.fc1(self.norm2(own))).sum(2)
+        hidden = hidden + self._hidden(own).sum(2)
         count = kept.sum(-1, keepdim=True) + own.shape[2]
         return (total + own.sum(2)) / count + self.fc2(hidden / count)
 

@@ -1,0 +1,100 @@
+"""What region embeddings cost beyond the image pass, in ViT forwards: python -m benchmarks.region_embeddings
+
+ViT-B/16 at 224 px with random weights (time does not depend on them), one image, one thread. Crops are so
+many pictures more through the same tower; `literal` is the paper's Prompter as it is written down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+import tyro
+
+from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, write_json
+from open_cloc.model.cloc import CLOC
+from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.prompt_layer import PromptLayer
+from open_cloc.model.prompter import PrompterConfig, pool_boxes
+
+IMAGE = "image pass (1 ViT forward)"
+AIMS = {"mean": 0.60, "prompt": 0.10}  # of 100 boxes
+
+
+@dataclass
+class Options:
+    """Attributes:
+    counts: Numbers of boxes.
+    rounds: How often each is timed.
+    crops: Time crops up to so many boxes.
+    literal: Time the literal form up to so many boxes.
+    """
+
+    counts: tuple[int, ...] = (1, 4, 10, 100, 1000)
+    rounds: int = 5
+    crops: int = 4
+    literal: int = 100
+
+
+def build(readout: str) -> CLOC:
+    """ViT-B/16 with the paper's Prompter, read out one way or the other."""
+    torch.manual_seed(0)
+    config = ModelConfig(architecture="ViT-B-16", prompter=PrompterConfig(readout=readout))  # type: ignore[arg-type]
+    return create_model(config).eval()
+
+
+@torch.inference_mode()
+def measure(options: Options) -> list[dict]:
+    """A row of ratios per number of boxes."""
+    models = {readout: build(readout) for readout in ("mean", "prompt")}
+    visual = models["mean"].clip.visual
+    image = torch.randn(1, 3, 224, 224)
+    tokens = torch.randn(1, 196, 768)
+    results = []
+    for count in options.counts:
+        boxes = torch.rand(1, count, 4).sort(-1).values
+        runs = {IMAGE: lambda: visual(image)}
+        for name, model in models.items():
+            prompter = model.prompter
+            runs[name] = lambda p=prompter, b=boxes: p.embed_boxes(p.prepare(tokens, (14, 14)), b)
+        runs["RoIAlign 7 x 7"] = lambda b=boxes: pool_boxes(tokens, (14, 14), b).mean(2)
+        if count <= options.literal:
+            runs["literal mean"] = lambda b=boxes: literal(models["mean"], tokens, b)
+        if count <= options.crops:
+            crops = torch.randn(count, 3, 224, 224)
+            runs["crops"] = lambda c=crops: visual(c)
+        rows = ratios(take_turns(runs, options.rounds), IMAGE)
+        for name in models:
+            with PeakMemory() as memory:
+                runs[name]()
+            rows[name]["peak_mb"] = memory.peak / 2**20
+        print(f"\n{count} boxes")
+        print_table({name: {k: row[k] for k in ("seconds", "spread", "ratio")} for name, row in rows.items()})
+        results.append({"boxes": count, "rows": rows})
+    return results
+
+
+def literal(model: CLOC, tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Every image token through the layer for every box, ten boxes at a time."""
+    with mock.patch.object(PromptLayer, "_mean_terms", return_value=None):
+        image = model.prompter.prepare(tokens, (14, 14))
+        return torch.cat([model.prompter.embed_boxes(image, part) for part in boxes.split(10, dim=1)], dim=1)
+
+
+def main(options: Options) -> None:
+    """Print tables, write JSON, and say whether the aims are met."""
+    torch.set_num_threads(1)
+    results = measure(options)
+    path = write_json("region_embeddings", {"results": results, "aims at 100 boxes": AIMS})
+    for row in results:
+        if row["boxes"] == 100:
+            for name, aim in AIMS.items():
+                got = row["rows"][name]["ratio"]
+                verdict = "met" if got <= aim else "SHORT"
+                print(f"100 boxes, {name}: {got:.3f} ViT forwards, aim {aim:.2f}: {verdict}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
