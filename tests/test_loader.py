@@ -26,10 +26,18 @@ class Canvas:
     fill: tuple[int, int, int] = (7, 8, 9)
 
 
-def tokenize(texts: list[str]) -> torch.Tensor:
+class Tokenize:
     """One token a character, padded to the longest: texts can be read back."""
-    width = max(1, *map(len, texts))
-    return torch.tensor([[*map(ord, text), *[0] * (width - len(text))] for text in texts])
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        width = max(1, *map(len, texts))
+        return torch.tensor([[*map(ord, text), *[0] * (width - len(text))] for text in texts])
+
+    def lengths(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return (token_ids > 0).sum(1)
+
+
+tokenize = Tokenize()
 
 
 def read_back(row: torch.Tensor) -> str:
@@ -152,6 +160,15 @@ def test_texts_are_encoded_once_per_batch() -> None:
     assert (batch.region_mask.sum(1) == 3).all()
     (kept,) = load(data, replace(CONFIG, lower_case=False))
     assert {read_back(row) for row in kept.texts} == {"a red mug", "A red Mug"}
+
+
+def test_texts_come_shortest_first_with_their_lengths() -> None:
+    for batch in load():
+        words = [read_back(row) for row in batch.texts]
+        assert batch.text_lengths == tuple(map(len, words))
+        assert list(batch.text_lengths) == sorted(batch.text_lengths)
+        assert (batch.region_text_index[~batch.region_mask] == 0).all()
+    assert len(set(batch.text_lengths)) > 1
 
 
 def test_pictures_without_regions_or_captions_are_ordinary() -> None:

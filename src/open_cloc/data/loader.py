@@ -9,24 +9,38 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from open_cloc.data.annotations import SampleDataset, checked_boxes
 from open_cloc.data.bad_samples import BadSample, BadSamples
+from open_cloc.data.mixture import order_of
 from open_cloc.data.samples import RegionBatch, RegionSample
+from open_cloc.data.shard_index import UnreadableShardError
 from open_cloc.data.transforms import AugmentConfig, Geometry, box_areas, random_geometry, visible_boxes
 
 MAX_DRAWS = 16  # bad samples in a row before the data is called unusable
-ORDER, DRAW = 1, 2  # separate random streams of one seed
+DRAW = 2  # a random stream of its own; those of the order are in `mixture`
+SPECIAL_CAUSES = {FileNotFoundError: "missing file", UnreadableShardError: "unreadable shard"}
 
-Tokenize = Callable[[list[str]], Tensor]
+
+class Tokenize(Protocol):
+    """What the loader needs to know of the model's text input; `model.tokenize` is one."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Token ids, (U, T) int64."""
+        ...
+
+    def lengths(self, token_ids: Tensor) -> Tensor:
+        """How many tokens of each row count, (U,)."""
+        ...
 
 
 class Preprocess(Protocol):
@@ -52,6 +66,9 @@ class LoaderConfig:
         workers: Processes that decode; 0 decodes in this process.
         seed: Of the order, the draws and the augmentation.
         shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
+        shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
+            groups of 16. The cache must hold two groups.
+        timeout: Seconds without a batch after which a worker counts as hung; 0 waits for ever.
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
         lower_case: Lower-case captions and phrases, as the paper does.
@@ -64,6 +81,8 @@ class LoaderConfig:
     workers: int = 2
     seed: int = 0
     shuffle: bool = True
+    shuffle_shards: int = 0
+    timeout: float = 600.0
     max_bad_fraction: float = 0.01
     min_box_area: float = 1e-5
     lower_case: bool = True
@@ -71,7 +90,15 @@ class LoaderConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_regions", 0), ("workers", 0), ("seed", 0)):
+        least_values = {
+            "batch_size": 1,
+            "num_regions": 0,
+            "workers": 0,
+            "seed": 0,
+            "shuffle_shards": 0,
+            "timeout": 0,
+        }
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise ValueError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -99,7 +126,7 @@ class RegionLoader:
         """Prepare a pass over the data.
 
         Args:
-            dataset: Samples by number; wrap several with `torch.utils.data.ConcatDataset`.
+            dataset: Samples by number; several go into a `Mixture`.
             preprocess: Canvas size, resize mode, interpolation and fill colour.
             tokenize: Texts to (T, length) int64 ids; picklable where workers are spawned.
             config: How batches are made.
@@ -135,10 +162,12 @@ class RegionLoader:
 
         Raises:
             ValueError: When more than `max_bad_fraction` of the samples cannot be used.
+            TimeoutError: When a worker hangs.
+            ChildProcessError: When a worker dies.
         """
         tally = BadSamples(self.config.max_bad_fraction)
         pin = torch.cuda.is_available()
-        for made in _run_workers(self._batches, self.config.workers, pin):
+        for made in _run_workers(self._batches, self.config.workers, pin, self.config.timeout):
             tally.add(made.good, made.bad)
             assert made.batch is not None  # the tally has stopped the run otherwise
             yield made.batch
@@ -178,7 +207,9 @@ class _Batches:
     ) -> None:
         self.dataset, self.preprocess, self.tokenize, self.config = dataset, preprocess, tokenize, config
         self.first, self.stride, self.length = first, stride, length
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self.order = order_of(dataset, (config.seed,), config.shuffle, config.shuffle_shards)
+        # (workers,) number of the sample that each worker is at, seen by the main process
+        self.reading = torch.full((max(1, config.workers),), -1).share_memory_()
 
     def __len__(self) -> int:
         return self.length
@@ -200,9 +231,11 @@ class _Batches:
     def _draw(self, position: int) -> tuple[Prepared | None, list[BadSample]]:
         """The sample at a position of the run; a bad one is replaced by a random other."""
         rng = np.random.default_rng([DRAW, self.config.seed, position])
-        index = self._index(position)
+        index = self.order.index(position)
         bad: list[BadSample] = []
+        info = get_worker_info()
         for draw in range(MAX_DRAWS):
+            self.reading[info.id if info else 0] = index
             cause = "invalid sample"
             try:
                 sample = self.dataset[index]
@@ -213,21 +246,12 @@ class _Batches:
             except (
                 Exception
             ) as error:  # a shard of millions may hold anything: counted, and stopped past a limit
-                cause = "missing file" if isinstance(error, FileNotFoundError) else cause
+                for kind, name in SPECIAL_CAUSES.items():
+                    cause = name if isinstance(error, kind) else cause
                 message = f"{error} (sample number {index})"
                 bad.append(BadSample(cause, message, draw == MAX_DRAWS - 1))
-            index = int(rng.integers(len(self.dataset)))
+            index = self.order.other(position, rng)
         return None, bad
-
-    def _index(self, position: int) -> int:
-        """Which sample of the dataset stands at a position of the run."""
-        epoch, place = divmod(position, len(self.dataset))
-        if not self.config.shuffle:
-            return place
-        if self._order[0] != epoch:
-            order = np.random.default_rng([ORDER, self.config.seed, epoch]).permutation(len(self.dataset))
-            self._order = (epoch, order)
-        return int(self._order[1][place])
 
 
 def prepare(
@@ -284,6 +308,7 @@ def collate(
     caption_index = torch.full((len(samples),), -1)  # (B,)
     boxes = torch.zeros(len(samples), num_regions, 4)  # (B, R, 4)
     text_index = torch.zeros(len(samples), num_regions, dtype=torch.int64)  # (B, R)
+    text_ids = torch.zeros_like(text_index)  # (B, R)
     mask = torch.zeros(len(samples), num_regions, dtype=torch.bool)  # (B, R)
     for i, sample in enumerate(samples):
         if sample.caption is not None:
@@ -293,21 +318,31 @@ def collate(
         text_index[i, :count] = torch.tensor(
             [rows.setdefault(text, len(rows)) for text in sample.texts]
         ).long()
+        text_ids[i, :count] = torch.tensor([text_id(text) for text in sample.texts]).long()
         mask[i, :count] = True
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))  # (B, H, W, 3)
+    texts = tokenize(list(rows) or [""])  # an index of 0 must point somewhere, even in a batch without text
+    lengths = tokenize.lengths(texts)
+    order = lengths.argsort(stable=True)
+    place = order.argsort()  # where each text has gone
     return RegionBatch(
         images=images.permute(0, 3, 1, 2).contiguous(),
         content_boxes=torch.tensor([sample.content_box for sample in samples]),
-        texts=tokenize(
-            list(rows) or [""]
-        ),  # an index of 0 must point somewhere, even in a batch without text
-        caption_index=caption_index,
+        texts=texts[order],
+        text_lengths=tuple(lengths[order].tolist()),
+        caption_index=torch.where(caption_index < 0, caption_index, place[caption_index]),
         boxes=boxes,
-        region_text_index=text_index,
+        region_text_index=torch.where(mask, place[text_index], 0),
         region_mask=mask,
         keys=tuple(sample.key for sample in samples),
+        region_text_ids=text_ids,
         bad=dict(bad),
     )
+
+
+def text_id(text: str) -> int:
+    """A 64-bit hash of a text, the same in every process; two of 10^5 texts share one in 3e-10 of all steps."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class EvaluationBatch(NamedTuple):
@@ -370,11 +405,16 @@ class _EvaluationBatches:
         return EvaluationBatch(samples, stacked, content, geometries)
 
 
-def _run_workers(batches: Any, workers: int, pin: bool) -> Iterator[Any]:
-    """Items of an indexable dataset in order, made by worker processes."""
+def _run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> Iterator[Any]:
+    """Items of an indexable dataset in order, made by worker processes.
+
+    Raises:
+        TimeoutError: If a worker gives nothing for `timeout` seconds (0: never).
+        ChildProcessError: If a worker dies.
+    """
     # Its own generator: starting workers draws a seed, which must not move the training's random state.
     generator = torch.Generator()
-    return iter(
+    items = iter(
         DataLoader(
             batches,
             batch_size=None,
@@ -382,9 +422,32 @@ def _run_workers(batches: Any, workers: int, pin: bool) -> Iterator[Any]:
             num_workers=workers,
             pin_memory=pin,
             generator=generator,
+            timeout=timeout if workers else 0,
             worker_init_fn=_leave_signals_to_the_main_process,
         )
     )
+    for number in range(len(batches)):
+        try:
+            item = next(items)
+        except RuntimeError as error:
+            raise _explained(error, batches, number % max(1, workers), items, timeout) from error
+        yield item
+
+
+def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeout: float) -> Exception:
+    """One sentence about a worker that hangs or has died, from torch's message; other errors as they are."""
+    if "DataLoader timed out" in str(error):
+        pid = items._workers[worker].pid  # torch gives batches to workers in turn
+        reading = getattr(batches, "reading", None)
+        at = f" while it reads sample number {int(reading[worker])}" if reading is not None else ""
+        return TimeoutError(
+            f"data worker {worker} (process {pid}) has given no batch for {timeout:g} s{at}: look at the "
+            "storage and that sample, or raise loader.timeout"
+        )
+    if "DataLoader worker" in str(error) and "Caught" not in str(error):
+        cause = " ".join(str(error).split()).removeprefix("DataLoader worker ")
+        return ChildProcessError(f"data worker {cause}: it was killed or crashed, often for lack of memory")
+    return error
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -1,11 +1,12 @@
 """The types where the areas of the package meet: one sample, one batch, one set of features.
 
-Shape legend: B images, R regions per image (padded), U unique texts, T text tokens, D shared embedding.
+Shape legend: B images, G images of all ranks, R regions per image (padded), U unique texts, T text tokens,
+D shared embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,15 @@ class RegionBatch:
     Attributes:
         images: (B, 3, H, W) uint8.
         content_boxes: (B, 4) normalised `xyxy` of the picture inside its padded canvas.
-        texts: (U, T) token ids of the batch's distinct texts, cut to the longest.
+        texts: (U, T) token ids of the batch's distinct texts, shortest first, cut to the longest.
         caption_index: (B,) row of `texts` for each image's caption, -1 where it has none.
         boxes: (B, R, 4) normalised `xyxy` of the canvas; zeros where masked.
         region_text_index: (B, R) row of `texts` for each region; 0 where masked.
         region_mask: (B, R) bool, True for real regions.
+        text_lengths: Tokens of each of `texts` that count, ascending; empty where nobody has looked.
         keys: Sample names.
+        region_text_ids: (B, R) int64, a hash of each region's text, the same on every rank and in every run;
+            0 where masked.
         bad: Samples that could not be used while this batch was made, counted by cause.
     """
 
@@ -94,7 +98,9 @@ class RegionBatch:
     boxes: Tensor
     region_text_index: Tensor
     region_mask: Tensor
+    text_lengths: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
+    region_text_ids: Tensor | None = None
     bad: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> RegionBatch:
@@ -116,9 +122,39 @@ class RegionBatch:
         return replace(self, **pinned)
 
 
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this rank's images stand among those of all ranks, and how a loss adds up over ranks.
+
+    Every rank computes the same loss value, that of the whole batch, each from its own rows against all
+    columns. The gradient that reaches this rank's features is `world_size` times their share of it, since DDP and
+    FSDP average gradients over ranks: parameters then get what one process would give them.
+
+    Attributes:
+        first: Index of this rank's first image among the world's.
+        sum: Tensor -> its sum over ranks. What is computed from the sum must be the same on every rank; its gradient
+            is handed back `world_size` times.
+        max: Tensor -> its elementwise maximum over ranks, without gradient.
+    """
+
+    first: int = 0
+    sum: Callable[[Tensor], Tensor] = _unchanged
+    max: Callable[[Tensor], Tensor] = _unchanged
+
+
+ALONE = World()
+
+
 @dataclass(frozen=True)
 class Features:
     """What the model makes of a batch and the losses eat. None of it is normalised yet.
+
+    With several ranks, `training.distributed.gather` turns the text side and its masks into the world's: G stands
+    for B in `text_features`, `caption_mask`, `region_text_features`, `region_mask` and `region_text_ids`.
 
     Attributes:
         image_features: (B, D).
@@ -131,6 +167,8 @@ class Features:
         boxes: (B, R, 4) normalised `xyxy`, the targets.
         logit_scale: Multiplies cosine similarities; already exponentiated.
         logit_bias: Added to them by the sigmoid losses; None for softmax models.
+        region_text_ids: (B, R) int64, equal where texts are equal; None if unknown.
+        world: Where these images stand among the world's.
     """
 
     image_features: Tensor
@@ -143,3 +181,5 @@ class Features:
     boxes: Tensor
     logit_scale: Tensor
     logit_bias: Tensor | None = None
+    region_text_ids: Tensor | None = None
+    world: World = ALONE

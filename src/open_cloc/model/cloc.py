@@ -21,6 +21,7 @@ from open_cloc.config import from_dict
 from open_cloc.data.samples import Features, RegionBatch
 from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
 from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
+from open_cloc.model.text_buckets import split_by_length
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -179,7 +180,7 @@ class CLOC(
 
     def forward(self, batch: RegionBatch) -> Features:
         """Everything that the losses need of a batch. Each distinct text is encoded once."""
-        unique = self.encode_text(batch.texts)  # (U, D)
+        unique = self._encode_distinct_texts(batch)  # (U, D)
         region_text = unique[batch.region_text_index]  # (B, R, D)
         if batch.boxes.shape[1]:
             state = self.encode_image(batch.images, batch.content_boxes)
@@ -202,7 +203,23 @@ class CLOC(
             boxes=batch.boxes,
             logit_scale=self.clip.logit_scale.exp(),
             logit_bias=self.clip.logit_bias,
+            region_text_ids=batch.region_text_ids,
         )
+
+    def _encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
+        """(U, D), texts of like length together."""
+        if not batch.text_lengths:
+            return self.encode_text(batch.texts)
+        features, start = [], 0
+        for count, length in split_by_length(batch.text_lengths):
+            texts = (
+                batch.texts[start : start + max(1, count), :length]
+                if start < len(batch.texts)
+                else batch.texts[:1]
+            )
+            features.append(self.encode_text(texts)[:count])
+            start += count
+        return torch.cat(features)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' activations in the backward pass instead of keeping them."""

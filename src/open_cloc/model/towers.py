@@ -413,6 +413,13 @@ class TextTokenizer:
             return torch.zeros(0, 1, dtype=torch.int64)
         return trim_padding(torch.stack([self._rows[text] for text in texts]), self.pad_id)
 
+    def lengths(self, token_ids: Tensor) -> Tensor:
+        """How many tokens of each row (U, T) the text tower needs: (U,); all, where cutting is not exact."""
+        if self.pad_id is None:
+            return torch.full(token_ids.shape[:1], token_ids.shape[1])
+        places = torch.arange(1, token_ids.shape[1] + 1)
+        return ((token_ids != self.pad_id) * places).amax(1).clamp(min=1)
+
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None]]:
         return TextTokenizer, (self.model_cfg, self.pad_id)
 
