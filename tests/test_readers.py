@@ -304,7 +304,7 @@ def test_readers_from_outside_the_package() -> None:
         ),
         ("coco", "unknown data 'coco'"),
         ("coco:x,folder=y", "unknown option 'folder' of format 'coco'; expected one of images, captions"),
-        ("shards:x,images=y", "unknown option 'images' of format 'shards'; expected none"),
+        ("shards:x,images=y", "unknown option 'images' of format 'shards'; expected one of cache, cache_gb"),
         ("no.such:Reader:x", "no reader at 'no.such:Reader': No module named 'no'"),
         ("open_cloc.boxes:Nope:x", "no reader at 'open_cloc.boxes:Nope'"),
     ],

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"open-cloc {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, TimeoutError, ChildProcessError) as error:
         if debug:
             raise
         print(f"open-cloc {verb}: {error}", file=sys.stderr)

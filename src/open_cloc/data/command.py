@@ -18,6 +18,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSample, BadSamples
 from open_cloc.data.check import check_dataset, format_report
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.remote import is_remote
 from open_cloc.data.samples import RegionSample
 from open_cloc.data.shards import ShardDataset, write_shards
 from open_cloc.data.sheet import contact_sheet
@@ -127,8 +128,9 @@ def open_source(text: str, tolerant: bool = False) -> SampleDataset:
     spec = guess_spec(text)
     if spec != text:
         print(f"reading {text} as {spec.partition(':')[0]}", file=sys.stderr)
-    if tolerant and spec.startswith("shards:"):
-        return ShardDataset.tolerant(spec.removeprefix("shards:"))
+    shards = spec.removeprefix("shards:")
+    if tolerant and shards != spec and not is_remote(shards):
+        return ShardDataset.tolerant(shards)
     return open_reader(spec)
 
 

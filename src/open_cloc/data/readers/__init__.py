@@ -16,7 +16,7 @@ __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
 READERS = {
     "coco": "open_cloc.data.readers.coco:open_coco",
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
-    "shards": "open_cloc.data.shards:ShardDataset",
+    "shards": "open_cloc.data.remote:open_shards",
     "scenes": "open_cloc.data.scenes:open_scenes",
 }
 
@@ -57,7 +57,7 @@ def guess_spec(text: str) -> str:
     if re.match(rf"({'|'.join(READERS)}):|[A-Za-z_][\w.]*:[A-Za-z_]\w*:", text):
         return text
     path = Path(text)
-    if path.suffix == ".tar" or "{" in text:
+    if path.suffix == ".tar" or "{" in text or "://" in text or text.startswith("pipe:"):
         return f"shards:{text}"
     if not path.exists():
         formats = ", ".join(READERS)

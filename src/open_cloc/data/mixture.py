@@ -1,0 +1,299 @@
+"""Several datasets as one, and which sample stands where in a run.
+
+Both follow from numbers alone, so that any process can say what the i-th sample of a run is: the order is a
+pure function of (seed, epoch, position), and where weights are given, the source of each position too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.samples import RegionSample
+
+PERIOD = 10_000  # positions after which the pattern of a weighted mixture repeats; weights are rounded to it
+WINDOW_SHARDS = 16  # shards that are mixed at a time where they are remote
+PIECE = 1_000  # samples of a dataset without shards that are taken for one
+
+EPOCH, SHARDS, SAMPLES = 1, 3, 4  # separate random streams of one seed; 2 is the loader's draws
+
+
+class Mixture:
+    """Several datasets as one: numbered one behind the other, and drawn by weight if weights are given.
+
+    Attributes:
+        sources: The datasets.
+        weights: Share of each source among the samples of a run, adding up to 1; None where each sample is
+            seen once an epoch.
+        starts: Number of each source's first sample.
+    """
+
+    def __init__(self, sources: Sequence[SampleDataset], weights: Sequence[float] = ()) -> None:
+        """Join datasets.
+
+        Args:
+            sources: At least one, none of them empty.
+            weights: One positive number for each source, in any unit; none for a plain concatenation.
+
+        Raises:
+            ValueError: If a source is empty, or the weights do not fit.
+        """
+        if not sources:
+            raise ValueError("a mixture needs at least one dataset; got none")
+        for number, source in enumerate(sources):
+            if len(source) == 0:
+                raise ValueError(
+                    f"dataset number {number} of the mixture is empty; expected at least one sample"
+                )
+        self.sources = tuple(sources)
+        self.weights = _checked_weights(weights, len(sources)) if len(weights) else None
+        self._ends = np.cumsum([len(source) for source in sources])
+        self.starts = [0, *self._ends[:-1].tolist()]
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        """(shards,) samples of each shard of every source."""
+        return np.concatenate([shard_sizes(source) for source in self.sources])
+
+    @property
+    def remote(self) -> bool:
+        return any(is_remote(source) for source in self.sources)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Let each source fetch its own of these shards in the background."""
+        start = 0
+        for source in self.sources:
+            end = start + len(shard_sizes(source))
+            if is_remote(source):
+                own = [shard - start for shard in shards if start <= shard < end]
+                source.prefetch(own)  # type: ignore[attr-defined]
+            start = end
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> RegionSample:
+        """A sample; whatever its source raises passes through."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[number][index - self.starts[number]]
+
+
+def _checked_weights(weights: Sequence[float], num_sources: int) -> np.ndarray:
+    """Weights that add up to 1."""
+    values = np.array(weights, np.float64)
+    if len(values) != num_sources:
+        raise ValueError(f"weights must be one for each of {num_sources} datasets; got {len(values)}")
+    positive = bool(np.isfinite(values).all() and (values > 0).all())
+    if not positive or (values / values.sum() * PERIOD < 1).any():
+        raise ValueError(f"weights must be positive, none below 1/{PERIOD} of their sum; got {list(weights)}")
+    return values / values.sum()
+
+
+def is_remote(dataset: SampleDataset) -> bool:
+    """Whether a dataset fetches whole shards and is told by `prefetch` which ones come next."""
+    return bool(getattr(dataset, "remote", False))
+
+
+def shard_sizes(dataset: SampleDataset) -> np.ndarray:
+    """(shards,) samples of each shard; a dataset without shards is cut into pieces."""
+    sizes = getattr(dataset, "shard_sizes", None)
+    return sizes if sizes is not None else np.diff(np.r_[0 : len(dataset) : PIECE, len(dataset)])
+
+
+class Order(Protocol):
+    """Which sample stands at a position of the run."""
+
+    def index(self, position: int) -> int:
+        """Number of the sample."""
+
+    def other(self, position: int, rng: np.random.Generator) -> int:
+        """Number of a random sample that may stand in for a bad one at that position."""
+
+
+def order_of(dataset: SampleDataset, seed: Sequence[int], shuffle: bool, shuffle_shards: int) -> Order:
+    """The order in which a run goes through a dataset.
+
+    Args:
+        dataset: Any; a `Mixture` is looked into.
+        seed: Of every random choice.
+        shuffle: Visit each epoch in a new order.
+        shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards by
+            `WINDOW_SHARDS`.
+    """
+    if isinstance(dataset, Mixture) and dataset.weights is not None:
+        orders = [
+            order_of(source, (*seed, number), shuffle, shuffle_shards)
+            for number, source in enumerate(dataset.sources)
+        ]
+        return WeightedOrder(orders, dataset.weights, dataset.starts)
+    if not shuffle:
+        return PlainOrder(len(dataset))
+    shuffle_shards = shuffle_shards or (WINDOW_SHARDS if is_remote(dataset) else 0)
+    return (
+        WindowedOrder(dataset, seed, shuffle_shards) if shuffle_shards else ShuffledOrder(len(dataset), seed)
+    )
+
+
+class PlainOrder:
+    """One sample after the other, epoch after epoch."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def index(self, position: int) -> int:
+        return position % self.length
+
+    def other(self, position: int, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.length))
+
+
+class ShuffledOrder:
+    """Each epoch a random permutation of the whole dataset."""
+
+    def __init__(self, length: int, seed: Sequence[int]) -> None:
+        self.length, self.seed = length, seed
+        self._epoch = -1
+
+    def index(self, position: int) -> int:
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([EPOCH, *self.seed, epoch])
+            self._epoch, self._samples = epoch, rng.permutation(self.length)
+        return int(self._samples[place])
+
+    def other(self, position: int, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.length))
+
+
+class _Plan(NamedTuple):
+    """An epoch's shards in their order, cut into windows."""
+
+    epoch: int
+    windows: list[np.ndarray]  # numbers of shards
+    ends: np.ndarray  # (windows,) samples up to and with each
+
+
+class WindowedOrder:
+    """Each epoch the shards in a new order, a few at a time, with the samples of these mixed.
+
+    Only the shards of one window, and soon of the next, are read at any time, which is what remote shards
+    need; memory does not grow with the number of samples. A new window tells the dataset what to fetch.
+    """
+
+    def __init__(self, dataset: SampleDataset, seed: Sequence[int], window_shards: int) -> None:
+        self.dataset, self.seed, self.window_shards = dataset, seed, window_shards
+        self.length = len(dataset)
+        self.sizes = shard_sizes(dataset)
+        self.starts = np.cumsum(self.sizes) - self.sizes  # (shards,) number of each one's first sample
+        self._plan = self._plan_epoch(0)
+        self._at = (-1, -1)  # epoch and window of `_samples`
+        self._samples = np.empty(0, np.int64)
+
+    def index(self, position: int) -> int:
+        samples, place = self._window_at(position)
+        return int(samples[place])
+
+    def other(self, position: int, rng: np.random.Generator) -> int:
+        samples, _ = self._window_at(position)  # a sample outside the window may lie in a shard far away
+        return int(samples[rng.integers(len(samples))])
+
+    def _window_at(self, position: int) -> tuple[np.ndarray, int]:
+        """The mixed samples of the window around a position, and the place among them."""
+        epoch, place = divmod(position, self.length)
+        if epoch != self._plan.epoch:
+            self._plan = self._plan_epoch(epoch)
+        window = int(np.searchsorted(self._plan.ends, place, side="right"))
+        if self._at != (epoch, window):
+            self._at = (epoch, window)
+            self._samples = self._mixed(epoch, window)
+            if is_remote(self.dataset):
+                self._prefetch(window)
+        return self._samples, place - (int(self._plan.ends[window]) - len(self._samples))
+
+    def _plan_epoch(self, epoch: int) -> _Plan:
+        shards = np.random.default_rng([SHARDS, *self.seed, epoch]).permutation(len(self.sizes))
+        windows = np.split(shards, range(self.window_shards, len(shards), self.window_shards))
+        return _Plan(epoch, windows, np.cumsum([self.sizes[window].sum() for window in windows]))
+
+    def _mixed(self, epoch: int, window: int) -> np.ndarray:
+        shards = self._plan.windows[window]
+        samples = [
+            np.arange(start, start + size) for start, size in zip(self.starts[shards], self.sizes[shards])
+        ]
+        return np.random.default_rng([SAMPLES, *self.seed, epoch, window]).permutation(
+            np.concatenate(samples)
+        )
+
+    def _prefetch(self, window: int) -> None:
+        """Ask for the shards of this window, which is being read already, and of the one behind it."""
+        last = window + 1 == len(self._plan.windows)
+        behind = self._plan_epoch(self._plan.epoch + 1).windows[0] if last else self._plan.windows[window + 1]
+        self.dataset.prefetch([*self._plan.windows[window].tolist(), *behind.tolist()])  # type: ignore[attr-defined]
+
+
+class WeightedOrder:
+    """Positions dealt to sources in exact proportion, each source in its own order and epochs.
+
+    After any number of positions, each source has had its share to within one sample: positions are dealt by
+    earliest deadline, the fair schedule of one processor among periodic tasks.
+    """
+
+    def __init__(self, orders: Sequence[Order], weights: np.ndarray, starts: Sequence[int]) -> None:
+        """Deal one period.
+
+        Args:
+            orders: Of each source.
+            weights: Their shares, adding up to 1.
+            starts: Number of each source's first sample in the mixture.
+        """
+        self.orders, self.starts = orders, starts
+        self.counts = whole_shares(weights, PERIOD)
+        self.pattern = deal(self.counts)  # (PERIOD,) source of each position
+        self.turns = np.empty(PERIOD, np.int64)  # earlier positions of the period that have the same source
+        for source, count in enumerate(self.counts):
+            self.turns[self.pattern == source] = np.arange(count)
+
+    def index(self, position: int) -> int:
+        source, own_position = self._locate(position)
+        return self.starts[source] + self.orders[source].index(own_position)
+
+    def other(self, position: int, rng: np.random.Generator) -> int:
+        source, own_position = self._locate(position)
+        return self.starts[source] + self.orders[source].other(own_position, rng)
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        """The source of a position, and which of that source's samples it takes."""
+        period, place = divmod(position, PERIOD)
+        source = int(self.pattern[place])
+        return source, period * int(self.counts[source]) + int(self.turns[place])
+
+
+def whole_shares(weights: np.ndarray, total: int) -> np.ndarray:
+    """Weights as whole numbers that add up to `total`, by largest remainders."""
+    exact = weights * total
+    counts = np.floor(exact).astype(np.int64)
+    most_short = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[most_short] += 1
+    return counts
+
+
+def deal(counts: np.ndarray) -> np.ndarray:
+    """Deal sum(counts) positions to sources, evenly: each is always within one of its exact share.
+
+    A source's k-th position may not come before its exact share exceeds k, and is due when it reaches k + 1;
+    of those that may come, the one due first does.
+    """
+    shares = [int(count) for count in counts]
+    total, dealt = sum(shares), [0] * len(shares)
+    pattern = np.empty(total, np.int64)
+    for position in range(total):
+        may_come = [s for s in range(len(shares)) if dealt[s] * total < (position + 1) * shares[s]]
+        source = min(may_come, key=lambda s: -(-(dealt[s] + 1) * total // shares[s]))
+        pattern[position] = source
+        dealt[source] += 1
+    return pattern
