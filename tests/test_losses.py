@@ -23,7 +23,7 @@ from open_cloc.losses import (
     sigmoid_region_text_loss,
     total_loss,
 )
-from open_cloc.losses.contrastive import filtered_share
+from open_cloc.losses.contrastive import filtered_share, find_pairs
 
 SCALE = torch.tensor([7.0])
 BIAS = torch.tensor([-3.0])
@@ -345,9 +345,9 @@ def test_filtered_share_counts_pairs_of_real_regions() -> None:
     pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
     expected = sum(float(rows[i] @ rows[j]) > 0.9 for i, j in pairs) / len(pairs)
     assert expected == 2 / 12
-    assert filtered_share(texts, mask, 0.9).item() == pytest.approx(expected)
-    assert filtered_share(texts, mask & False, 0.9).item() == 0
-    assert filtered_share(texts, mask, None).item() == 0
+    assert filtered_share(find_pairs(texts, texts, mask, 0.9)).item() == pytest.approx(expected)
+    assert filtered_share(find_pairs(texts, texts, mask & False, 0.9)).item() == 0
+    assert filtered_share(find_pairs(texts, texts, mask, None)).item() == 0
 
 
 @pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])

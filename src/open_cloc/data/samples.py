@@ -131,13 +131,13 @@ class World:
     """Where this rank's images stand among those of all ranks, and how a loss adds up over ranks.
 
     Every rank computes the same loss value, that of the whole batch, each from its own rows against all
-    columns. The gradient that reaches this rank's features is `world_size` times their share of it, since DDP and
-    FSDP average gradients over ranks: parameters then get what one process would give them.
+    columns. The gradient that reaches this rank's features is `world_size` times their share of it, since DDP
+    and FSDP average gradients over ranks: parameters then get what one process would give them.
 
     Attributes:
         first: Index of this rank's first image among the world's.
-        sum: Tensor -> its sum over ranks. What is computed from the sum must be the same on every rank; its gradient
-            is handed back `world_size` times.
+        sum: Tensor -> its sum over ranks. What is computed from the sum must be the same on every rank; its
+            gradient is handed back `world_size` times.
         max: Tensor -> its elementwise maximum over ranks, without gradient.
     """
 
@@ -153,8 +153,8 @@ ALONE = World()
 class Features:
     """What the model makes of a batch and the losses eat. None of it is normalised yet.
 
-    With several ranks, `training.distributed.gather` turns the text side and its masks into the world's: G stands
-    for B in `text_features`, `caption_mask`, `region_text_features`, `region_mask` and `region_text_ids`.
+    With several ranks, `training.distributed.gather` turns the text side and its masks into the world's: G
+    stands for B in `text_features`, `caption_mask`, `region_text_features`, `region_mask`, `region_text_ids`.
 
     Attributes:
         image_features: (B, D).

@@ -1,4 +1,7 @@
-"""The grounding loss (METHOD 2, eq. 3). Shapes: B images, R regions per image (padded)."""
+"""The grounding loss (METHOD 2, eq. 3).
+
+Shapes: B images of this rank, G images of the world, R regions per image (padded).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
+
+from open_cloc.data.samples import ALONE, World
 
 
 def _l2(pred_boxes: Tensor, boxes: Tensor) -> Tensor:
@@ -23,18 +28,24 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "l1_giou": _l
 
 
 def grounding_loss(
-    pred_boxes: Tensor, boxes: Tensor, *, region_mask: Tensor | None = None, kind: str = "l2"
+    pred_boxes: Tensor,
+    boxes: Tensor,
+    *,
+    region_mask: Tensor | None = None,
+    kind: str = "l2",
+    world: World = ALONE,
 ) -> Tensor:
     """How far the boxes grounded from phrases are from the true ones.
 
     Args:
         pred_boxes: (B, R, 4) normalised `xyxy`.
         boxes: (B, R, 4) normalised `xyxy`.
-        region_mask: (B, R) True for real regions; all by default.
+        region_mask: (G, R) True for real regions; all of a single process's by default.
         kind: `l2`, the paper's mean squared error over coordinates, or `l1_giou`.
+        world: Where this rank's images stand among the world's.
 
     Returns:
-        Scalar, the mean over real regions; zero and differentiable when there are none.
+        Scalar, the mean over the world's real regions; zero and differentiable when there are none.
 
     Raises:
         ValueError: On an unknown kind.
@@ -47,8 +58,9 @@ def grounding_loss(
         )
     if region_mask is None:
         region_mask = torch.ones(boxes.shape[:-1], dtype=torch.bool, device=boxes.device)
+    real = region_mask[world.first : world.first + len(boxes)]  # (B, R)
     with torch.autocast(boxes.device.type, enabled=False):
         # Masked before and after: what padding predicts reaches neither the loss nor, as 0 * nan, a gradient.
-        pred_boxes, boxes = (x.float().masked_fill(~region_mask[..., None], 0.0) for x in (pred_boxes, boxes))
+        pred_boxes, boxes = (x.float().masked_fill(~real[..., None], 0.0) for x in (pred_boxes, boxes))
         losses = KINDS[kind](pred_boxes, boxes)  # (B, R)
-        return losses.masked_fill(~region_mask, 0.0).sum() / region_mask.sum().clamp(min=1)
+        return world.sum(losses.masked_fill(~real, 0.0).sum()) / region_mask.sum().clamp(min=1)

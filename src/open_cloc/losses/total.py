@@ -10,11 +10,11 @@ from torch import Tensor
 from open_cloc.data.samples import Features
 from open_cloc.losses.contrastive import (
     CONFLICT_THRESHOLD,
+    Pairs,
     filtered_share,
-    image_text_loss,
-    region_text_loss,
-    sigmoid_image_text_loss,
-    sigmoid_region_text_loss,
+    find_pairs,
+    sigmoid_loss,
+    softmax_loss,
 )
 from open_cloc.losses.grounding import KINDS, grounding_loss
 
@@ -49,47 +49,45 @@ class LossConfig:
 
 
 def total_loss(features: Features, config: LossConfig) -> dict[str, Tensor]:
-    """Every term and their weighted sum.
+    """Every term and their weighted sum, over the batch of all ranks where features have been gathered.
 
     `total = image_text + lambda * (region_text + grounding)`, where lambda is the share of the batch's images
     that have regions. A batch without any region is plain CLIP.
 
     Returns:
         Scalars named `image_text`, `region_text`, `grounding`, `total`, and `filtered_pairs`: the share of
-        region pairs that the conflict filter leaves out, which is no loss but explains one.
+        region pairs that the conflict filter leaves out, which is no loss but explains one. Their values are
+        the same on every rank; of gradients see `World`.
     """
-    image_text, region_text = _contrastive_terms(features, config)
-    grounding = grounding_loss(
-        features.pred_boxes, features.boxes, region_mask=features.region_mask, kind=config.grounding
+    mask, world = features.region_mask, features.world
+    images = find_pairs(features.image_features, features.text_features, features.caption_mask, world=world)
+    regions = find_pairs(
+        features.region_features,
+        features.region_text_features,
+        mask,
+        config.conflict_threshold,
+        features.region_text_ids,
+        world=world,
     )
-    share = features.region_mask.any(dim=1).float().mean() if features.region_mask.shape[1] else 0.0
-    # If the filter leaves out nearly all pairs, the region loss is 0 because the texts have collapsed.
-    filtered = filtered_share(features.region_text_features, features.region_mask, config.conflict_threshold)
+    image_text, region_text = (_contrastive(pairs, features, config) for pairs in (images, regions))
+    grounding = grounding_loss(
+        features.pred_boxes, features.boxes, region_mask=mask, kind=config.grounding, world=world
+    )
+    share = mask.any(dim=1).float().mean() if mask.shape[1] else 0.0
     regional = region_text + config.grounding_weight * grounding
     return {
         "image_text": image_text,
         "region_text": region_text,
         "grounding": grounding,
         "total": image_text + config.region_weight * share * regional,
-        "filtered_pairs": filtered,
+        # If the filter leaves out nearly all pairs, the region loss is 0 because the texts have collapsed.
+        "filtered_pairs": filtered_share(regions, world),
     }
 
 
-def _contrastive_terms(features: Features, config: LossConfig) -> tuple[Tensor, Tensor]:
-    image = (features.image_features, features.text_features, features.logit_scale)
-    region = (features.region_features, features.region_text_features, features.logit_scale)
-    threshold = config.conflict_threshold
+def _contrastive(pairs: Pairs, features: Features, config: LossConfig) -> Tensor:
     if config.contrastive == "softmax":
-        return (
-            image_text_loss(*image, caption_mask=features.caption_mask),
-            region_text_loss(*region, region_mask=features.region_mask, conflict_threshold=threshold),
-        )
-    bias = features.logit_bias
-    if bias is None:
+        return softmax_loss(pairs, features.logit_scale, features.world)
+    if features.logit_bias is None:
         raise ValueError("the sigmoid losses need a model with a logit bias: set model.sigmoid")
-    return (
-        sigmoid_image_text_loss(*image, logit_bias=bias, caption_mask=features.caption_mask),
-        sigmoid_region_text_loss(
-            *region, logit_bias=bias, region_mask=features.region_mask, conflict_threshold=threshold
-        ),
-    )
+    return sigmoid_loss(pairs, features.logit_scale, features.logit_bias, features.world)
