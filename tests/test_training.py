@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.utils.data import DataLoader
 
 from open_cloc import cli
@@ -32,13 +35,14 @@ from open_cloc.data.loader import LoaderConfig, RegionLoader
 from open_cloc.data.readers import open_reader
 from open_cloc.data.samples import RegionBatch, RegionSample
 from open_cloc.losses import LossConfig, total_loss
-from open_cloc.model import towers
+from open_cloc.model import sharded, towers
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.model.weights import read_state
-from open_cloc.training import checkpoint, loop, optim, probe
-from open_cloc.training.loop import train
+from open_cloc.model.weights import interpolate, read_state
+from open_cloc.training import accumulate, checkpoint, loop, optim, probe
+from open_cloc.training.loop import Run, train
+from open_cloc.training.parallel import Ranks
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 from open_cloc.training.recipes import RECIPES, SMALL_PRETRAINED, package_file
 
@@ -98,16 +102,12 @@ def assert_same_tensors(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def assert_same_run(one: str | Path, other: str | Path, step: int = 6) -> None:
-    """Weights, optimizer state, random state and losses agree bit for bit."""
+    """Weights and optimizer state agree bit for bit."""
     folders = [Path(folder) / "checkpoints" / f"step_{step:08d}" for folder in (one, other)]
-    assert_same_tensors(*(read_state(folder / "model.safetensors") for folder in folders))
-    states = [checkpoint.read_training_state(folder) for folder in folders]
-    moments = [state["optimizer"]["state"] for state in states]
-    assert moments[0].keys() == moments[1].keys()
-    for index, moment in moments[0].items():
-        assert_same_tensors(moment, moments[1][index])
-    assert states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"]
-    assert torch.equal(states[0]["random"], states[1]["random"])
+    tensors = [sharded.read_tensors(folder) for folder in folders]
+    assert any(name.startswith("optimizer.") and name.endswith(".exp_avg_sq") for name in tensors[0])
+    assert_same_tensors(*tensors)
+    assert checkpoint.read_progress(folders[0]) == checkpoint.read_progress(folders[1])
     assert_same_tensors(
         *(read_state(Path(folder) / "model" / "model.safetensors") for folder in (one, other))
     )
@@ -117,7 +117,7 @@ class Killed(BaseException):
     """What ends a run in the middle of a step."""
 
 
-def die_in_step(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, number: int) -> None:
+def die_in_step(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, number: int, resume: str = "") -> None:
     """Train until the n-th step begins."""
     real, calls = loop.train_step, []
 
@@ -130,7 +130,7 @@ def die_in_step(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, number: int) ->
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", step_or_die)
         with pytest.raises(Killed):
-            train(recipe)
+            train(recipe, resume=resume)
 
 
 # --- resume ---------------------------------------------------------------------------------------
@@ -159,39 +159,105 @@ def test_workers_do_not_change_a_run(tiny: Recipe, tmp_path: Path) -> None:
     assert losses_of(tmp_path / "0") == losses_of(tmp_path / "2")
 
 
-def test_dropout_makes_the_random_state_matter(
+def test_random_numbers_follow_from_their_place_in_the_run(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The resume test above can fail: without the saved random state the runs part."""
+    """The resume test above can fail: if dropout does not know its step, the runs part."""
     train(with_run(tiny, output=str(tmp_path / "whole")))
     die_in_step(monkeypatch, tiny, 4)
-    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    monkeypatch.setattr(accumulate, "seed_step", lambda *place: None)
     train(tiny, resume="latest")
     assert losses_of(tiny.run.output)[:3] == losses_of(tmp_path / "whole")[:3]
     assert losses_of(tiny.run.output)[3:] != losses_of(tmp_path / "whole")[3:]
 
 
-def test_a_failed_save_leaves_the_last_checkpoint(
+def test_every_step_rank_and_part_draws_its_own_random_numbers() -> None:
+    places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    drawn = []
+    for place in [*places, places[0]]:
+        accumulate.seed_step(*place)
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[-1]
+    assert len({tuple(numbers) for numbers in drawn}) == len(places)
+
+
+def fail_second_save(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The state of the second checkpoint is cut short by an error."""
+    real, saves = FileSystemWriter.finish, []
+
+    def finish_once(*args: Any, **kwargs: Any) -> None:
+        saves.append(1)
+        if len(saves) == 2:
+            raise error
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(FileSystemWriter, "finish", finish_once)
+
+
+def test_a_killed_save_leaves_the_last_checkpoint(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(with_run(tiny, output=str(tmp_path / "whole")))
-    real, saves = torch.save, []
-
-    def save_once(*args: Any) -> None:
-        saves.append(1)
-        if len(saves) == 2:
-            raise Killed
-        real(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save_once)
-        with pytest.raises(Killed):
-            train(tiny)
+    train(with_run(tiny, samples=12))
     folder = Path(tiny.run.output) / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == [".writing_step_00000006", "step_00000003"]
-    (folder / ".writing_step_00000005").mkdir()  # of another kill
+    (folder / ".writing_step_00000006").mkdir()  # what a kill leaves
+    shutil.copytree(folder / "step_00000003" / "state", folder / ".writing_step_00000005" / "state")
     train(tiny, resume="latest")
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000003", "step_00000006"]
+    assert_same_run(tmp_path / "whole", tiny.run.output)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
+    project: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(with_run(project, output=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        fail_second_save(patch, OSError(errno.ENOSPC, "No space left on device"))
+        assert cli.main(["train", "my_run:tiny"]) == 2
+    error = capsys.readouterr().err
+    folder = Path(project.run.output) / "checkpoints"
+    assert error == (
+        f"open-cloc train: checkpoint {folder}/step_00000006 cannot be written: [Errno 28] No space left on "
+        f"device (rank 0); the last whole one is {folder}/step_00000003\n"
+    )
+    assert [path.name for path in folder.iterdir()] == ["step_00000003"]  # nothing half-written left either
+    train(project, resume="latest")
+    assert_same_run(tmp_path / "whole", project.run.output)
+
+
+def test_a_failed_save_stops_the_run_soon(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_second_save(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    real = loop.train_step
+
+    def wait_for_the_save(run: Any, batch: Any, step: int) -> dict[str, Tensor]:
+        if step == 7:
+            time.sleep(1.0)
+        return real(run, batch, step)
+
+    monkeypatch.setattr(loop, "train_step", wait_for_the_save)
+    with pytest.raises(ValueError, match=r"step_00000006 cannot be written: .*No space left"):
+        train(with_run(tiny, samples=400))
+    assert log_of(tiny.run.output)[-1]["step"] <= 9  # not only at the next save or at the end
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is written is the state of its step, whatever happens to the weights meanwhile."""
+    train(with_run(tiny, output=str(tmp_path / "whole")))
+    real, steps_at_write = FileSystemWriter.write_data, []
+
+    def write_later(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(1.0)
+        steps_at_write.append(len(log_of(tiny.run.output)))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", write_later)
+    train(with_run(tiny, save_steps=2))
+    assert steps_at_write[0] > 2
+    monkeypatch.undo()
+    shutil.rmtree(Path(tiny.run.output) / "checkpoints/step_00000006")
+    train(tiny, resume="latest")
     assert_same_run(tmp_path / "whole", tiny.run.output)
 
 
@@ -199,8 +265,12 @@ def test_a_checkpoint_is_a_model_folder_and_old_ones_go(tiny: Recipe) -> None:
     train(with_run(tiny, save_steps=1, keep=2))
     found = checkpoint.list_checkpoints(Path(tiny.run.output) / "checkpoints")
     assert [path.name for path in found] == ["step_00000005", "step_00000006"]
-    last, final = CLOC.from_pretrained(found[-1]), CLOC.from_pretrained(Path(tiny.run.output) / "model")
-    assert_same_tensors(last.state_dict(), final.state_dict())
+    final = Path(tiny.run.output) / "model"
+    assert_same_tensors(
+        CLOC.from_pretrained(found[-1]).state_dict(), CLOC.from_pretrained(final).state_dict()
+    )
+    interpolate(found[0], found[1], 1.0, final.with_name("mixed"))
+    assert_same_tensors(*(CLOC.from_pretrained(final.with_name(n)).state_dict() for n in ("mixed", "model")))
 
 
 def test_minutes_are_enough_for_a_checkpoint(tiny: Recipe) -> None:
@@ -212,7 +282,7 @@ def test_a_resumed_run_may_change_its_learning_rate(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_in_step(monkeypatch, tiny, 4)
-    start = read_state(Path(tiny.run.output) / "checkpoints/step_00000003/model.safetensors")
+    start = sharded.read_weights(Path(tiny.run.output) / "checkpoints/step_00000003")
     train(with_optim(tiny, lr=1e-30), resume="latest")
     end = read_state(Path(tiny.run.output) / "model/model.safetensors")
     assert_same_tensors(start, end)
@@ -239,23 +309,44 @@ def test_resume_of_a_finished_run_changes_nothing(tiny: Recipe) -> None:
 def test_resume_refuses_what_would_not_be_the_same_run(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*checkpoints holds no checkpoint"):
         train(tiny, resume="latest")
-    with pytest.raises(FileNotFoundError, match=r"nowhere is no checkpoint .* holds no training_state.pt"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no checkpoint .* holds no training_state.json"):
         train(tiny, resume=str(tmp_path / "nowhere"))
     assert not Path(tiny.run.output).exists()
     train(with_run(tiny, samples=12))
     recipe_json = (Path(tiny.run.output) / "recipe.json").read_text()
-    with pytest.raises(ValueError, match="written with batches of 4; got batches of 2"):
+    with pytest.raises(ValueError, match="written with batches of 4 over all ranks; got batches of 2"):
         train(with_loader(tiny, batch_size=2), resume="latest")
-    with pytest.raises(ValueError, match="other groups of learned parameters"):
+    with pytest.raises(ValueError, match="another set of learned parameters"):
         train(with_optim(tiny, lock_text=True), resume="latest")
     with pytest.raises(ValueError, match="weights of another architecture"):
         train(replace(tiny, model=replace(tiny.model, prompter=PrompterConfig(width=16))), resume="latest")
     assert (Path(tiny.run.output) / "recipe.json").read_text() == recipe_json
-    state = Path(tiny.run.output) / "checkpoints/step_00000003/training_state.pt"
-    for damage in (state.read_bytes()[:1000], b"nonsense"):
-        state.write_bytes(damage)
-        with pytest.raises(ValueError, match=r"training_state.pt cannot be read"):
-            train(tiny, resume="latest")
+
+
+@pytest.mark.parametrize("name", ["training_state.json", "state/.metadata", "state/__0_0.distcp"])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_resume_refuses_damaged_files(tiny: Recipe, name: str, kept: int) -> None:
+    train(with_run(tiny, samples=12))
+    path = Path(tiny.run.output) / "checkpoints/step_00000003" / name
+    path.write_bytes(path.read_bytes()[:kept] if "state/" in name else b"nonsense"[:kept])
+    with pytest.raises(ValueError, match=r"step_00000003/(state|training_state.json) cannot be read: \w+"):
+        train(tiny, resume="latest")
+
+
+def test_resume_auto_starts_or_goes_on(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(with_run(tiny, output=str(tmp_path / "whole")))
+    die_in_step(monkeypatch, tiny, 2, resume="auto")  # before the first checkpoint
+    assert checkpoint.list_checkpoints(Path(tiny.run.output) / "checkpoints") == []
+    die_in_step(monkeypatch, tiny, 5, resume="auto")
+    assert [line["step"] for line in log_of(tiny.run.output)] == [1, 2, 3, 4]
+    train(tiny, resume="auto")
+    assert_same_run(tmp_path / "whole", tiny.run.output)
+    assert losses_of(tiny.run.output) == losses_of(tmp_path / "whole")
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "thesis.txt").write_text("all of it")
+    with pytest.raises(FileExistsError, match="thesis is not empty"):
+        train(with_run(tiny, output=str(other)), resume="auto")
 
 
 # --- stops ----------------------------------------------------------------------------------------
@@ -337,7 +428,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_same(project: Recipe, tmp_path
     assert process.returncode == 143, stderr.decode()
     (saved,) = checkpoint.list_checkpoints(Path(recipe.run.output) / "checkpoints")
     assert f"stopped by SIGTERM, saved {saved}; go on with --resume latest" in stderr.decode()
-    step = checkpoint.read_training_state(saved)["step"]
+    step = checkpoint.read_progress(saved).step
     assert 3 <= step < 80
     assert not (Path(recipe.run.output) / "model").exists()
     recipe = with_run(with_loader(recipe, workers=0), save_steps=80)
@@ -367,21 +458,21 @@ def poisoned(term: str) -> Callable[..., dict[str, Tensor]]:
 def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
     tiny: Recipe, monkeypatch: pytest.MonkeyPatch, term: str
 ) -> None:
-    model, optimizer, batch = parts(tiny)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run, batch = start(tiny)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
     monkeypatch.setattr(loop, "total_loss", poisoned(term))
     with pytest.raises(FloatingPointError, match=f"^{term} is not finite at step 8 .*{term}=nan"):
-        loop.train_step(tiny, model, optimizer, batch, 7)
-    assert_same_tensors(before, model.state_dict())
+        loop.train_step(run, batch, 7)
+    assert_same_tensors(before, run.model.state_dict())
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(tiny: Recipe) -> None:
-    model, optimizer, batch = parts(tiny)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.prompter.query.weight.register_hook(lambda gradient: gradient * float("inf"))
+    run, batch = start(tiny)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.model.prompter.layer.query.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"^grad_norm is not finite at step 1"):
-        loop.train_step(tiny, model, optimizer, batch, 0)
-    assert_same_tensors(before, model.state_dict())
+        loop.train_step(run, batch, 0)
+    assert_same_tensors(before, run.model.state_dict())
 
 
 def test_a_loss_that_is_not_finite_ends_the_command_with_1(
@@ -397,15 +488,17 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_1(
 # --- the step -------------------------------------------------------------------------------------
 
 
-def parts(recipe: Recipe) -> tuple[CLOC, torch.optim.Optimizer, RegionBatch]:
-    """Model, optimizer and first batch of a recipe, as `train` makes them."""
+def start(recipe: Recipe) -> tuple[Run, RegionBatch]:
+    """A run and its first batch, as `train` makes them."""
     torch.manual_seed(recipe.run.seed)
     model = create_model(recipe.model)
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     model.train()
     optim.lock_towers(model, recipe.optim)
     loader = RegionLoader(loop.open_data(recipe), model.preprocess, model.tokenize, recipe.data.loader)
-    return model, optim.build_optimizer(model, recipe.optim), next(iter(loader))
+    optimizer = optim.build_optimizer(model, recipe.optim)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    return Run(recipe, ranks, Path(recipe.run.output), model, model, optimizer), next(iter(loader))
 
 
 def joined(recipe: Recipe, timm_model: str, text_tower: Path) -> Recipe:
@@ -426,7 +519,7 @@ def test_frozen_towers_stay_as_they_are(tiny: Recipe, text_tower: Path) -> None:
     assert any(name.endswith("running_mean") for name in frozen)
     assert any(name.endswith("num_batches_tracked") for name in frozen)
     assert_same_tensors({n: before[n] for n in frozen}, {n: after[n] for n in frozen})
-    for name in ("clip.visual.head.proj.weight", "clip.text.proj.weight", "prompter.query.weight"):
+    for name in ("clip.visual.head.proj.weight", "clip.text.proj.weight", "prompter.layer.query.weight"):
         assert not torch.equal(before[name], after[name]), name
 
 
@@ -441,7 +534,7 @@ def test_batch_norm_learns_where_the_tower_does(tiny: Recipe, text_tower: Path) 
 
 
 def test_open_clip_towers_freeze_whole(tiny: Recipe) -> None:
-    model = parts(with_optim(tiny, lock_image=True, lock_text=True))[0]
+    model = start(with_optim(tiny, lock_image=True, lock_text=True))[0].model
     learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {"prompter", "clip"}
     assert [n for n, p in model.named_parameters() if p.requires_grad and n.startswith("clip")] == [
@@ -493,7 +586,7 @@ DISTANCES = {
         "clip.text.transformer.encoder.layer.0.output.dense.weight": 2,
         "clip.text.transformer.encoder.layer.1.output.dense.weight": 1,
         "clip.text.proj.weight": 0,
-        "prompter.query.weight": 0,
+        "prompter.layer.query.weight": 0,
         "clip.logit_scale": 0,
     },
     "test_efficientnet": {
@@ -550,18 +643,19 @@ def test_weight_decay_only_on_maps(tiny: Recipe, text_tower: Path, timm_model: s
 
 
 def test_logit_scale_stays_within_its_limits(tiny: Recipe) -> None:
-    model, optimizer, batch = parts(tiny)
-    for start, expected in ((9.0, 50.0), (-3.0, 1.0)):
-        model.clip.logit_scale.data.fill_(start)
-        loop.train_step(with_optim(tiny, max_logit_scale=50.0), model, optimizer, batch, 0)
-        assert model.clip.logit_scale.exp().item() == pytest.approx(expected)
+    run, batch = start(with_optim(tiny, max_logit_scale=50.0))
+    logit_scale = run.model.clip.logit_scale
+    for begin, expected in ((9.0, 50.0), (-3.0, 1.0)):
+        logit_scale.data.fill_(begin)
+        loop.train_step(run, batch, 0)
+        assert logit_scale.exp().item() == pytest.approx(expected)
 
 
 def test_gradient_clipping(tiny: Recipe) -> None:
     for limit in (0.0, 0.01):
-        model, optimizer, batch = parts(tiny)
-        losses = loop.train_step(with_optim(tiny, grad_clip=limit), model, optimizer, batch, 0)
-        gradients = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        run, batch = start(with_optim(tiny, grad_clip=limit))
+        losses = loop.train_step(run, batch, 0)
+        gradients = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
         left = torch.stack(gradients).norm()
         assert losses["grad_norm"] > 0.01  # before clipping
         assert left == pytest.approx(losses["grad_norm"].item() if limit == 0 else limit, rel=1e-3)
@@ -600,10 +694,10 @@ def test_images_without_regions_are_mixed_in(tiny: Recipe) -> None:
     assert len(data) == 2000
     assert data[3].regions
     assert not data[1003].regions
-    model, optimizer, batch = parts(recipe)
+    run, batch = start(replace(recipe, loss=LossConfig(region_weight=0.7)))
     share = batch.region_mask.any(1).float().mean().item()
     assert 0 < share < 1
-    losses = loop.train_step(replace(recipe, loss=LossConfig(region_weight=0.7)), model, optimizer, batch, 0)
+    losses = loop.train_step(run, batch, 0)
     expected = losses["image_text"] + 0.7 * share * (losses["region_text"] + losses["grounding"])
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -613,9 +707,9 @@ def test_gradient_checkpointing_changes_no_number(tiny: Recipe, text_tower: Path
     recipe = joined(tiny, timm_model, text_tower) if timm_model else tiny
     made = []
     for enable in (False, True):
-        model, optimizer, batch = parts(with_run(recipe, grad_checkpointing=enable))
-        losses = loop.train_step(recipe, model, optimizer, batch, 0)
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        run, batch = start(with_run(recipe, grad_checkpointing=enable))
+        losses = loop.train_step(run, batch, 0)
+        gradients = {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
         made.append((losses, gradients))
     torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-7)
 
@@ -681,6 +775,10 @@ def test_recipes_that_cannot_work_are_one_sentence(
 ) -> None:
     for recipe, message in (
         (with_run(tiny, samples=3), "run.samples must be at least one batch of 4; got 3"),
+        (
+            with_run(tiny, accumulate=3),
+            "run.accumulate must divide a rank's batch of 4 into equal parts; got 3",
+        ),
         (with_run(tiny, output=""), "no run folder: give --run.output FOLDER"),
         (with_run(tiny, device="abacus"), "device 'abacus' cannot be used"),
         (with_run(tiny, report_to=("pigeon",)), "unknown report_to 'pigeon'; expected tensorboard or wandb"),
@@ -691,7 +789,7 @@ def test_recipes_that_cannot_work_are_one_sentence(
         with pytest.raises(ValueError, match=message):
             train(recipe)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="trains on one device; got WORLD_SIZE=2"):
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK: start several processes with torchrun"):
         train(tiny)
     assert not (tmp_path / "run").exists()
 
@@ -703,6 +801,8 @@ def test_recipes_that_cannot_work_are_one_sentence(
         (RunConfig, "keep", 0),
         (RunConfig, "log_steps", 0),
         (RunConfig, "save_minutes", 0.0),
+        (RunConfig, "accumulate", 0),
+        (RunConfig, "parallel", "zero"),
         (OptimConfig, "lr", 0.0),
         (OptimConfig, "layer_decay", 1.5),
         (OptimConfig, "warmup", -1),

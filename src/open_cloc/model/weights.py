@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from open_cloc.model import towers
+from open_cloc.model import sharded, towers
 
 if TYPE_CHECKING:
     from open_cloc.model.cloc import CLOC
@@ -33,6 +33,16 @@ def save_folder(model: CLOC, folder: Path) -> None:
     The mixin's `save_pretrained` calls this, then writes the model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # A folder with a config has whole weights: they come first, under a temporary name.
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = folder / f".{WEIGHTS_NAME}"
+    save_file(state, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / WEIGHTS_NAME)
+    save_config(model, folder)
+
+
+def save_config(model: CLOC, folder: Path) -> None:
+    """Write all of a model's folder but its weights."""
     config: Any = deepcopy(model._hub_mixin_config)
     text_cfg = config["model_cfg"]["text_cfg"]
     target = folder / towers.TEXT_TOWER_FOLDER
@@ -42,11 +52,6 @@ def save_folder(model: CLOC, folder: Path) -> None:
     if text_cfg.get("hf_tokenizer_name"):
         model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
         text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
-    # Weights go under a temporary name first: a folder with a config has whole weights.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / f".{WEIGHTS_NAME}"
-    save_file(state, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -84,8 +89,20 @@ def load_folder(
         )
     config = read_config(folder)
     model = cls(**config)
-    load_strictly(model, read_state(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
+    load_strictly(model, read_folder_state(folder), str(folder))
     return model.to(map_location).eval()
+
+
+def read_folder_state(folder: Path) -> dict[str, Tensor]:
+    """Weights of a model folder, or of a training checkpoint, in whose place any command takes it.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If they are cut short.
+    """
+    if (folder / sharded.SHARDS_FOLDER).is_dir():
+        return sharded.read_weights(folder)
+    return read_state(folder / WEIGHTS_NAME)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -160,21 +177,33 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
     Raises:
         ValueError: If names or shapes differ.
     """
-    own = module.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    require_same_shapes(_shapes(module.state_dict()), _shapes(state), where)
+    module.load_state_dict(dict(state))
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def require_same_shapes(own: Mapping[str, torch.Size], given: Mapping[str, torch.Size], where: str) -> None:
+    """Say which tensor is the first that does not fit.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    missing, unexpected = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     if missing or unexpected:
         lacks = f"lack {len(missing)} tensors such as {missing[0]!r}" if missing else ""
         extra = f"hold {len(unexpected)} others such as {unexpected[0]!r}" if unexpected else ""
         raise ValueError(
             f"weights of another architecture: {where} {' and '.join(filter(None, [lacks, extra]))}"
         )
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
+    for name, shape in own.items():
+        if shape != given[name]:
             raise ValueError(
-                f"weights of another architecture: {where} has {name} of shape {tuple(state[name].shape)}, "
-                f"expected {tuple(tensor.shape)}"
+                f"weights of another architecture: {where} has {name} of shape {tuple(given[name])}, "
+                f"expected {tuple(shape)}"
             )
-    module.load_state_dict(dict(state))
 
 
 def load_in_order(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -216,7 +245,7 @@ def interpolate(first: Path, second: Path, alpha: float, output: Path, *, towers
         if not folder.is_dir():
             raise FileNotFoundError(f"model folder not found: {folder}")
     model = CLOC.from_pretrained(str(second))
-    start, end = read_state(first / WEIGHTS_NAME), read_state(second / WEIGHTS_NAME)
+    start, end = read_folder_state(first), read_folder_state(second)
     load_strictly(model, start, str(first / WEIGHTS_NAME))  # the same names and shapes, or an error
     kept = ("prompter.",) if towers_only else ()
     mixed = {

@@ -1,48 +1,153 @@
-"""Checkpoints: a model folder plus what the run needs to go on exactly, written whole or not at all.
+"""Checkpoints by torch.distributed.checkpoint: each rank writes its share, in the background, whole or not.
 
-`checkpoints/step_00001000/` holds `config.json` and `model.safetensors`, so that any command takes it as
-`--weights`, and `training_state.pt`.
+`checkpoints/step_00001000/` holds `state/`, weights and AdamW's moments by parameter name in shards that any
+number of ranks can read; `config.json`, so that every command takes the folder as `--weights`; and
+`training_state.json`. The folder has a temporary name until all are there: what has its final name is whole.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
+from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
 
-from open_cloc.model import weights
+from open_cloc.model import sharded, weights
 from open_cloc.model.cloc import CLOC
+from open_cloc.training.parallel import Ranks, share_buffers
 
-STATE_NAME = "training_state.pt"
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "training_state.json"
 WRITING = ".writing_"
 STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 
-def save_checkpoint(
-    folder: Path, model: CLOC, optimizer: torch.optim.Optimizer, *, step: int, samples_seen: int, keep: int
-) -> Path:
-    """Write `folder/step_XXXXXXXX` under a temporary name, rename it, then drop all but the newest `keep`."""
-    for left_over in folder.glob(f"{WRITING}*"):  # by a run that was killed while it saved
-        shutil.rmtree(left_over)
-    target = folder / f"step_{step:08d}"
-    temporary = folder / f"{WRITING}{target.name}"
-    weights.save_folder(model, temporary)
-    state = {
-        "step": step,
-        "samples_seen": samples_seen,
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    torch.save(state, temporary / STATE_NAME)
-    temporary.rename(target)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Updates made.
+        global_batch_size: Images in each of them, over all ranks.
+        world_size: Ranks that made them.
+    """
+
+    step: int
+    global_batch_size: int
+    world_size: int
+
+
+def state_tensors(model: CLOC, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that changes from step to step, in place: `model.NAME`, `optimizer.NAME.exp_avg` and the like."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"{sharded.MODEL_PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
+    for parameter, moments in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in moments.items()}
+    return tensors
+
+
+class Saver:
+    """Writes a run's checkpoints in the background, one at a time, and drops all but the newest `keep`.
+
+    Use as a context: leaving it waits for the last one. Every rank must call `save` at the same steps.
+    """
+
+    def __init__(
+        self, folder: Path, model: CLOC, optimizer: torch.optim.Optimizer, ranks: Ranks, *, keep: int
+    ) -> None:
+        self.folder, self.model, self.optimizer, self.ranks, self.keep = folder, model, optimizer, ranks, keep
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[Path] | None = None
+        ranks.on_first(self._clear_leftovers)
+
+    def _clear_leftovers(self) -> None:
+        for leftover in self.folder.glob(f"{WRITING}*"):  # of a run that was killed while it saved
+            shutil.rmtree(leftover)
+
+    def save(self, progress: Progress) -> None:
+        """Copy the state and begin to write it as `step_XXXXXXXX`; waits for the one before.
+
+        Raises:
+            ValueError: If the one before could not be written.
+        """
+        self.wait()
+        share_buffers(self.model, self.ranks)
+        temporary = self.folder / f"{WRITING}step_{progress.step:08d}"
+        written = dcp.async_save(
+            state_tensors(self.model, self.optimizer),
+            storage_writer=dcp.FileSystemWriter(temporary / sharded.SHARDS_FOLDER),
+            process_group=self.ranks.saving,
+        )
+        assert isinstance(written, Future)
+        self.pending = self.thread.submit(self._complete, written, temporary, progress)
+
+    def _complete(self, written: Future[Any], temporary: Path, progress: Progress) -> Path:
+        """Once every rank has written its share, the first one gives the folder its name."""
+        target = self.folder / temporary.name.removeprefix(WRITING)
+        try:
+            written.result()
+            if self.ranks.is_first:
+                weights.save_config(self.model, temporary)
+                (temporary / STATE_NAME).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+                temporary.rename(target)
+                for old in list_checkpoints(self.folder)[: -self.keep]:
+                    shutil.rmtree(old)
+        except (OSError, dcp.CheckpointException) as error:
+            if self.ranks.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)  # what is there of it takes the space that lacks
+            whole = list_checkpoints(self.folder)
+            kept = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
+            raise ValueError(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
+        return target
+
+    def has_failed(self) -> bool:
+        """Whether the one being written is known to have failed; `wait` then says why."""
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the one being written is whole.
+
+        Raises:
+            ValueError: If it could not be written.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+            elif self.pending is not None:
+                wait([self.pending])  # a run that fails later on still leaves it
+        finally:
+            self.thread.shutdown()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong, on whichever rank it did."""
+    if isinstance(error, dcp.CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"{_reason(cause)} (rank {rank})"
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -52,11 +157,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if STEP_FOLDER.fullmatch(path.name))
 
 
-def find_checkpoint(resume: str, folder: Path) -> Path:
-    """The checkpoint that `--resume` names: `latest`, or a path.
+def find_checkpoint(resume: str, folder: Path) -> Path | None:
+    """The checkpoint that `--resume` names.
 
     Args:
-        resume: What the user gave.
+        resume: `latest`, a checkpoint's path, or `auto`: the latest, or None where there is none.
         folder: Where the run keeps its checkpoints, and will write further ones.
 
     Raises:
@@ -64,14 +169,14 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
         ValueError: If the run has come further than the one named.
     """
     own = list_checkpoints(folder)
-    if resume == "latest":
-        if not own:
+    if resume in ("latest", "auto"):
+        if not own and resume == "latest":
             raise FileNotFoundError(f"nothing to resume: {folder} holds no checkpoint")
-        return own[-1]
+        return own[-1] if own else None
     path = Path(resume)
     if not (path / STATE_NAME).is_file():
         raise FileNotFoundError(f"{path} is no checkpoint to resume from: it holds no {STATE_NAME}")
-    step = read_training_state(path)["step"]
+    step = read_progress(path).step
     if own and int(own[-1].name.removeprefix("step_")) > step:
         raise ValueError(
             f"run folder {folder.parent} has come to {own[-1].name} already: to go on from step {step} of "
@@ -80,41 +185,55 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     return path
 
 
-def load_checkpoint(path: Path, model: CLOC, optimizer: torch.optim.Optimizer, *, batch_size: int) -> int:
-    """Put a run back where it was; returns its step.
+def read_progress(path: Path) -> Progress:
+    """How far the run had come that wrote a checkpoint.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        return Progress(**json.loads((path / STATE_NAME).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path / STATE_NAME} cannot be read: {_reason(error)}") from error
+
+
+def load_checkpoint(
+    path: Path, model: CLOC, optimizer: torch.optim.Optimizer, ranks: Ranks, *, global_batch_size: int
+) -> int:
+    """Put a run back where it was, on any number of ranks; returns its step.
 
     Learning rates and the like stay as the optimizer has them, so that a resumed run may change them.
 
     Raises:
         ValueError: If the checkpoint is of another architecture, another set of learned parameters or another
-            batch size.
+            global batch size, or damaged.
     """
-    state = read_training_state(path)
-    if state["samples_seen"] != state["step"] * batch_size:
+    progress = read_progress(path)
+    if progress.global_batch_size != global_batch_size:
         raise ValueError(
-            f"{path} was written with batches of {state['samples_seen'] // state['step']}; got batches of "
-            f"{batch_size}: the samples to come would not be those of an unbroken run"
+            f"{path} was written with batches of {progress.global_batch_size} over all ranks; got batches of "
+            f"{global_batch_size}: the samples to come would not be those of an unbroken run"
         )
-    weights.load_strictly(model, weights.read_state(path / weights.WEIGHTS_NAME), str(path))
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    saved = state["optimizer"]["param_groups"]
-    if [group["names"] for group in saved] != [group["names"] for group in settings]:
+    _make_moments(optimizer)
+    tensors = state_tensors(model, optimizer)
+    own = {name: tensor.shape for name, tensor in tensors.items()}
+    saved = sharded.read_shapes(path)
+    weights.require_same_shapes(sharded.of_model(own), sharded.of_model(saved), str(path))
+    if saved.keys() != own.keys():
         raise ValueError(
-            f"{path} was written by a run with other groups of learned parameters: resume it with the same "
-            "locked towers, layer decay and Prompter learning rate"
+            f"{path} was written by a run with another set of learned parameters: resume it with the same "
+            "locked towers, losses and number of regions"
         )
-    optimizer.load_state_dict(state["optimizer"])
-    for group, setting in zip(optimizer.param_groups, settings):
-        group.update(setting)
-    torch.set_rng_state(state["random"])
-    if state["cuda_random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_random"])
-    return state["step"]
+    sharded.load_shards(path, tensors, process_group=ranks.saving)
+    return progress.step
 
 
-def read_training_state(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote beside the weights."""
-    try:
-        return torch.load(path / STATE_NAME, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        raise ValueError(f"{path / STATE_NAME} cannot be read: {str(error).splitlines()[0]}") from error
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's state as its first step makes it, to be filled."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }

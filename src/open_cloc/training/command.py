@@ -1,4 +1,4 @@
-"""`open-cloc train RECIPE [--section.field VALUE ...] [--resume latest]`."""
+"""`open-cloc train RECIPE [--section.field VALUE ...] [--resume latest | --verify-resume]`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Annotated
 import tyro
 
 from open_cloc.training.loop import FINAL_FOLDER, train
+from open_cloc.training.parallel import Ranks, join_ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import RECIPES
+from open_cloc.training.verify import verify_resume
 
 STOPPED = 143  # what a shell reports for SIGTERM
 
@@ -46,24 +48,27 @@ class Options:
 
     Attributes:
         recipe: What to do; every field can be overridden.
-        resume: Go on with a run: `latest`, or a checkpoint's path.
+        resume: Go on with a run: `latest`, a checkpoint's path, or `auto`: the latest if there is one, else
+            start.
+        verify_resume: Train nothing: prove in a temporary folder that this recipe resumes exactly.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
     resume: str = ""
+    verify_resume: bool = False
 
 
 def usage() -> str:
     lines = [f"  {name:18s} {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
     return (
-        "usage: open-cloc train RECIPE [--section.field VALUE ...] [--resume latest]\n"
+        "usage: open-cloc train RECIPE [--section.field VALUE ...] [--resume latest | --verify-resume]\n"
         "       open-cloc train RECIPE --help lists every field with its default\n\nrecipes:\n"
         + "\n".join(lines)
     )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes: 0 trained, 143 stopped by SIGTERM with a checkpoint."""
+    """Exit codes: 0 trained or verified, 1 not resumed exactly, 143 stopped by SIGTERM with a checkpoint."""
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
@@ -74,11 +79,27 @@ def main(argv: Sequence[str]) -> int:
         Options, args=list(argv[1:]), default=Options(default), prog=f"open-cloc train {argv[0]}"
     )
     recipe = options.recipe
+    with join_ranks(recipe.run.device) as ranks:
+        if options.verify_resume:
+            return _verify(recipe, ranks)
+        return _train(recipe, options.resume, ranks)
+
+
+def _verify(recipe: Recipe, ranks: Ranks) -> int:
+    verdict = verify_resume(recipe, ranks)
+    if ranks.is_first:
+        print(verdict.text)
+    return 0 if verdict.exact else 1
+
+
+def _train(recipe: Recipe, resume: str, ranks: Ranks) -> int:
     if not recipe.run.output:
         recipe = replace(recipe, run=replace(recipe.run, output=str(Path("runs") / recipe.name)))
-    made = train(recipe, resume=options.resume)
+    made = train(recipe, resume=resume)
     if made.name != FINAL_FOLDER:
-        print(f"stopped by SIGTERM, saved {made}; go on with --resume latest", file=sys.stderr)
+        if ranks.is_first:
+            print(f"stopped by SIGTERM, saved {made}; go on with --resume latest", file=sys.stderr)
         return STOPPED
-    print(made)
+    if ranks.is_first:
+        print(made)
     return 0

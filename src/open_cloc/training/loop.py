@@ -3,139 +3,213 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import ConcatDataset
+from torch import Tensor, nn
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.loader import RegionLoader
+from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
 from open_cloc.data.samples import RegionBatch
 from open_cloc.losses import total_loss
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
-from open_cloc.model.load import choose_device
 from open_cloc.training import checkpoint, optim
+from open_cloc.training.accumulate import Forward, split_batch
+from open_cloc.training.checkpoint import Saver
+from open_cloc.training.distributed import gather
+from open_cloc.training.parallel import (
+    Ranks,
+    join_ranks,
+    learning_batch_norms,
+    spread,
+    whole_model,
+    whole_tensor,
+)
 from open_cloc.training.probe import probe
-from open_cloc.training.recipe import Recipe
+from open_cloc.training.recipe import Recipe, RunConfig
 from open_cloc.training.report import LOG_NAME, Report
 
 START_FOLDER = "start"
 CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_FOLDER = "model"
+RECIPE_NAME = "recipe.json"
 
 
-def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None) -> Path:
-    """Run a recipe to its end, or to SIGTERM.
+def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None, stop_at: int = 0) -> Path:
+    """Run a recipe to its end, or to SIGTERM; with torchrun or srun, on every rank at once.
 
     Args:
         recipe: What to do.
-        resume: `latest` or a checkpoint's path, to go on where it stopped; empty starts a new run.
+        resume: `latest` or a checkpoint's path, to go on where it stopped; `auto` to go on if there is a
+            checkpoint and to start otherwise; empty starts a new run.
         dataset: Training samples, in place of what `recipe.data.train` names.
+        stop_at: Stop behind this step as SIGTERM does; 0 for never.
 
     Returns:
-        The folder of the trained model; after SIGTERM the last checkpoint's.
+        The folder of the trained model; after a stop the last checkpoint's.
 
     Raises:
-        ValueError: If the recipe does not fit together or too many samples are bad.
+        ValueError: If the recipe does not fit together, too many samples are bad, or a checkpoint cannot be
+            written.
         FileExistsError: If the run folder is there already and nothing is to be resumed.
         FloatingPointError: If a loss or the gradient is not finite; names the term.
     """
-    _refuse_what_cannot_work(recipe)
-    dataset = open_data(recipe) if dataset is None else dataset
-    with open_run_folder(recipe, resume) as (folder, found):
-        torch.manual_seed(recipe.run.seed)
-        model = create_model(recipe.model).to(choose_device(recipe.run.device or None))
-        model.set_grad_checkpointing(recipe.run.grad_checkpointing)
-        optim.lock_towers(model, recipe.optim)
-        optimizer = optim.build_optimizer(model, recipe.optim)
-        step = 0
-        if found is not None:
-            batch_size = recipe.data.loader.batch_size
-            step = checkpoint.load_checkpoint(found, model, optimizer, batch_size=batch_size)
-        elif recipe.data.probe:
-            model.save_pretrained(folder / START_FOLDER)  # what `open-cloc interpolate` mixes the result with
-            probe(model, recipe, folder, "before")
-        (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
-        if not _run_steps(recipe, model, optimizer, dataset, folder, step):
-            return checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1]
-        model.eval()
-        model.save_pretrained(folder / FINAL_FOLDER)
-        if recipe.data.probe:
-            probe(model, recipe, folder, "after")
-        return folder / FINAL_FOLDER
+    with join_ranks(recipe.run.device) as ranks:
+        _refuse_what_cannot_work(recipe, ranks)
+        dataset = open_data(recipe) if dataset is None else dataset
+        with open_run_folder(recipe, resume, ranks) as (folder, found):
+            torch.manual_seed(recipe.run.seed)
+            model = create_model(recipe.model).to(ranks.device)
+            _prepare(model, recipe)
+            if found is None and recipe.data.probe:
+                ranks.on_first(lambda: _probe_start(model, recipe, folder))
+            model.train()
+            optim.lock_towers(model, recipe.optim)  # train() has woken frozen batch norms
+            _refuse_batch_norm_in_parts(model, recipe)
+            network = spread(model, recipe.run.parallel, ranks)
+            optimizer = optim.build_optimizer(model, recipe.optim)
+            step = 0
+            if found is not None:
+                global_batch_size = recipe.data.loader.batch_size * ranks.size
+                step = checkpoint.load_checkpoint(
+                    found, model, optimizer, ranks, global_batch_size=global_batch_size
+                )
+            if ranks.is_first:
+                _write_recipe(recipe, folder)
+            run = Run(recipe, ranks, folder, model, network, optimizer)
+            if not _run_steps(run, dataset, step, stop_at):
+                return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
+            whole = whole_model(model, ranks)
+            ranks.on_first(lambda: _finish(whole, recipe, folder))
+            return folder / FINAL_FOLDER
 
 
-def _run_steps(
-    recipe: Recipe,
-    model: CLOC,
-    optimizer: torch.optim.Optimizer,
-    dataset: SampleDataset,
-    folder: Path,
-    step: int,
-) -> bool:
-    """All steps behind `step`; False if SIGTERM ended them early, with a checkpoint."""
-    config, batch_size = recipe.run, recipe.data.loader.batch_size
-    num_steps = config.samples // batch_size
+@dataclass(frozen=True)
+class Run:
+    """What the steps of a run need.
+
+    Attributes:
+        recipe: What to do.
+        ranks: The processes that do it.
+        folder: Run folder.
+        model: Whole, or its parameters this rank's shards.
+        network: Called in the model's place; reduces gradients over the ranks.
+        optimizer: Of the model's learning parameters.
+    """
+
+    recipe: Recipe
+    ranks: Ranks
+    folder: Path
+    model: CLOC
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.recipe.data.loader.batch_size * self.ranks.size
+
+
+def _prepare(model: CLOC, recipe: Recipe) -> None:
+    """Decide what is recomputed and what is frozen."""
+    model.set_grad_checkpointing(recipe.run.grad_checkpointing)
+    optim.lock_towers(model, recipe.optim)
+    optim.freeze_unreached(model, recipe.loss, recipe.data.loader.num_regions)
+
+
+def _probe_start(model: CLOC, recipe: Recipe, folder: Path) -> None:
+    model.save_pretrained(folder / START_FOLDER)  # what `open-cloc interpolate` mixes the result with
+    probe(model, recipe, folder, "before")
+
+
+def _finish(model: CLOC, recipe: Recipe, folder: Path) -> None:
+    model.eval()
+    model.save_pretrained(folder / FINAL_FOLDER)
+    if recipe.data.probe:
+        probe(model, recipe, folder, "after")
+
+
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    (folder / RECIPE_NAME).write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+
+
+def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> bool:
+    """All steps behind `step`; False if SIGTERM or `stop_at` ended them early, with a checkpoint."""
+    config, ranks = run.recipe.run, run.ranks
+    num_steps = config.samples // run.global_batch_size
     loader = RegionLoader(
         dataset,
-        model.preprocess,
-        model.tokenize,
-        recipe.data.loader,
+        run.model.preprocess,
+        run.model.tokenize,
+        run.recipe.data.loader,
         num_samples=config.samples,
-        start_sample=step * batch_size,
+        start_sample=step * run.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
-    saver = Saver(recipe, folder, model, optimizer)
-    meter = Meter()
-    model.train()
-    optim.lock_towers(model, recipe.optim)  # train() has woken frozen batch norms
-    with Report(folder, config, start_step=step, batch_size=batch_size) as report, StopSignal() as stop:
+    meter, clock = Meter(), SaveClock(config)
+    with (
+        Report(run.folder, config, ranks, start_step=step, batch_size=run.global_batch_size) as report,
+        Saver(run.folder / CHECKPOINTS_FOLDER, run.model, run.optimizer, ranks, keep=config.keep) as saver,
+        StopSignal() as stop,
+    ):
         for batch in loader:
+            # What one rank knows all must do at the same step; they find out while they compute.
+            answer = ranks.ask_any([stop.asked, saver.has_failed(), clock.is_late() and ranks.is_first])
             meter.start_step(batch)
-            factor = optim.learning_rate_factor(step, num_steps, recipe.optim.warmup)
-            optim.set_learning_rate(optimizer, factor)
-            losses = train_step(recipe, model, optimizer, batch.to(model.device), step)
+            factor = optim.learning_rate_factor(step, num_steps, run.recipe.optim.warmup)
+            optim.set_learning_rate(run.optimizer, factor)
+            losses = train_step(run, batch, step)
             step += 1
             report.advance()
             if step % config.log_steps == 0 or step == num_steps:
                 scalars = {name: value.item() for name, value in losses.items()}
-                scalars["logit_scale"] = model.clip.logit_scale.exp().item()
-                scalars["lr"] = recipe.optim.lr * factor
-                report.write(step, {"samples_seen": step * batch_size, **scalars, **meter.read()})
-            if stop.asked or saver.due(step):
-                saver.save(step)
-            if stop.asked:
+                scalars["logit_scale"] = whole_tensor(run.model.clip.logit_scale).exp().item()
+                scalars["lr"] = run.recipe.optim.lr * factor
+                samples_seen = step * run.global_batch_size
+                report.write(step, {"samples_seen": samples_seen, **scalars, **meter.read(ranks)})
+            asked, failed, late = answer()
+            if failed:
+                saver.wait()  # says why
+            stopping = asked or step == stop_at
+            if stopping or late or clock.is_due(step):
+                saver.save(checkpoint.Progress(step, run.global_batch_size, ranks.size))
+                clock.reset()
+            if stopping:
                 return False
             meter.end_step()
     return True
 
 
-def train_step(
-    recipe: Recipe, model: CLOC, optimizer: torch.optim.Optimizer, batch: RegionBatch, step: int
-) -> dict[str, Tensor]:
-    """One update; the losses by name and the gradient's norm, still on the device."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.run.precision == "amp_bf16"):
-        features = model(batch)
-    losses = total_loss(features, recipe.loss)
+def train_step(run: Run, batch: RegionBatch, step: int) -> dict[str, Tensor]:
+    """One update; the losses by name and the gradient's norm, those of all ranks, still on the device."""
+    recipe, optimizer = run.recipe, run.optimizer
+    forward = Forward(
+        run.network,
+        [part.to(run.ranks.device) for part in split_batch(batch, recipe.run.accumulate)],
+        bf16=recipe.run.precision == "amp_bf16",
+        place=(recipe.run.seed, step, run.ranks.rank),
+    )
+    features = forward.features()
+    losses = total_loss(gather(features), recipe.loss)
     optimizer.zero_grad()
     losses["total"].backward()
-    grad_norm = clip_grad_norm_(model.parameters(), recipe.optim.grad_clip or float("inf"))
+    forward.backward(features)  # for a batch in parts: from the features on, where the graph ended
+    grad_norm = optim.clip_gradient(run.model, recipe.optim.grad_clip)
     losses = {name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm}
     require_finite(losses, step)  # before the update: the weights stay good
     optimizer.step()
-    optim.clamp_logit_scale(model, recipe.optim.max_logit_scale)
+    optim.clamp_logit_scale(run.model, recipe.optim.max_logit_scale)
     return losses
 
 
@@ -156,76 +230,87 @@ def require_finite(losses: Mapping[str, Tensor], step: int) -> None:
 
 
 def open_data(recipe: Recipe) -> SampleDataset:
-    """The training data that a recipe names, several sets one behind the other (the loader shuffles)."""
+    """The training data that a recipe names; several sets one behind the other, or mixed by weight."""
     if not recipe.data.train:
         raise ValueError("no training data: give --data.train FORMAT:PATH, such as shards:my_shards")
     sets = [open_reader(spec) for spec in recipe.data.train]
-    return sets[0] if len(sets) == 1 else ConcatDataset(sets)  # type: ignore[arg-type]
+    return sets[0] if len(sets) == 1 else Mixture(sets, recipe.data.weights)
 
 
-def _refuse_what_cannot_work(recipe: Recipe) -> None:
-    config = recipe.run
-    if config.samples < recipe.data.loader.batch_size:
+def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
+    config, batch_size = recipe.run, recipe.data.loader.batch_size
+    if config.samples < batch_size * ranks.size:
+        each = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
         raise ValueError(
-            f"run.samples must be at least one batch of {recipe.data.loader.batch_size}; got {config.samples}"
+            f"run.samples must be at least one batch of {batch_size}{each}; got {config.samples}"
+        )
+    if batch_size % config.accumulate:
+        raise ValueError(
+            f"run.accumulate must divide a rank's batch of {batch_size} into equal parts; got "
+            f"{config.accumulate}"
         )
     if not config.output:
         raise ValueError("no run folder: give --run.output FOLDER")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+
+
+def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
+    names = learning_batch_norms(model)
+    if names and recipe.run.accumulate > 1:
         raise ValueError(
-            "this version trains on one device; got WORLD_SIZE="
-            f"{os.environ['WORLD_SIZE']}: start it with plain python"
+            f"run.accumulate must be 1 with a batch norm that learns, such as {names[0]}: its statistics "
+            "would be those of a part of the batch; take a tower without one, or --optim.lock-image"
         )
 
 
 @contextmanager
-def open_run_folder(recipe: Recipe, resume: str) -> Iterator[tuple[Path, Path | None]]:
+def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple[Path, Path | None]]:
     """The run folder, and the checkpoint to go on from.
 
     A new run that fails before it has logged or saved anything leaves no folder behind.
     """
     folder = Path(recipe.run.output)
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
-        )
-    found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
-    folder.mkdir(parents=True, exist_ok=True)
+    found = ranks.on_first(lambda: _make_run_folder(folder, resume))
     try:
         yield folder, found
     except BaseException:
         log = folder / LOG_NAME
         logged = log.is_file() and log.stat().st_size > 0
-        if not (resume or logged or checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)):
+        kept = resume or logged or checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)
+        if ranks.is_first and not kept:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-class Saver:
+def _make_run_folder(folder: Path, resume: str) -> Path | None:
+    # A run that died before its first checkpoint has written its recipe, which tells it from other folders.
+    own = resume == "auto" and (folder / RECIPE_NAME).is_file()
+    found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
+    if found is None and not own and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+class SaveClock:
     """Knows when a checkpoint is due."""
 
-    def __init__(self, recipe: Recipe, folder: Path, model: CLOC, optimizer: torch.optim.Optimizer) -> None:
-        self.config = recipe.run
-        self.folder = folder / CHECKPOINTS_FOLDER
-        self.batch_size = recipe.data.loader.batch_size
-        self.model = model
-        self.optimizer = optimizer
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """One has been written."""
         self.saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        by_step = self.config.save_steps > 0 and step % self.config.save_steps == 0
-        return by_step or time.monotonic() - self.saved_at > 60 * self.config.save_minutes
+    def is_due(self, step: int) -> bool:
+        """By the number of steps, which all ranks agree on."""
+        return self.config.save_steps > 0 and step % self.config.save_steps == 0
 
-    def save(self, step: int) -> None:
-        checkpoint.save_checkpoint(
-            self.folder,
-            self.model,
-            self.optimizer,
-            step=step,
-            samples_seen=step * self.batch_size,
-            keep=self.config.keep,
-        )
-        self.saved_at = time.monotonic()
+    def is_late(self) -> bool:
+        """By this process's clock."""
+        return time.monotonic() - self.saved_at > 60 * self.config.save_minutes
 
 
 class Meter:
@@ -252,14 +337,17 @@ class Meter:
     def end_step(self) -> None:
         self.waiting_since = time.monotonic()
 
-    def read(self) -> dict[str, float]:
+    def read(self, ranks: Ranks) -> dict[str, float]:
+        """Of all ranks; every rank must read at the same step."""
         elapsed = time.monotonic() - self.since
+        counts = (self.images, self.data_time, self.texts, self.distinct, sum(self.bad.values()))
+        images, data_time, texts, distinct, bad = ranks.sum(counts)
         read = {
-            "images_per_s": self.images / elapsed,
+            "images_per_s": images / elapsed,
             "step_time": elapsed / self.steps,
-            "data_time": self.data_time / self.steps,
-            "distinct_text_share": self.distinct / max(1, self.texts),
-            "bad_samples": float(sum(self.bad.values())),
+            "data_time": data_time / self.steps / ranks.size,
+            "distinct_text_share": distinct / max(1, texts),
+            "bad_samples": bad,
         }
         self._reset()
         return read

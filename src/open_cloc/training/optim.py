@@ -7,10 +7,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
+from open_cloc.data.loader import Prepared, collate
+from open_cloc.losses import LossConfig, total_loss
 from open_cloc.model.cloc import CLOC
+from open_cloc.training.parallel import whole_tensor
 from open_cloc.training.recipe import OptimConfig
 
 # A parameter's place in its tower: `resblocks.3.` (open_clip), `blocks.3.`, `stages.3.`, `layer3.` (timm),
@@ -38,6 +43,30 @@ def lock_towers(model: CLOC, config: OptimConfig) -> None:
 def _freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
     module.eval()
+
+
+def freeze_unreached(model: CLOC, loss: LossConfig, num_regions: int) -> None:
+    """Freeze parameters that no loss reaches, such as the Prompter's of a run without regions.
+
+    Found by one backward pass of two blank images. DDP waits in every step for a gradient of each parameter
+    that learns; one that never gets any would make it wait for ever.
+    """
+    blank = np.zeros((*model.preprocess.image_size, 3), np.uint8)
+    boxes = np.tile(np.array([0.25, 0.25, 0.75, 0.75], np.float32), (num_regions, 1))
+    samples = [
+        Prepared("", blank, (0.0, 0.0, 1.0, 1.0), caption, boxes, [caption] * num_regions)
+        for caption in ("a", "b")
+    ]
+    batch = collate(samples, num_regions, model.tokenize, {}).to(model.device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # no statistics, no random numbers
+    total_loss(model(batch), loss)["total"].backward()
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+    model.zero_grad()
+    for module, training in modes.items():
+        module.training = training
 
 
 def build_optimizer(model: CLOC, config: OptimConfig) -> torch.optim.AdamW:
@@ -107,6 +136,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group to a share of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradient(model: CLOC, largest: float) -> Tensor:
+    """Scale the gradients to a norm of at most `largest` (0: leave them); the norm before, over all ranks."""
+    norm = clip_grad_norm_(model.parameters(), largest or float("inf"))
+    return whole_tensor(norm)  # under FSDP each rank knows its shards' share
 
 
 def clamp_logit_scale(model: CLOC, largest: float) -> None:

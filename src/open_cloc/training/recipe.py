@@ -10,6 +10,7 @@ from open_cloc.losses import LossConfig
 from open_cloc.model.create import ModelConfig
 
 PRECISIONS = ("fp32", "amp_bf16")
+PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,23 @@ class DataConfig:
 
     Attributes:
         train: Data sets as FORMAT:PATH (`shards:...`, `coco:...`, `scenes:train`); several are mixed.
+        weights: Share of each set among the samples of the run, in any unit; none shows every sample of every
+            set once an epoch.
         probe: A data set with captions, FORMAT:PATH, on which image-text retrieval is measured before the
             first step and after the last, to see what training did to the image level; empty for none.
         loader: How batches are made. `loader.num_regions` 0 trains a plain CLIP.
     """
 
     train: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     probe: str = ""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        matched = len(self.weights) in (0, len(self.train))
+        _require(
+            "data.weights", self.weights, matched, f"one for each of {len(self.train)} sets of data.train"
+        )
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,15 @@ class RunConfig:
     """How long, how precise, where to.
 
     Attributes:
-        samples: Images to see in the whole run; cost is counted in these.
+        samples: Images that all ranks together see in the whole run; cost is counted in these.
         output: Run folder, which must be new or be resumed.
-        seed: Of the starting weights and of dropout; the loader has its own.
+        seed: Of the starting weights and of dropout (with step and rank); the loader has its own.
         precision: `fp32`, or `amp_bf16` (bf16 autocast, losses in fp32).
         grad_checkpointing: Recompute the towers' activations in the backward pass.
+        accumulate: Forward and backward a rank's batch in this many parts, for memory's sake; the gradients
+            are those of the whole batch.
+        parallel: With several processes, `ddp` (the model whole on each) or `fsdp` (weights, gradients and
+            optimizer state in shards).
         device: `cuda`, `cpu`, ...; empty takes the GPU if there is one.
         save_steps: Checkpoint every so many steps; 0 leaves it to `save_minutes`.
         save_minutes: Checkpoint every so many minutes.
@@ -90,6 +104,8 @@ class RunConfig:
     seed: int = 0
     precision: Literal["fp32", "amp_bf16"] = "fp32"
     grad_checkpointing: bool = False
+    accumulate: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     device: str = ""
     save_steps: int = 0
     save_minutes: float = 10.0
@@ -100,6 +116,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require("run.precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS))
+        _require("run.parallel", self.parallel, self.parallel in PARALLEL, " or ".join(PARALLEL))
+        _require("run.accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
         _require("run.save_steps", self.save_steps, self.save_steps >= 0, "at least 0")
         _require("run.save_minutes", self.save_minutes, self.save_minutes > 0, "above 0")
         _require("run.keep", self.keep, self.keep >= 1, "at least 1")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from open_cloc.training.parallel import Ranks
 from open_cloc.training.recipe import RunConfig
 
 LOG_NAME = "log.jsonl"
@@ -88,16 +89,24 @@ WRITERS: dict[str, Callable[[Path, int], Writer]] = {"tensorboard": TensorBoardW
 
 
 class Report:
-    """All of a run's writers and its progress bar, which shows images per second and the time left."""
+    """All of a run's writers and its progress bar, which shows images per second and the time left.
 
-    def __init__(self, folder: Path, config: RunConfig, *, start_step: int, batch_size: int) -> None:
+    Only the first process writes and shows anything. `batch_size` is that of all processes together.
+    """
+
+    def __init__(
+        self, folder: Path, config: RunConfig, ranks: Ranks, *, start_step: int, batch_size: int
+    ) -> None:
         unknown = sorted(set(config.report_to) - set(WRITERS))
         if unknown:
             raise ValueError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
         self.batch_size = batch_size
-        self.writers: list[Writer] = [WRITERS[name](folder, start_step) for name in config.report_to]
-        self.writers.append(JsonlWriter(folder, start_step))
-        hidden: Any = {} if config.progress else {"disable": True}  # else TQDM_DISABLE decides
+        self.writers: list[Writer] = []
+        if ranks.is_first:
+            self.writers = [WRITERS[name](folder, start_step) for name in config.report_to]
+            self.writers.append(JsonlWriter(folder, start_step))
+        shown = config.progress and ranks.is_first
+        hidden: Any = {} if shown else {"disable": True}  # else TQDM_DISABLE decides
         self.bar = tqdm(
             total=config.samples,
             initial=start_step * batch_size,

@@ -1,0 +1,299 @@
+"""Where this process stands among the others of a run, and the model spread over them.
+
+`torchrun` and `srun` say it through the environment; a plain `python` is alone. What the processes tell each
+other besides tensors of the model goes through gloo on the CPU: it does not wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from open_cloc.model.cloc import CLOC
+from open_cloc.model.load import choose_device
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Parallel = Literal["ddp", "fsdp"]
+
+# Waiting for the first rank may take as long as its evaluation or its download.
+PATIENCE = timedelta(hours=6)
+# A tower's repeated modules: `transformer.resblocks.3`, `trunk.blocks.3`, `layer1.0`, `encoder.layer.3`.
+BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?\d*|stages)(?:\.\d+)+$")
+
+
+class Place(NamedTuple):
+    """A process's number in the run, the number of processes, and its number on this machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def find_place(environment: Mapping[str, str]) -> Place:
+    """This process's place, from torchrun's variables or else from those of a SLURM step.
+
+    Raises:
+        ValueError: If torchrun's variables are there in part.
+    """
+    if "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        missing = [name for name in names if name not in environment]
+        if missing and int(environment["WORLD_SIZE"]) > 1:
+            raise ValueError(
+                f"WORLD_SIZE={environment['WORLD_SIZE']} without {missing[0]}: start several processes with "
+                "torchrun or srun, one with plain python and no WORLD_SIZE"
+            )
+        return Place(*(int(environment.get(name, name == "WORLD_SIZE")) for name in names))
+    # Only `srun` sets this one: a batch script sees SLURM_NTASKS too, but is a single process.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        return Place(*(int(environment[name]) for name in names))
+    return Place(0, 1, 0)
+
+
+def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port where the processes meet: torchrun's, else the first host of the SLURM step.
+
+    Raises:
+        ValueError: If neither says.
+    """
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    address = environment.get("MASTER_ADDR") or first_host(hosts)
+    if not address:
+        raise ValueError("MASTER_ADDR is not set: start several processes with torchrun or srun")
+    # Two jobs on one machine must not meet: their numbers differ.
+    port = 15_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000
+    return address, int(environment.get("MASTER_PORT", port))
+
+
+def first_host(hosts: str) -> str:
+    """The first of a SLURM node list such as `node[07-12,20],other`."""
+    match = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\])?([^,]*)", hosts)
+    return "".join(part or "" for part in match.groups()) if match else ""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Attributes:
+        rank: This process.
+        size: Number of processes.
+        device: This process's.
+        control: Group of small messages between main threads; None for one process.
+        saving: Group of the threads that write checkpoints; None for one process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one process that prints, logs and writes reports."""
+        return self.rank == 0
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run a function on the first process; all get its result, or fail if it does.
+
+        The first process raises the error itself. The others leave with exit code 2: one message is enough.
+        """
+        if self.size == 1:
+            return function()
+        told: list[Any] = [None, None]
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                told[1] = function()
+            except Exception as caught:  # whatever it is, the others must not wait for ever
+                told[0], error = str(caught), caught
+        dist.broadcast_object_list(told, src=0, group=self.control)
+        if error is not None:
+            raise error
+        if told[0] is not None:
+            raise SystemExit(2)
+        return told[1]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum of each number over all processes."""
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.control is not None:
+            dist.all_reduce(total, group=self.control)
+        return total.tolist()
+
+    def ask_any(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
+        """Begin to find out, for each flag, whether any process has raised it; call the result to know.
+
+        All processes must ask the same number of times; the answer comes while they compute.
+        """
+        raised = torch.tensor(flags, dtype=torch.int32)
+        if self.control is None:
+            return lambda: raised.bool().tolist()
+        work = dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.control, async_op=True)
+
+        def answer() -> list[bool]:
+            work.wait()
+            return raised.bool().tolist()
+
+        return answer
+
+
+@contextmanager
+def join_ranks(device: str = "") -> Iterator[Ranks]:
+    """Meet the run's other processes, if there are any; leaves them at the end.
+
+    Args:
+        device: `cuda`, `cpu`, ...; empty takes a GPU if there is one, that of the local rank where there are
+            several processes.
+
+    Raises:
+        ValueError: If the environment is incomplete, the device unknown, or there are too few GPUs.
+    """
+    place = find_place(os.environ)
+    if place.world_size == 1:
+        yield Ranks(0, 1, choose_device(device or None))
+        return
+    own_device = _own_device(device, place)
+    joined_before = dist.is_initialized()
+    if not joined_before:
+        _initialize(own_device, place)
+    if place.rank > 0:
+        logging.getLogger("open_cloc").setLevel(logging.ERROR)  # warnings are the same everywhere
+    control: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    saving: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(place.rank, place.world_size, own_device, control, saving)
+    finally:
+        if not joined_before:
+            dist.destroy_process_group()
+
+
+def _initialize(device: torch.device, place: Place) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun hosts the meeting place itself
+        dist.init_process_group(backend)
+        return
+    address, port = rendezvous(os.environ)
+    method = f"tcp://{address}:{port}"
+    dist.init_process_group(backend, init_method=method, rank=place.rank, world_size=place.world_size)
+
+
+def _own_device(device: str, place: Place) -> torch.device:
+    chosen = choose_device(device or None)
+    if chosen.type != "cuda":
+        return chosen
+    if place.local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"rank {place.rank} has no GPU of its own: local rank {place.local_rank}, "
+            f"{torch.cuda.device_count()} GPUs; start fewer processes a machine, or give --run.device cpu"
+        )
+    own = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(own)
+    return own
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def spread(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
+    """The callable that a training step uses in the model's place; gradients become means over the ranks.
+
+    `ddp` keeps the model whole on every rank; `fsdp` replaces its parameters by shards, in place. Every
+    learning parameter must get a gradient in every step (`optim.freeze_unreached` sees to it).
+
+    Batch norms that learn: on GPUs their statistics are those of all ranks' batches. Elsewhere each rank
+    normalises by its own batch, and the running statistics that are saved are the first rank's.
+    """
+    if ranks.size == 1:
+        return model
+    if learning_batch_norms(model):
+        if ranks.device.type == "cuda":
+            model.clip.visual = nn.SyncBatchNorm.convert_sync_batchnorm(model.clip.visual)
+        else:
+            logger.warning(
+                "batch norm without a GPU: each of %d ranks normalises by its own batch", ranks.size
+            )
+    if parallel == "fsdp":
+        _shard(model, ranks)
+        return model
+    with warnings.catch_warnings():
+        # torch 2.14 has a new name for the switch, which those before do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers need no broadcast in each forward pass: see `share_buffers`.
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def _shard(model: CLOC, ranks: Ranks) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, 0)
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for block in tower_blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def tower_blocks(model: CLOC) -> list[nn.Module]:
+    """The repeated modules of both towers, the innermost where they nest: always called one by one."""
+    named = {name: module for name, module in model.clip.named_modules() if BLOCK.search(name)}
+    return [
+        module
+        for name, module in named.items()
+        if not any(other.startswith(f"{name}.") for other in named)
+        and next(module.parameters(), None) is not None
+    ]
+
+
+def learning_batch_norms(model: nn.Module) -> list[str]:
+    """Names of the batch norms that would take statistics of the training batches."""
+    return [
+        name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training
+    ]
+
+
+def share_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the first one's buffers: running statistics, the only ones that change."""
+    if ranks.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor as one process would hold it; where it is sharded, all ranks must call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_model(model: CLOC, ranks: Ranks) -> CLOC:
+    """The model itself, or where it is sharded a whole copy on the CPU, which the first rank alone fills."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    state = {}
+    for name, tensor in model.state_dict().items():  # one at a time: the GPU never holds the whole model
+        whole = whole_tensor(tensor)
+        if ranks.is_first:
+            state[name] = whole.cpu()
+    config: Any = model._hub_mixin_config
+    copy = CLOC(**config)
+    if ranks.is_first:
+        copy.load_state_dict(state)
+    return copy
