@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, get_worker_info
 
 from open_cloc.data.loader import LoaderConfig, RegionLoader, evaluation_batches
+from open_cloc.data.mixture import Mixture
+from open_cloc.data.remote import open_shards
 from open_cloc.data.samples import Region, RegionBatch, RegionSample
+from open_cloc.data.shards import ShardDataset, write_shards
 from open_cloc.data.transforms import AugmentConfig
 
 
@@ -304,6 +312,124 @@ def test_evaluation_never_skips(kind: str, error: type[Exception], workers: int)
     with pytest.raises(error, match="image of sample 's42'") as caught:
         list(evaluation_batches(Broken({42: kind}), Canvas(), batch_size=8, workers=workers))
     assert "Traceback" not in str(caught.value)
+
+
+class Hanging:
+    """21 samples, one of which is never read, or ends the process that reads it."""
+
+    def __init__(self, index: int, end: Callable[[], object]) -> None:
+        self.index, self.end = index, end
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        if index == self.index and get_worker_info() is not None:
+            self.end()
+        return DATA[index]
+
+
+@pytest.fixture
+def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives a hung worker so many seconds to end by itself."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
+def test_a_hung_worker_is_named(quick_end: None) -> None:
+    config = replace(CONFIG, workers=2, shuffle=False, timeout=1.0)
+    loader = iter(RegionLoader(Hanging(14, lambda: time.sleep(60)), Canvas(), tokenize, config))
+    assert [len(next(loader).keys) for _ in range(3)] == [4, 4, 4]
+    message = (
+        r"^data worker 1 \(process \d+\) has given no batch for 1 s while it reads sample number 14: look at "
+        r"the storage and that sample, or raise loader\.timeout$"
+    )
+    with pytest.raises(TimeoutError, match=message) as caught:  # batch 3, samples 12 to 15, is worker 1's
+        next(loader)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_worker_that_dies_is_told_in_one_sentence(quick_end: None) -> None:
+    config = replace(CONFIG, workers=1, shuffle=False)
+    data = Hanging(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ChildProcessError, match=r"^data worker \(pid.* \d+\).*: often for lack of memory"):
+        load(data, config)
+
+
+def remote_mixture(folder: Path) -> Mixture:
+    """Remote shards with regions, and twice as many pictures with captions only."""
+    if not (folder / "out").exists():
+        write_shards([sample(number) for number in range(30)], folder / "out", 4)
+    shards = open_shards(f"file://{folder}/out", cache=f"{folder}/cache")
+    bare = [replace(sample(number), key=f"bare{number}", regions=()) for number in range(11)]
+    return Mixture([shards, bare], [1, 2])  # type: ignore[list-item]
+
+
+def test_a_remote_mixture_resumes_exactly_with_any_workers_and_ranks(tmp_path: Path) -> None:
+    config = replace(CONFIG, shuffle_shards=2)
+    whole = load(remote_mixture(tmp_path), config, num_samples=120)
+    keys = [key for batch in whole for key in batch.keys]
+    assert sum(key.startswith("bare") for key in keys) == 80
+    for begin in range(0, 108, 12):  # in any stretch, not only in the whole
+        assert 7 <= sum(key.startswith("bare") for key in keys[begin : begin + 12]) <= 9
+    more = replace(config, workers=2)  # 8 shards, windows of 2: fewer shards at hand than readers
+    assert_same(whole[13:], load(remote_mixture(tmp_path), more, num_samples=120, start_sample=52))
+    half = replace(config, batch_size=2, workers=1)
+    ranks = [
+        load(remote_mixture(tmp_path), half, num_samples=120, start_sample=40, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) == 20
+    assert [left.keys + right.keys for left, right in zip(*ranks)] == [batch.keys for batch in whole[10:]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_remote_shard_is_counted_and_replaced(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("open_cloc.data.remote.time.sleep", lambda seconds: None)
+    write_shards([sample(number) for number in range(200)], tmp_path / "out", 4)
+    tar = tmp_path / "out/00007.tar"
+    tar.write_bytes(tar.read_bytes()[:2000])
+    data = open_shards(f"file://{tmp_path}/out", cache=f"{tmp_path}/cache")
+    config = replace(CONFIG, batch_size=10, workers=workers, shuffle_shards=5, max_bad_fraction=0.05)
+    batches = load(data, config)
+    bad = sum((Counter(batch.bad) for batch in batches), Counter())
+    assert set(bad) == {"unreadable shard"}
+    assert bad["unreadable shard"] >= 4
+    keys = [key for batch in batches for key in batch.keys]
+    assert len(keys) == 200
+    assert not {"s28", "s29", "s30", "s31"} & set(keys)
+    with pytest.raises(
+        ValueError, match=r"unreadable shard: \d+.*shard cannot be fetched after 6 attempts: broken"
+    ):
+        load(data, replace(config, max_bad_fraction=0.01))
+
+
+def resident_bytes(pid: int | None) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_stays_flat_over_ten_epochs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (128, 128, 3), dtype=np.uint8) for _ in range(64)]
+    regions = DATA[6].regions
+    write_shards(
+        [RegionSample(f"k{i}", p, ("a",), regions) for i, p in enumerate(pictures)], tmp_path / "o", 8
+    )
+    data = Mixture(
+        [ShardDataset(f"{tmp_path}/o"), open_shards(f"file://{tmp_path}/o", f"{tmp_path}/c")], [1, 1]
+    )
+    config = replace(CONFIG, batch_size=8, workers=2, shuffle_shards=2)
+    used = []
+    for number, _ in enumerate(RegionLoader(data, Canvas(), tokenize, config, num_samples=10 * len(data))):
+        if (number + 1) % 16 == 0:  # one epoch
+            processes = [None, *(process.pid for process in multiprocessing.active_children())]
+            assert len(processes) == 3
+            used.append([resident_bytes(pid or os.getpid()) for pid in processes])
+    growth = np.array(used[-1]) - np.array(used[1])
+    # Nine epochs decode 57 MB of pictures; keeping even a tenth of it, or of the encoded bytes, would show.
+    assert (growth < 4e6).all(), growth
 
 
 def test_wrong_settings_are_named() -> None:

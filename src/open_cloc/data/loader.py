@@ -445,8 +445,10 @@ def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeo
             "storage and that sample, or raise loader.timeout"
         )
     if "DataLoader worker" in str(error) and "Caught" not in str(error):
-        cause = " ".join(str(error).split()).removeprefix("DataLoader worker ")
-        return ChildProcessError(f"data worker {cause}: it was killed or crashed, often for lack of memory")
+        what = " ".join(str(error).split()).removeprefix("DataLoader worker ").rstrip(". ")
+        return ChildProcessError(
+            f"data worker {what}: often for lack of memory; try fewer loader.workers, or --resume latest"
+        )
     return error
 
 
