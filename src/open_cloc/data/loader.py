@@ -427,10 +427,14 @@ def _run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) ->
         )
     )
     for number in range(len(batches)):
+        failure = None
         try:
             item = next(items)
         except RuntimeError as error:
-            raise _explained(error, batches, number % max(1, workers), items, timeout) from error
+            failure = _explained(error, batches, number % max(1, workers), items, timeout)
+        if failure is not None:
+            del items  # ends the other workers now, not whenever the error is forgotten
+            raise failure
         yield item
 
 
