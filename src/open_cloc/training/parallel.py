@@ -189,11 +189,14 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
 def _initialize(device: torch.device, place: Place) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun hosts the meeting place itself
-        dist.init_process_group(backend)
-        return
-    address, port = rendezvous(os.environ)
-    method = f"tcp://{address}:{port}"
-    dist.init_process_group(backend, init_method=method, rank=place.rank, world_size=place.world_size)
+        method = "env://"
+    else:
+        address, port = rendezvous(os.environ)
+        method = f"tcp://{address}:{port}"
+    store, rank, world_size = next(dist.rendezvous(method, place.rank, place.world_size))
+    # torchrun may keep its store over a restart: what the dead ranks left in it must not be found.
+    store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _own_device(device: str, place: Place) -> torch.device:
