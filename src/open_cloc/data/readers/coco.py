@@ -12,6 +12,7 @@ import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
 from open_cloc.data.annotations import EMPTY, RawRegion, RawSample, box_problems, finish
+from open_cloc.data.packed import PackedTexts
 from open_cloc.data.samples import RegionSample
 
 
@@ -39,7 +40,7 @@ def open_coco(path: str, images: str | None = None, captions: str | None = None)
 class CocoDataset:
     """Pictures with the boxes of a COCO document.
 
-    Boxes are kept as arrays, not as objects: worker processes share them without copying.
+    Boxes and texts are kept as arrays, not as objects: worker processes share them without copying.
 
     Attributes:
         categories: The document's categories, as they are.
@@ -70,14 +71,17 @@ class CocoDataset:
             ValueError: On unknown ids, entries that lack a field, repeated images, captions of other images.
         """
         self.where, self.folder, self.source = where, folder, source
-        self.file_names = list(file_names)
-        self.keys = [key_of(name) for name in file_names]
+        keys = [key_of(name) for name in file_names]
+        self.file_names, self.keys = PackedTexts(file_names), PackedTexts(keys)
         self.categories = tuple(document["categories"])
         self.class_names = tuple(str(_field(c, "name", "category", where)) for c in self.categories)
-        self.image_ids = [int(_field(image, "id", "image", where)) for image in document["images"]]
+        image_ids = [int(_field(image, "id", "image", where)) for image in document["images"]]
+        self.image_ids = np.array(image_ids, np.int64)
         self.sizes = np.array([_size(image, where) for image in document["images"]], np.int64).reshape(-1, 2)
-        self.captions = captions
-        self._check_images()
+        self._check_images(image_ids, keys, captions)
+        texts = [captions.get(number, ()) for number in image_ids]
+        self._caption_starts = np.cumsum([0, *map(len, texts)])
+        self._captions = PackedTexts([text for own in texts for text in own])
         self.dropped: Counter[str] = Counter()
         self._index_annotations(document["annotations"])
         self._count_empty()
@@ -105,29 +109,33 @@ class CocoDataset:
             )
         )
         height, width = self.sizes[index].tolist()
+        captions = range(*self._caption_starts[index : index + 2].tolist())
+        file_name = self.file_names[index]
         return RawSample(
             key=self.keys[index],
-            image=self.folder / self.file_names[index],
+            image=self.folder / file_name,
             size_hw=(height, width),
             where=self.where,
-            captions=self.captions.get(self.image_ids[index], ()),
+            captions=tuple(self._captions[row] for row in captions),
             regions=regions,
             box_format="xywh",
             normalized=False,
-            metadata={"image_id": self.image_ids[index], "file_name": self.file_names[index]},
+            metadata={"image_id": int(self.image_ids[index]), "file_name": file_name},
         )
 
-    def _check_images(self) -> None:
-        for name, values in (("image id", self.image_ids), ("file name (without suffix)", self.keys)):
+    def _check_images(
+        self, image_ids: Sequence[int], keys: Sequence[str], captions: Mapping[int, tuple[str, ...]]
+    ) -> None:
+        for name, values in (("image id", image_ids), ("file name (without suffix)", keys)):
             value, count = Counter(values).most_common(1)[0]
             if count > 1:
                 raise ValueError(f"{name} {value!r} occurs {count} times; expected once ({self.where})")
-        if self.captions and not any(number in self.captions for number in self.image_ids):
+        if captions and not any(number in captions for number in image_ids):
             raise ValueError(f"captions name none of the images; expected the same image ids ({self.where})")
 
     def _index_annotations(self, annotations: Sequence[Mapping[str, Any]]) -> None:
         """Boxes, categories and ids as arrays sorted by image, so that each image's are one slice."""
-        images = {number: row for row, number in enumerate(self.image_ids)}
+        images = {number: row for row, number in enumerate(self.image_ids.tolist())}
         categories = {int(_field(c, "id", "category", self.where)): i for i, c in enumerate(self.categories)}
         rows = []
         for position, annotation in enumerate(annotations):
@@ -143,7 +151,7 @@ class CocoDataset:
         table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3)
         self._boxes = np.array([row[3:] for row in rows], np.float64).reshape(-1, 4)
         self._images, self._categories, self._ids = table.T
-        self._starts = np.searchsorted(self._images, np.arange(len(self.keys) + 1)).tolist()
+        self._starts = np.searchsorted(self._images, np.arange(len(self.keys) + 1))
 
     def _count_empty(self) -> None:
         boxes = convert_boxes(self._boxes, "xywh")
