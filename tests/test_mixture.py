@@ -15,6 +15,7 @@ from open_cloc.data.mixture import (
     WeightedOrder,
     WindowedOrder,
     deal,
+    laned_order,
     order_of,
     shard_sizes,
     whole_shares,
@@ -157,7 +158,7 @@ def test_every_prefix_and_window_has_its_exact_share(weights: tuple[float, ...])
     counts = whole_shares(shares, PERIOD)
     assert counts.sum() == PERIOD
     np.testing.assert_allclose(counts / PERIOD, shares, atol=1 / PERIOD)
-    pattern = np.tile(deal(counts), 2)
+    pattern = np.tile(deal(tuple(counts.tolist())), 2)
     for source, count in enumerate(counts):
         ahead = np.cumsum(pattern == source) - np.arange(1, 2 * PERIOD + 1) * count / PERIOD
         assert np.abs(ahead).max() < 1  # after any number of positions
@@ -179,6 +180,46 @@ def test_sources_run_their_own_epochs_in_their_share() -> None:
     twins = Mixture([Numbers("a", [50]), Numbers("b", [50])], [1, 1])
     dealt = in_order(order_of(twins, (0,), True, 0), 100)
     assert [i for i in dealt if i < 50] != [i - 50 for i in dealt if i >= 50]  # each has a seed of its own
+
+
+def test_each_lane_has_shards_of_its_own_and_every_sample_once_an_epoch() -> None:
+    sizes = [4] * 6
+    data = Numbers("a", sizes, remote=True)
+    order = laned_order(data, 3, True, 1, lanes=3, batch_size=6)
+    slots = np.array(in_order(order, 24 * 3)).reshape(-1, 6)  # (steps, places in the batch)
+    shards = slots // 4
+    for lane in range(3):
+        own = slots[:, 2 * lane : 2 * lane + 2]
+        assert set(np.unique(shards[:, 2 * lane : 2 * lane + 2])) == {lane, lane + 3}
+        epochs = own.reshape(3, 8)  # 8 samples a lane
+        assert all(len(set(epoch)) == 8 for epoch in epochs.tolist())
+        assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
+    assert {shard for asked in data.asked for shard in asked} == set(range(6))
+    own_lanes = Numbers("a", sizes, remote=True)
+    one_host = laned_order(own_lanes, 3, True, 1, lanes=3, batch_size=6)
+    for step in range(12):  # a rank with the second third of the batch
+        assert [one_host.index(6 * step + place) for place in (2, 3)] == slots[step, 2:4].tolist()
+    assert {shard for asked in own_lanes.asked for shard in asked} == {1, 4}  # and fetches only its own
+
+
+def test_lanes_of_mixtures_and_of_local_data() -> None:
+    mixture = Mixture([Numbers("a", [5, 5, 5, 5]), Numbers("b", [9, 9])], [3, 1])
+    order = laned_order(mixture, 0, True, 0, lanes=2, batch_size=8)
+    keys = [mixture[index].key for index in in_order(order, 400)]
+    assert sum(key[0] == "a" for key in keys) == 300
+    rng = np.random.default_rng(0)
+    shard_of = np.r_[np.repeat(range(4), 5), np.repeat([0, 1], 9)]
+    for position in range(80):
+        lane = position % 8 // 4
+        assert shard_of[order.index(position)] % 2 == shard_of[order.other(position, rng)] % 2 == lane
+    one = laned_order(mixture, 0, True, 0, lanes=1, batch_size=8)
+    assert in_order(one, 50) == in_order(order_of(mixture, (0,), True, 0), 50)
+    with pytest.raises(ValueError, match=r"loader\.lanes must divide the global batch of 8; got 3"):
+        laned_order(mixture, 0, True, 0, lanes=3, batch_size=8)
+    with pytest.raises(ValueError, match=r"2 shards cannot feed 4 lanes: lower loader\.lanes"):
+        laned_order(mixture, 0, True, 0, lanes=4, batch_size=8)
+    with pytest.raises(ValueError, match=r"needs loader\.shuffle"):
+        laned_order(mixture, 0, False, 0, lanes=2, batch_size=8)
 
 
 def test_wrong_mixtures_are_named() -> None:

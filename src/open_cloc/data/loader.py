@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from open_cloc.data.annotations import SampleDataset, checked_boxes
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.data.mixture import order_of
+from open_cloc.data.mixture import laned_order
 from open_cloc.data.samples import RegionBatch, RegionSample
 from open_cloc.data.shard_index import UnreadableShardError
 from open_cloc.data.transforms import AugmentConfig, Geometry, box_areas, random_geometry, visible_boxes
@@ -68,6 +68,8 @@ class LoaderConfig:
         shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
             groups of 16. The cache must hold two groups.
+        lanes: Parts of a global batch, each fed from its own share of the shards; with the number of hosts, or
+            a multiple, each host fetches only its own shards. Must divide the global batch.
         timeout: Seconds without a batch after which a worker counts as hung; 0 waits for ever.
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
@@ -82,6 +84,7 @@ class LoaderConfig:
     seed: int = 0
     shuffle: bool = True
     shuffle_shards: int = 0
+    lanes: int = 1
     timeout: float = 600.0
     max_bad_fraction: float = 0.01
     min_box_area: float = 1e-5
@@ -96,6 +99,7 @@ class LoaderConfig:
             "workers": 0,
             "seed": 0,
             "shuffle_shards": 0,
+            "lanes": 1,
             "timeout": 0,
         }
         for name, least in least_values.items():
@@ -207,7 +211,9 @@ class _Batches:
     ) -> None:
         self.dataset, self.preprocess, self.tokenize, self.config = dataset, preprocess, tokenize, config
         self.first, self.stride, self.length = first, stride, length
-        self.order = order_of(dataset, (config.seed,), config.shuffle, config.shuffle_shards)
+        self.order = laned_order(
+            dataset, config.seed, config.shuffle, config.shuffle_shards, config.lanes, stride
+        )
         # (workers,) number of the sample that each worker is at, seen by the main process
         self.reading = torch.full((max(1, config.workers),), -1).share_memory_()
 

@@ -7,6 +7,7 @@ pure function of (seed, epoch, position), and where weights are given, the sourc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -115,7 +116,13 @@ class Order(Protocol):
         """Number of a random sample that may stand in for a bad one at that position."""
 
 
-def order_of(dataset: SampleDataset, seed: Sequence[int], shuffle: bool, shuffle_shards: int) -> Order:
+def order_of(
+    dataset: SampleDataset,
+    seed: Sequence[int],
+    shuffle: bool,
+    shuffle_shards: int,
+    lane: tuple[int, int] = (0, 1),
+) -> Order:
     """The order in which a run goes through a dataset.
 
     Args:
@@ -124,19 +131,48 @@ def order_of(dataset: SampleDataset, seed: Sequence[int], shuffle: bool, shuffle
         shuffle: Visit each epoch in a new order.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards by
             `WINDOW_SHARDS`.
+        lane: Which lane of how many; of n lanes, each visits every n-th shard.
     """
     if isinstance(dataset, Mixture) and dataset.weights is not None:
         orders = [
-            order_of(source, (*seed, number), shuffle, shuffle_shards)
+            order_of(source, (*seed, number), shuffle, shuffle_shards, lane)
             for number, source in enumerate(dataset.sources)
         ]
         return WeightedOrder(orders, dataset.weights, dataset.starts)
     if not shuffle:
         return PlainOrder(len(dataset))
     shuffle_shards = shuffle_shards or (WINDOW_SHARDS if is_remote(dataset) else 0)
-    return (
-        WindowedOrder(dataset, seed, shuffle_shards) if shuffle_shards else ShuffledOrder(len(dataset), seed)
-    )
+    if shuffle_shards or lane[1] > 1:
+        return WindowedOrder(dataset, seed, shuffle_shards, lane)
+    return ShuffledOrder(len(dataset), seed)
+
+
+def laned_order(
+    dataset: SampleDataset, seed: int, shuffle: bool, shuffle_shards: int, lanes: int, batch_size: int
+) -> Order:
+    """An order in which each part of a global batch has shards of its own.
+
+    Args:
+        dataset: As for `order_of`.
+        seed: As for `order_of`.
+        shuffle: Must be true if there is more than one lane.
+        shuffle_shards: As for `order_of`, for each lane.
+        lanes: Number of parts.
+        batch_size: Of all ranks together.
+
+    Raises:
+        ValueError: If batch or shards cannot be dealt to so many lanes.
+    """
+    if lanes == 1:
+        return order_of(dataset, (seed,), shuffle, shuffle_shards)
+    if not shuffle:
+        raise ValueError(f"loader.lanes above 1 needs loader.shuffle; got lanes={lanes}")
+    if batch_size % lanes:
+        raise ValueError(f"loader.lanes must divide the global batch of {batch_size}; got {lanes}")
+    orders = [
+        order_of(dataset, (seed, lane), shuffle, shuffle_shards, (lane, lanes)) for lane in range(lanes)
+    ]
+    return LanedOrder(orders, batch_size)
 
 
 class PlainOrder:
@@ -174,7 +210,7 @@ class _Plan(NamedTuple):
     """An epoch's shards in their order, cut into windows."""
 
     epoch: int
-    windows: list[np.ndarray]  # numbers of shards
+    windows: list[np.ndarray]  # rows of the order's shards
     ends: np.ndarray  # (windows,) samples up to and with each
 
 
@@ -185,11 +221,36 @@ class WindowedOrder:
     need; memory does not grow with the number of samples. A new window tells the dataset what to fetch.
     """
 
-    def __init__(self, dataset: SampleDataset, seed: Sequence[int], window_shards: int) -> None:
-        self.dataset, self.seed, self.window_shards = dataset, seed, window_shards
-        self.length = len(dataset)
-        self.sizes = shard_sizes(dataset)
-        self.starts = np.cumsum(self.sizes) - self.sizes  # (shards,) number of each one's first sample
+    def __init__(
+        self,
+        dataset: SampleDataset,
+        seed: Sequence[int],
+        window_shards: int,
+        lane: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Choose shards.
+
+        Args:
+            dataset: With `shard_sizes`, or it is cut into pieces.
+            seed: Of the order.
+            window_shards: Shards that are mixed at a time; 0 for all.
+            lane: As for `order_of`.
+
+        Raises:
+            ValueError: If the lane is left without samples.
+        """
+        self.dataset, self.seed = dataset, seed
+        sizes = shard_sizes(dataset)
+        number, lanes = lane
+        self.shards = np.arange(
+            number, len(sizes), lanes
+        )  # those of this lane, by their number in the dataset
+        self.sizes = sizes[self.shards]
+        self.starts = (np.cumsum(sizes) - sizes)[self.shards]  # number of each one's first sample
+        self.window_shards = window_shards or len(self.shards)
+        self.length = int(self.sizes.sum())
+        if not self.length:
+            raise ValueError(f"{len(sizes)} shards cannot feed {lanes} lanes: lower loader.lanes")
         self._plan = self._plan_epoch(0)
         self._at = (-1, -1)  # epoch and window of `_samples`
         self._samples = np.empty(0, np.int64)
@@ -216,7 +277,7 @@ class WindowedOrder:
         return self._samples, place - (int(self._plan.ends[window]) - len(self._samples))
 
     def _plan_epoch(self, epoch: int) -> _Plan:
-        shards = np.random.default_rng([SHARDS, *self.seed, epoch]).permutation(len(self.sizes))
+        shards = np.random.default_rng([SHARDS, *self.seed, epoch]).permutation(len(self.shards))
         windows = np.split(shards, range(self.window_shards, len(shards), self.window_shards))
         return _Plan(epoch, windows, np.cumsum([self.sizes[window].sum() for window in windows]))
 
@@ -233,7 +294,39 @@ class WindowedOrder:
         """Ask for the shards of this window, which is being read already, and of the one behind it."""
         last = window + 1 == len(self._plan.windows)
         behind = self._plan_epoch(self._plan.epoch + 1).windows[0] if last else self._plan.windows[window + 1]
-        self.dataset.prefetch([*self._plan.windows[window].tolist(), *behind.tolist()])  # type: ignore[attr-defined]
+        rows = np.concatenate([self._plan.windows[window], behind])
+        self.dataset.prefetch(self.shards[rows].tolist())  # type: ignore[attr-defined]
+
+
+class LanedOrder:
+    """Each part of every global batch in an order of its own, over shards of its own.
+
+    Ranks take consecutive parts of the batch. So with a multiple of the number of hosts as lanes, each host
+    reads, and fetches, only its share of the shards, while the order stays the same for any number of ranks.
+    """
+
+    def __init__(self, orders: Sequence[Order], batch_size: int) -> None:
+        """Deal a batch.
+
+        Args:
+            orders: Of each lane.
+            batch_size: Of all ranks together, a multiple of the lanes.
+        """
+        self.orders, self.batch_size, self.share = orders, batch_size, batch_size // len(orders)
+
+    def index(self, position: int) -> int:
+        lane, own_position = self._locate(position)
+        return self.orders[lane].index(own_position)
+
+    def other(self, position: int, rng: np.random.Generator) -> int:
+        lane, own_position = self._locate(position)
+        return self.orders[lane].other(own_position, rng)
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        """The lane of a position, and its position in that lane."""
+        step, slot = divmod(position, self.batch_size)
+        lane, place = divmod(slot, self.share)
+        return lane, step * self.share + place
 
 
 class WeightedOrder:
@@ -253,7 +346,7 @@ class WeightedOrder:
         """
         self.orders, self.starts = orders, starts
         self.counts = whole_shares(weights, PERIOD)
-        self.pattern = deal(self.counts)  # (PERIOD,) source of each position
+        self.pattern = deal(tuple(self.counts.tolist()))  # (PERIOD,) source of each position
         self.turns = np.empty(PERIOD, np.int64)  # earlier positions of the period that have the same source
         for source, count in enumerate(self.counts):
             self.turns[self.pattern == source] = np.arange(count)
@@ -282,18 +375,18 @@ def whole_shares(weights: np.ndarray, total: int) -> np.ndarray:
     return counts
 
 
-def deal(counts: np.ndarray) -> np.ndarray:
+@lru_cache(maxsize=8)  # every lane deals the same
+def deal(counts: tuple[int, ...]) -> np.ndarray:
     """Deal sum(counts) positions to sources, evenly: each is always within one of its exact share.
 
     A source's k-th position may not come before its exact share exceeds k, and is due when it reaches k + 1;
     of those that may come, the one due first does.
     """
-    shares = [int(count) for count in counts]
-    total, dealt = sum(shares), [0] * len(shares)
+    total, dealt = sum(counts), [0] * len(counts)
     pattern = np.empty(total, np.int64)
     for position in range(total):
-        may_come = [s for s in range(len(shares)) if dealt[s] * total < (position + 1) * shares[s]]
-        source = min(may_come, key=lambda s: -(-(dealt[s] + 1) * total // shares[s]))
+        may_come = [s for s in range(len(counts)) if dealt[s] * total < (position + 1) * counts[s]]
+        source = min(may_come, key=lambda s: -(-(dealt[s] + 1) * total // counts[s]))
         pattern[position] = source
         dealt[source] += 1
     return pattern
