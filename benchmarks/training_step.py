@@ -88,7 +88,7 @@ def make_batch(options: Options) -> tuple[RegionBatch, Tensor, Tensor]:
 class CaptionsAtFullLength(CLOC):
     """Phrases trimmed to the longest of them, captions at 77: the step without bucketing."""
 
-    def _encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
+    def encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
         is_caption = torch.zeros(len(batch.texts), dtype=torch.bool)
         is_caption[batch.caption_index] = True
         longest = max(n for n, caption in zip(batch.text_lengths, is_caption) if not caption)

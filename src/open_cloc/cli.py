@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # verb -> (module:function taking argv, one line for the help). A module is imported only when its verb runs.
 VERBS = {
     "train": ("open_cloc.training.command:main", "train a model from a recipe"),
+    "plan": ("open_cloc.training.plan_command:main", "predict memory, time and what bounds a recipe's run"),
     "eval": ("open_cloc.evaluation.command:main", "measure a model and write one result JSON"),
     "predict": (
         "open_cloc.inference.command:main",

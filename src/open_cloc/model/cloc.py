@@ -180,7 +180,7 @@ class CLOC(
 
     def forward(self, batch: RegionBatch) -> Features:
         """Everything that the losses need of a batch. Each distinct text is encoded once."""
-        unique = self._encode_distinct_texts(batch)  # (U, D)
+        unique = self.encode_distinct_texts(batch)  # (U, D)
         region_text = unique[batch.region_text_index]  # (B, R, D)
         if batch.boxes.shape[1]:
             state = self.encode_image(batch.images, batch.content_boxes)
@@ -206,7 +206,7 @@ class CLOC(
             region_text_ids=batch.region_text_ids,
         )
 
-    def _encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
+    def encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
         """(U, D), texts of like length together."""
         if not batch.text_lengths:
             return self.encode_text(batch.texts)

@@ -71,7 +71,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
         with open_run_folder(recipe, resume, ranks) as (folder, found):
             torch.manual_seed(recipe.run.seed)
             model = create_model(recipe.model).to(ranks.device)
-            _prepare(model, recipe)
+            prepare_model(model, recipe)
             if found is None and recipe.data.probe:
                 ranks.on_first(lambda: _probe_start(model, recipe, folder))
             model.train()
@@ -120,7 +120,7 @@ class Run:
         return self.recipe.data.loader.batch_size * self.ranks.size
 
 
-def _prepare(model: CLOC, recipe: Recipe) -> None:
+def prepare_model(model: CLOC, recipe: Recipe) -> None:
     """Decide what is recomputed and what is frozen."""
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     optim.lock_towers(model, recipe.optim)
