@@ -177,7 +177,7 @@ def region_loss_bytes(num_pairs: int, own_pairs: int, embed_dim: int) -> float:
 
 
 def region_loss_flops(num_pairs: int, ranks: int, embed_dim: int) -> float:
-    """Four products of this rank's rows with all columns: one forward, three backward; the filter is small."""
+    """Four products of this rank's rows with all columns, one of them forward; the filter is cheap."""
     return 4 * 2 * num_pairs * (num_pairs / ranks) * embed_dim
 
 
