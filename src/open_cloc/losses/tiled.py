@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from open_cloc.losses.conflicts import PAIRS_AT_ONCE, conflicting_pairs
+from open_cloc.losses.conflicts import conflicting_pairs
 from open_cloc.losses.dense import NOTHING
+from open_cloc.losses.unit_rows import unit_rows
 
 TILE = {"cpu": 1024}  # rows and columns of a tile that fits the cache
 DEVICE_TILE = 4096  # on accelerators, where starting a kernel costs more than its memory
@@ -162,9 +163,7 @@ def tiled_pairs(
     texts, group = own.unique(return_inverse=True)  # (g,), (n,)
     pairs = texts[:0], texts[:0]
     if threshold is not None:
-        pairs = conflicting_pairs(
-            lambda index: _unit(right, columns[index])[0], texts, len(columns), threshold, tile
-        )
+        pairs = conflicting_pairs(unit_rows(right, columns), texts, threshold, tile)
     starts, excluded = _by_text(texts, *pairs)
     # Copies of a row's own text are filtered too, save the positive.
     left_out = torch.zeros_like(texts).index_add_(
@@ -173,7 +172,7 @@ def tiled_pairs(
     layout = Layout(
         rows=rows,
         columns=columns,
-        counts=counts.to(_work_dtype(right)),
+        counts=counts.to(torch.promote_types(right.dtype, torch.float32)),
         own=own,
         group=group,
         starts=starts,
@@ -207,36 +206,13 @@ def _slices(num: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num))
 
 
-def _work_dtype(features: Tensor) -> torch.dtype:
-    return torch.promote_types(features.dtype, torch.float32)
-
-
-def _unit(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows (i, D) of some features, in float32 or wider, and their lengths (i, 1)."""
-    rows = features[index].to(_work_dtype(features))
-    length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return rows / length, length
-
-
-def _without_length(gradient: Tensor, unit: Tensor, length: Tensor) -> Tensor:
-    """The gradient for unit rows (i, D) -> for the rows before they were normalised; overwrites it."""
-    along = (gradient * unit).sum(1, keepdim=True)
-    return gradient.addcmul_(unit, along, value=-1).div_(length)
-
-
 class _Tiles:
     """The logits of a pair matrix, one tile after the other in one buffer."""
 
     def __init__(self, left: Tensor, right: Tensor, layout: Layout) -> None:
-        self.left, self.right, self.layout = left, right, layout
-        self.buffer = torch.empty(layout.tile**2, dtype=_work_dtype(left), device=left.device)
-        index = layout.columns.split(layout.tile)
-        self.lengths = [_unit(right, part)[1] for part in index]
-
-    def columns(self, part: slice) -> Tensor:
-        """Unit columns (t, D)."""
-        index = self.layout.columns[part]
-        return self.right[index].to(self.buffer.dtype).div_(self.lengths[part.start // self.layout.tile])
+        self.layout = layout
+        self.left, self.right = unit_rows(left, layout.rows), unit_rows(right, layout.columns)
+        self.buffer = torch.empty(layout.tile**2, dtype=self.left.lengths.dtype, device=left.device)
 
     def row(self, rows: slice, scaled: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Columns, their unit features (t, D) and logits (t, t) of a row of tiles; -inf where no negatives.
@@ -244,7 +220,7 @@ class _Tiles:
         The logits may be overwritten, and are gone with the next tile.
         """
         for part, excluded in zip(self.layout.column_slices(), self.layout.excluded_tiles(rows)):
-            columns = self.columns(part)
+            columns = self.right[part]
             logits = self.buffer[: len(scaled) * len(columns)].view(len(scaled), len(columns))
             torch.mm(scaled, columns.T, out=logits)
             logits.view(-1).index_fill_(0, excluded, -torch.inf)
@@ -253,18 +229,13 @@ class _Tiles:
     def all(self, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, columns and logits of every tile."""
         for rows in self.layout.row_slices():
-            scaled = _unit(self.left, self.layout.rows[rows])[0].mul_(scale)
-            for part, _, logits in self.row(rows, scaled):
+            for part, _, logits in self.row(rows, self.left[rows].mul_(scale)):
                 yield rows, part, logits
 
     def positives(self) -> Tensor:
         """(n,) cosine of each row and its own text."""
-        cosines = [self.buffer[:0]]
-        for part in _slices(len(self.layout.rows), PAIRS_AT_ONCE):
-            rows = _unit(self.left, self.layout.rows[part])[0]
-            texts = _unit(self.right, self.layout.columns[self.layout.own[part]])[0]
-            cosines.append((rows * texts).sum(1))
-        return torch.cat(cosines)
+        rows = torch.arange(len(self.left), device=self.buffer.device)
+        return self.left.cosines(rows, self.right, self.layout.own)
 
 
 def _shifted_logsumexps(tiles: _Tiles, scale: float, shift: float) -> tuple[Tensor, Tensor] | None:
@@ -395,7 +366,7 @@ def _gradients(
         )
         scale_grad = torch.zeros((), dtype=tiles.buffer.dtype, device=left.device)
         for i in layout.row_slices():
-            unit, length = _unit(left, layout.rows[i])
+            unit = tiles.left[i]
             scaled = unit * value
             grad = torch.zeros_like(unit)
             for j, columns, logits in tiles.row(i, scaled):
@@ -404,18 +375,21 @@ def _gradients(
                 column_grad[j].addmm_(pull.T, scaled)
             scale_grad += (grad * unit).sum()
             positive = positive_grad[i, None]
-            texts = _unit(right, layout.columns[layout.own[i]])[0]
-            grad.mul_(value).addcmul_(texts, positive)
+            grad.mul_(value).addcmul_(tiles.right[layout.own[i]], positive)
             column_grad.index_add_(0, layout.own[i], unit * positive)
-            left_grad[layout.rows[i]] = _without_length(grad, unit, length).to(left.dtype)
-        return left_grad, _right_gradient(tiles, column_grad), scale_grad.to(scale.dtype).view_as(scale)
+            left_grad[layout.rows[i]] = tiles.left.without_length(grad, unit, i).to(left.dtype)
+        return (
+            left_grad,
+            _right_gradient(tiles, right, column_grad),
+            scale_grad.to(scale.dtype).view_as(scale),
+        )
 
 
-def _right_gradient(tiles: _Tiles, column_grad: Tensor) -> Tensor:
+def _right_gradient(tiles: _Tiles, right: Tensor, column_grad: Tensor) -> Tensor:
     """The gradient for the right features, from that for the unit columns (u, D), which is overwritten."""
-    layout, right = tiles.layout, tiles.right
+    layout = tiles.layout
     for j in layout.column_slices():
-        _without_length(column_grad[j], tiles.columns(j), tiles.lengths[j.start // layout.tile])
+        tiles.right.without_length(column_grad[j], tiles.right[j], j)
     column_grad = column_grad.to(right.dtype)
     if len(layout.columns) == len(right):  # ascending and distinct: every text in its place
         return column_grad
