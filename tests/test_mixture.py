@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from open_cloc.data.mixture import (
     whole_shares,
 )
 from open_cloc.data.samples import RegionSample
+from open_cloc.model.create import ModelConfig
+from open_cloc.training.loop import open_data
+from open_cloc.training.recipe import DataConfig, Recipe
 
 
 class Numbers:
@@ -220,6 +224,22 @@ def test_lanes_of_mixtures_and_of_local_data() -> None:
         laned_order(mixture, 0, True, 0, lanes=4, batch_size=8)
     with pytest.raises(ValueError, match=r"needs loader\.shuffle"):
         laned_order(mixture, 0, False, 0, lanes=2, batch_size=8)
+
+
+def test_a_recipe_names_a_mixture() -> None:
+    scenes = tuple(f"scenes:train,image_size=32,num_samples={count}" for count in (10, 30))
+    recipe = Recipe("mixed", ModelConfig(), DataConfig(scenes, weights=(3, 1)))
+    mixture = open_data(recipe)
+    assert isinstance(mixture, Mixture)
+    assert mixture.weights is not None
+    assert mixture.weights.tolist() == [0.75, 0.25]
+    joined = open_data(replace(recipe, data=DataConfig(scenes)))
+    assert isinstance(joined, Mixture)
+    assert (joined.weights, len(joined)) == (None, 40)
+    with pytest.raises(
+        ValueError, match=r"data\.weights must be one for each of 2 sets of data\.train; got \(1,\)"
+    ):
+        DataConfig(scenes, weights=(1,))
 
 
 def test_wrong_mixtures_are_named() -> None:

@@ -68,8 +68,8 @@ class LoaderConfig:
         shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
             groups of 16. The cache must hold two groups.
-        lanes: Parts of a global batch, each fed from its own share of the shards; with the number of hosts, or
-            a multiple, each host fetches only its own shards. Must divide the global batch.
+        lanes: Parts of a global batch, each fed from its own share of the shards: with the number of hosts,
+            or a multiple, each host fetches only its own shards. Must divide the global batch.
         timeout: Seconds without a batch after which a worker counts as hung; 0 waits for ever.
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
