@@ -2,8 +2,9 @@
 
 A contrastive loss compares every image of a batch with every text, so the loss of a part is no part of the
 loss. Here the features of all parts are computed without a graph, the loss is taken once on all of them, and
-each part is then computed again with a graph, to carry its features' gradients on to the weights. The price
-is one more forward pass; memory is one part's. The gradients are the whole batch's, `logit_scale`'s included.
+each part is then computed again with a graph, to carry its features' gradients on to the weights. Of m parts
+only the last is computed once, so the price is (m - 1) / m of a forward pass; memory is one part's. The
+gradients are the whole batch's, `logit_scale`'s included.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:
     torch.manual_seed(int(drawn[0] >> np.uint64(1)))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Forward:
     """The forward pass of one step, whole or in parts.
 
@@ -70,34 +71,52 @@ class Forward:
         parts: The batch, on the model's device.
         bf16: Autocast to bfloat16.
         place: (seed, step, rank), which fix the random numbers.
+        kept: The last part's features with their graph, which need no second pass.
     """
 
     network: nn.Module
     parts: list[RegionBatch]
     bf16: bool
     place: tuple[int, int, int]
+    kept: Features | None = None
 
     def features(self) -> Features:
         """Features of the whole batch: with their graph for one part, else leaves that collect gradients."""
         if len(self.parts) == 1:
             return self._run(0)
+        *others, last = range(len(self.parts))
         with torch.no_grad():
-            made = [self._run(part) for part in range(len(self.parts))]
-        return _as_leaves(_join(made))
+            made = [self._run(part) for part in others]
+        with self._without_reduction():
+            self.kept = self._run(last)
+        return _as_leaves(_join([*made, self.kept]))
 
-    def backward(self, features: Features) -> None:
+    def backward(self, leaves: Features) -> None:
         """After the loss's backward pass: carry the leaves' gradients on to the weights, part by part."""
         if len(self.parts) == 1:
             return
+        assert self.kept is not None
+        *others, last = range(len(self.parts))
+        with self._without_reduction():
+            self._carry(leaves, self.kept, last)
+        self.kept = None  # its graph is gone before the next one is made
+        for part in others:
+            if part < others[-1]:
+                with self._without_reduction():
+                    self._carry(leaves, self._run(part), part)
+            else:
+                self._carry(leaves, self._run(part), part, with_scalars=True)
+
+    def _carry(self, leaves: Features, made: Features, part: int, *, with_scalars: bool = False) -> None:
         size = len(self.parts[0].images)
-        for part in range(len(self.parts)):
-            last = part == len(self.parts) - 1
-            rows = slice(part * size, (part + 1) * size)
-            with nullcontext() if last else self._without_reduction():
-                outputs = _learning(self._run(part), with_scalars=last)
-                gradients = {name: _gradient(features, name, rows) for name in outputs}
-                known = [name for name, gradient in gradients.items() if gradient is not None]
-                torch.autograd.backward([outputs[n] for n in known], [gradients[n] for n in known])
+        rows = slice(part * size, (part + 1) * size)
+        outputs, gradients = [], []
+        for name, output in _learning(made, with_scalars=with_scalars).items():
+            gradient = getattr(leaves, name).grad
+            if gradient is not None:
+                outputs.append(output)
+                gradients.append(gradient if name in SCALARS else gradient[rows])
+        torch.autograd.backward(outputs, gradients)
 
     def _run(self, part: int) -> Features:
         seed_step(*self.place, part)
@@ -141,8 +160,3 @@ def _learning(features: Features, *, with_scalars: bool) -> dict[str, Tensor]:
         and value.requires_grad
         and (with_scalars or f.name not in SCALARS)
     }
-
-
-def _gradient(features: Features, name: str, rows: slice) -> Tensor | None:
-    gradient = getattr(features, name).grad
-    return gradient if gradient is None or name in SCALARS else gradient[rows]
