@@ -42,9 +42,9 @@ class Options:
     rounds: int = 3
 
 
-def make_batch(model: CLOC, options: Options) -> RegionBatch:
+def make_batch(model: CLOC, options: Options, seed: int = 0) -> RegionBatch:
     """Random pictures, captions of nine words and phrases of three."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
     batch, regions = options.batch_size, options.num_regions
 
     def text(length: int) -> str:
