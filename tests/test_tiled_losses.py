@@ -231,6 +231,25 @@ def test_fallback_equals_dense(fallbacks: list[float], scale: float, low_row: bo
     assert max(errors(exact, results(dense_pairs, "softmax", left, right, scale=20 * scale)).values()) < 1e-7
 
 
+def test_fallback_comes_before_digits_are_lost(fallbacks: list[float]) -> None:
+    """A row whose exponentials are not 0 but too small for float32's full precision."""
+    generator = torch.Generator().manual_seed(0)
+    noise = F.normalize(torch.randn(2, 60, 24, generator=generator, dtype=torch.float64), dim=-1)
+    noise[..., 0] = 0
+    texts = noise[0].clone()
+    texts[:, 0] = 0.8
+    left = texts + noise[1]
+    left[7] = -torch.eye(24, dtype=torch.float64)[0]
+    largest = 100 * (F.normalize(left[7], dim=0) @ F.normalize(texts, dim=1).T).max() - 40
+    assert -103 < largest < -87  # between float32's smallest and smallest normal exponents
+    got = results(tiled_pairs, "softmax", left.float(), texts.float(), threshold=None, scale=100, tile=32)
+    assert fallbacks == [100]
+    assert (
+        max(errors(got, results(dense_pairs, "softmax", left, texts, threshold=None, scale=100)).values())
+        < 2e-5
+    )
+
+
 # --- the conflict search --------------------------------------------------------------------------
 
 
@@ -279,6 +298,19 @@ def test_conflicts_equal_brute_force(threshold: float) -> None:
         assert once < looked_up <= once + 3 * len(pairs) < everything / 3
     else:
         assert looked_up > everything / 2
+
+
+def test_conflicts_right_at_the_threshold() -> None:
+    """Texts in 40 dimensions, where the screen of 64 is as sharp as rounding lets it be."""
+    texts = F.pad(torch.randn(400, 40, generator=torch.Generator().manual_seed(0)).double(), (0, 160))
+    unit = F.normalize(texts, dim=1)
+    cosines = (unit @ unit.T).fill_diagonal_(-1).flatten().sort(descending=True).values
+    for rank in range(0, 200, 20):
+        threshold = float(cosines[rank]) - 1e-10
+        pairs, looked_up = _search(texts, threshold)
+        assert pairs == _brute_force(texts, threshold)
+        assert len(pairs) >= rank + 1
+        assert looked_up < 2000  # of 4,384: by the screen, not by full products
 
 
 def test_conflicts_of_some_rows() -> None:
