@@ -1,7 +1,7 @@
 """Kills at random moments lose nothing: python -m benchmarks.kill_resume --kills 20
 
-Two ranks with two workers each train generated scenes and save every few steps. Again and again one process of
-the run, or all of them, is killed with SIGKILL at a random moment and the run started again with `--resume
+Two ranks with two workers each train generated scenes and save every few steps. Again and again one process
+of the run, or all of them, is killed with SIGKILL at a random moment and the run started again with `--resume
 auto`. In the end its weights, optimizer state and losses must be an undisturbed run's, bit for bit.
 """
 
