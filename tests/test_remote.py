@@ -186,7 +186,7 @@ def size_of(cache: Path) -> int:
 
 
 def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
-    server: Server, shards: Path, tmp_path: Path
+    server: Server, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = (shards / "00000.tar").stat().st_size
     dataset = opened(server.url, tmp_path / "cache", 3.5 * one / 1e9)
@@ -197,11 +197,13 @@ def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
     dataset[3 * PER_SHARD]
     held = [url.rpartition("/")[2] for url in dataset.urls if dataset.cache.path(url).exists()]
     assert held == ["00000.tar", "00002.tar", "00003.tar"]
+    assert not caplog.messages
     rng = np.random.default_rng(0)
     for index in rng.integers(0, len(dataset), 60):
         assert dataset[int(index)].key == f"k{index:03d}"
         assert size_of(tmp_path / "cache") <= 3.5 * one
-    assert max(server.asked.values()) > 2  # shards came back
+    assert max(server.asked.values()) > 2  # shards came back, which costs
+    assert caplog.messages == [f"cache_gb is too small: {tmp_path}/cache loses shards that are in use"]
     assert not list((tmp_path / "cache").glob("*.part"))
 
 

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 6  # waits of 1, 2, 4, 8 and 16 s between them: a store that restarts is forgiven
 REMEMBER_FAILURE = 600.0  # seconds until a shard that could not be fetched is tried again
+STILL_IN_USE = 10.0  # seconds since a shard was last read
 HTTP_TIMEOUT = 60.0  # seconds without a byte
 COUNTING_THREADS = 8
 KEPT_INDICES = 64  # of shards, in the memory of one process
@@ -191,11 +192,13 @@ class ShardCache:
         folder: Made when first used.
         max_bytes: Past it, the shards used longest ago are deleted.
         failures: What this process could not fetch: when, and why.
+        warned: Whether it has said that the limit is too small.
     """
 
     folder: Path
     max_bytes: float
     failures: dict[str, tuple[float, str]] = field(default_factory=dict)
+    warned: bool = False
 
     def fetch(self, url: str, wait: bool = True) -> Path:
         """The local copy of a shard, fetched if it is not there.
@@ -267,9 +270,12 @@ class ShardCache:
             with suppress(FileNotFoundError):  # another process makes room too
                 found.append((tar.stat().st_mtime_ns, tar.stat().st_size, tar))
         total = needed + sum(size for _, size, _ in found)
-        for _, size, tar in sorted(found):
+        for used_ns, size, tar in sorted(found):
             if total <= self.max_bytes:
                 return
+            if time.time() - used_ns / 1e9 < STILL_IN_USE and not self.warned:
+                self.warned = True
+                logger.warning("cache_gb is too small: %s loses shards that are in use", self.folder)
             tar.unlink(missing_ok=True)
             total -= size
 
