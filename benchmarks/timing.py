@@ -58,6 +58,14 @@ def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
         print(f"{name:{width}s}" + "".join(f"{row[column]:12.4g}" for column in columns), flush=True)
 
 
+def verdict(what: str, got: float, aim: float, *, least: bool = False) -> dict[str, Any]:
+    """Compare a number with its aim, which is a limit from above or, with `least`, from below; say so."""
+    met = got >= aim if least else got <= aim
+    sign = ">=" if least else "<="
+    print(f"{what}: {got:.4g}, aim {sign} {aim:g}: {'met' if met else 'SHORT'}", flush=True)
+    return {"what": what, "got": got, "aim": aim, "least": least, "met": met}
+
+
 def write_json(name: str, result: Mapping[str, Any]) -> Path:
     """`runs/bench/NAME.json`, with what machine and torch it was."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
