@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 import tyro
 
-from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, write_json
+from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, verdict, write_json
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompt_layer import PromptLayer
@@ -86,14 +86,13 @@ def main(options: Options) -> None:
     """Print tables, write JSON, and say whether the aims are met."""
     torch.set_num_threads(1)
     results = measure(options)
-    path = write_json("region_embeddings", {"results": results, "aims at 100 boxes": AIMS})
-    for row in results:
-        if row["boxes"] == 100:
-            for name, aim in AIMS.items():
-                got = row["rows"][name]["ratio"]
-                verdict = "met" if got <= aim else "SHORT"
-                print(f"100 boxes, {name}: {got:.3f} ViT forwards, aim {aim:.2f}: {verdict}")
-    print(path)
+    aims = [
+        verdict(f"100 boxes, {name}, in ViT forwards", row["rows"][name]["ratio"], aim)
+        for row in results
+        if row["boxes"] == 100
+        for name, aim in AIMS.items()
+    ]
+    print(write_json("region_embeddings", {"results": results, "aims": aims}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.timing import kept_for_backward, print_table, ratios, take_turns, write_json
+from benchmarks.timing import kept_for_backward, print_table, ratios, take_turns, verdict, write_json
 from open_cloc.data.samples import RegionBatch
 from open_cloc.losses import total_loss
 from open_cloc.losses.total import LossConfig
@@ -176,16 +176,15 @@ def main(options: Options) -> None:
         rows[name]["kept_mb"] = kept_for_backward(step, model) / 2**20
         rows[name]["kept_ratio"] = rows[name]["kept_mb"] / rows[BASE]["kept_mb"]
     print_table(rows)
+    aims = []
     for name, (time_aim, kept_aim) in AIMS.items():
-        for what, aim, got in (
-            ("time", time_aim, rows[name]["ratio"]),
-            ("activations", kept_aim, rows[name]["kept_ratio"]),
-        ):
-            if aim is not None:
-                print(f"{name}: {what} {got:.3f}, aim {aim:.2f}: {'met' if got <= aim else 'SHORT'}")
-    got = rows[BF16]["seconds"] / rows["mean"]["seconds"]
-    print(f"bf16 over fp32: {got:.3f}, aim {BF16_AIM:.2f}: {'met' if got <= BF16_AIM else 'SHORT'}")
-    print(write_json("training_step", {"batch_size": options.batch_size, "rows": rows}))
+        aims.append(verdict(f"CLOC step, {name}, over the CLIP step", rows[name]["ratio"], time_aim))
+        if kept_aim:
+            kept = rows[name]["kept_ratio"]
+            aims.append(verdict(f"CLOC step, {name}, activations over the CLIP step's", kept, kept_aim))
+    bf16 = rows[BF16]["seconds"] / rows["mean"]["seconds"]
+    aims.append(verdict("CLOC step, bf16 autocast over fp32", bf16, BF16_AIM))
+    print(write_json("training_step", {"batch_size": options.batch_size, "rows": rows, "aims": aims}))
 
 
 if __name__ == "__main__":
