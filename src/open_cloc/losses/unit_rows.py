@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 8192  # of a pass over all rows, which bounds its memory
+ROWS_AT_ONCE = 2048  # of a pass over all rows, which bounds its memory
 
 
 @dataclass(frozen=True)
