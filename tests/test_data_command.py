@@ -15,6 +15,7 @@ from PIL import Image
 from open_cloc.boxes import convert_boxes
 from open_cloc.cli import main as cli
 from open_cloc.data.check import Boxes, check_dataset, format_report, guess_format
+from open_cloc.data.readers import open_reader
 from open_cloc.data.samples import Region, RegionSample
 from open_cloc.data.shards import ShardDataset, write_shards
 from open_cloc.data.sheet import contact_sheet, draw_regions, shorten
@@ -192,6 +193,14 @@ def test_convert_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with Image.open(sheet) as picture:
         assert picture.width == 100 + 2 * 8
     assert [path.name for path in sheet.parent.iterdir()] == ["sheet.png"]
+
+
+def test_convert_makes_pictures_smaller(tmp_path: Path) -> None:
+    source = "scenes:val,num_samples=2,image_size=64"
+    assert cli(["data", "convert", source, str(tmp_path / "out"), "--max-side", "40"]) == 0
+    smaller, original = ShardDataset(str(tmp_path / "out"))[1], open_reader(source)[1]
+    assert (smaller.pixels().shape, original.pixels().shape) == ((40, 40, 3), (64, 64, 3))
+    assert smaller.regions == original.regions
 
 
 def test_convert_leaves_out_bad_samples_only_where_allowed(
