@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from open_cloc.data.mixture import (
-    PERIOD,
-    Mixture,
+from open_cloc.data.mixture import PERIOD, Mixture, shard_sizes
+from open_cloc.data.order import (
     PlainOrder,
     ShuffledOrder,
     WeightedOrder,
@@ -18,7 +17,6 @@ from open_cloc.data.mixture import (
     deal,
     laned_order,
     order_of,
-    shard_sizes,
     whole_shares,
 )
 from open_cloc.data.samples import RegionSample

@@ -22,7 +22,7 @@ import pytest
 
 from open_cloc.data import remote
 from open_cloc.data.command import open_source
-from open_cloc.data.mixture import WindowedOrder, order_of
+from open_cloc.data.order import WindowedOrder, order_of
 from open_cloc.data.readers import open_reader
 from open_cloc.data.remote import RemoteShards, ShardCache, open_shards
 from open_cloc.data.samples import Region, RegionSample

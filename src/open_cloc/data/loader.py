@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from open_cloc.data.annotations import SampleDataset, checked_boxes
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.data.mixture import laned_order
+from open_cloc.data.order import laned_order
 from open_cloc.data.samples import RegionBatch, RegionSample
 from open_cloc.data.shard_index import UnreadableShardError
 from open_cloc.data.transforms import AugmentConfig, Geometry, box_areas, random_geometry, visible_boxes
 
 MAX_DRAWS = 16  # bad samples in a row before the data is called unusable
-DRAW = 2  # a random stream of its own; those of the order are in `mixture`
+DRAW = 2  # a random stream of its own; those of the order are in `order`
 SPECIAL_CAUSES = {FileNotFoundError: "missing file", UnreadableShardError: "unreadable shard"}
 
 
