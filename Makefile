@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test bench check format clean
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ demo: setup ## train CLIP and CLOC on generated scenes, print the comparison
 
 test: setup ## the test suite: CPU, offline, no weights
 	$(BIN)/python -m pytest
+
+bench: setup ## every benchmark of speed and memory, and one table of the aims; half an hour on 2 idle cores
+	$(BIN)/python -m benchmarks
 
 check: setup ## format, lint, types, tests
 	$(BIN)/ruff format --check .

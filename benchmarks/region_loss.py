@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, write_json
+from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, verdict, write_json
 from open_cloc.losses import region_text_loss
 
 THRESHOLD = 0.9
@@ -208,10 +208,9 @@ def main() -> None:
     torch.set_num_threads(1)
     result = measure(options)
     found = reached(result)
-    aims = {name: {"reached": found[name], "aim": aim} for name, aim in AIMS.items() if name in found}
     print()
-    print_table(aims)
-    print(write_json("region_loss", {**result, "reached": found, "aims": AIMS}))
+    aims = [verdict(f"region loss, {name}", found[name], aim) for name, aim in AIMS.items() if name in found]
+    print(write_json("region_loss", {**result, "aims": aims}))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ class CLOC(
 
     def normalize_pixels(self, images: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) -> floats with the tower's mean and standard deviation."""
-        return (images.float() / 255 - self.mean) / self.std
+        floats = images.to(torch.float32, copy=True)
+        return floats.div_(255).sub_(self.mean).div_(self.std)  # in place: fresh memory costs more
 
     def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> ImageState:
         """Run the image tower and the prompt-independent part of the Prompter, once per image.

@@ -13,8 +13,10 @@ from functools import lru_cache
 # Always as many passes, whatever the batch holds: ranks that shard the text tower must make equally many.
 NUM_BUCKETS = 4
 
+Buckets = tuple[tuple[int, int], ...]  # (number of texts, tokens to keep of each)
 
-def split_by_length(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+
+def split_by_length(lengths: Sequence[int]) -> Buckets:
     """Cut texts, sorted by length, into buckets with the fewest tokens after padding.
 
     Args:
@@ -29,14 +31,15 @@ def split_by_length(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=16)
-def _cheapest(lengths: tuple[int, ...], counts: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _cheapest(lengths: tuple[int, ...], counts: tuple[int, ...]) -> Buckets:
     """Dynamic programming over the distinct lengths: what the first i of them cost at least in k buckets."""
     upto = [0]
     for count in counts:
         upto.append(upto[-1] + count)
-    best: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())] + [(math.inf, ())] * len(lengths)
+    nothing: Buckets = ()
+    best = [(0.0, nothing)] + [(math.inf, nothing)] * len(lengths)
     for _ in range(NUM_BUCKETS):
-        extended = [(best[0][0], (*best[0][1], (0, 1)))]
+        extended = [(best[0][0], (*best[0][1], (0, 1)))]  # a bucket may stay empty
         for i in range(1, len(best)):
             length = lengths[i - 1]
             choices = ((best[j][0] + (upto[i] - upto[j]) * length, j) for j in range(i + 1))
