@@ -213,7 +213,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_memory_does_not_hold_every_token_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither forward nor backward makes a (B, R, N, H) tensor, nor (B, R, N, C)."""
-    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 4 * WIDTH)
+    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 12 * 4 * WIDTH)  # one prompt of one image
     prompter = _prompter(PrompterConfig(box_prior=True))
     boxes = BOXES[:, :1].repeat(1, 200, 1)
     with LargestTensor() as seen:
@@ -224,7 +224,7 @@ def test_memory_does_not_hold_every_token_of_every_prompt(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("readout", ["mean", "prompt"])
 def test_inference_memory_does_not_grow_with_the_boxes(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompter_module, "BOXES_AT_ONCE", 50)
-    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 4 * WIDTH)
+    monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 12 * 4 * WIDTH)  # one prompt of one image
     prompter = _prompter(PrompterConfig(readout=readout, box_prior=True))  # type: ignore[arg-type]
     image = prompter.prepare(_tokens(), GRID, MASK)
     some, many = (BOXES[:, :1].repeat(1, count, 1) for count in (50, 1000))
