@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
@@ -372,6 +373,50 @@ def test_kill_9_during_a_save_leaves_the_last_whole(tiny: Recipe, tmp_path: Path
     assert sorted(path.name for path in folder.iterdir()) == [".writing_step_00000004", "step_00000002"]
     run_ranks(resume_auto, with_run(recipe, save_steps=5))
     assert_same_bits(state_of(recipe.run.output), state_of(tmp_path / "whole"))
+
+
+def term_in_save(recipe: Recipe) -> Path:
+    """Stop, and get a further SIGTERM while the last checkpoint is being written."""
+    real = FileSystemWriter.finish
+
+    def finish(writer: FileSystemWriter, *args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        real(writer, *args, **kwargs)
+
+    FileSystemWriter.finish = finish  # type: ignore[method-assign]
+    return train(recipe, stop_at=3)
+
+
+def test_sigterm_again_during_the_last_save_loses_nothing(tiny: Recipe) -> None:
+    """torchrun passes on the SIGTERM that a scheduler has sent to each process already."""
+    made = Path(tiny.run.output) / "checkpoints/step_00000003"
+    assert run_ranks(term_in_save, tiny) == [made] * 2
+    assert checkpoint.read_progress(made).step == 3
+
+
+def write_elsewhere(recipe: Recipe) -> Path:
+    """The second rank's files go to a disk that the first one does not see."""
+    real = checkpoint.dcp.FileSystemWriter.write_data
+
+    def write_data(writer: FileSystemWriter, *args: Any, **kwargs: Any) -> Any:
+        written = real(writer, *args, **kwargs)
+        if os.environ["RANK"] == "1":
+            for path in Path(writer.path).glob("__1_*"):
+                path.unlink()
+        return written
+
+    FileSystemWriter.write_data = write_data  # type: ignore[method-assign]
+    return train(recipe)
+
+
+def test_a_run_folder_that_ranks_do_not_share_is_refused(tiny: Recipe) -> None:
+    first, second = run_ranks(write_elsewhere, with_run(tiny, save_steps=1, parallel="fsdp"))
+    assert isinstance(first, ValueError)
+    assert "step_00000001 cannot be written: __1_0.distcp is not where the first rank looks" in str(first)
+    assert "the run folder must lie on storage that all ranks share; there is none before it" in str(first)
+    assert isinstance(second, SystemExit)
+    assert second.code == 2
 
 
 def fill_second_disk(recipe: Recipe) -> Path:

@@ -261,6 +261,24 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert_same_run(tmp_path / "whole", tiny.run.output)
 
 
+def test_an_old_checkpoint_that_is_half_gone_has_no_name(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while it is dropped, or a storage that keeps a file, must not make it look whole."""
+
+    def keep_some(path: Path, **kwargs: Any) -> None:
+        (path / "training_state.json").unlink()
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", keep_some)
+    train(with_run(tiny, save_steps=1, keep=2))
+    folder = Path(tiny.run.output) / "checkpoints"
+    found = [path.name for path in checkpoint.list_checkpoints(folder)]
+    assert found == ["step_00000005", "step_00000006"]
+    monkeypatch.undo()
+    train(tiny, resume="latest")
+    assert sorted(path.name for path in folder.iterdir()) == found
+
+
 def test_a_checkpoint_is_a_model_folder_and_old_ones_go(tiny: Recipe) -> None:
     train(with_run(tiny, save_steps=1, keep=2))
     found = checkpoint.list_checkpoints(Path(tiny.run.output) / "checkpoints")
@@ -331,6 +349,19 @@ def test_resume_refuses_damaged_files(tiny: Recipe, name: str, kept: int) -> Non
     path.write_bytes(path.read_bytes()[:kept] if "state/" in name else b"nonsense"[:kept])
     with pytest.raises(ValueError, match=r"step_00000003/(state|training_state.json) cannot be read: \w+"):
         train(tiny, resume="latest")
+
+
+def test_resume_auto_starts_again_after_a_death_in_the_first_probe(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a start is no reason to refuse its folder."""
+    recipe = replace(tiny, data=replace(tiny.data, probe="scenes:val,image_size=32,num_samples=8"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "probe", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, resume="auto")
+    assert (Path(tiny.run.output) / "start/model.safetensors").is_file()
+    assert train(recipe, resume="auto").name == "model"
 
 
 def test_resume_auto_starts_or_goes_on(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

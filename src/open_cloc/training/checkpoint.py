@@ -94,21 +94,30 @@ class Saver:
     def _complete(self, written: Future[Any], temporary: Path, progress: Progress) -> Path:
         """Once every rank has written its share, the first one gives the folder its name."""
         target = self.folder / temporary.name.removeprefix(WRITING)
+
+        def give_name() -> None:
+            _require_all_shards(metadata, temporary / sharded.SHARDS_FOLDER)
+            weights.save_config(self.model, temporary)
+            (temporary / STATE_NAME).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+            temporary.rename(target)
+
         try:
-            written.result()
-            if self.ranks.is_first:
-                weights.save_config(self.model, temporary)
-                (temporary / STATE_NAME).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
-                temporary.rename(target)
-                for old in list_checkpoints(self.folder)[: -self.keep]:
-                    shutil.rmtree(old)
+            metadata = written.result()
+            self.ranks.on_first(give_name, self.ranks.saving)
         except (OSError, dcp.CheckpointException) as error:
             if self.ranks.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)  # what is there of it takes the space that lacks
             whole = list_checkpoints(self.folder)
             kept = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
             raise ValueError(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
+        if self.ranks.is_first:
+            self._drop_old()
         return target
+
+    def _drop_old(self) -> None:
+        for old in list_checkpoints(self.folder)[: -self.keep]:
+            # Half gone it must not have its name any more.
+            shutil.rmtree(old.rename(self.folder / f"{WRITING}{old.name}"), ignore_errors=True)
 
     def has_failed(self) -> bool:
         """Whether the one being written is known to have failed; `wait` then says why."""
@@ -140,6 +149,21 @@ class Saver:
                 wait([self.pending])  # a run that fails later on still leaves it
         finally:
             self.thread.shutdown()
+
+
+def _require_all_shards(metadata: dcp.Metadata, folder: Path) -> None:
+    """Each rank's file must be where the first rank looks: on several machines `/tmp` is not.
+
+    Raises:
+        FileNotFoundError: If one is elsewhere.
+    """
+    names = sorted({info.relative_path for info in metadata.storage_data.values()})
+    lacking = [name for name in names if not (folder / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{lacking[0]} is not where the first rank looks; the run folder must lie on storage that all "
+            "ranks share"
+        )
 
 
 def _reason(error: BaseException) -> str:

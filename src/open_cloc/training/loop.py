@@ -69,6 +69,8 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
         _refuse_what_cannot_work(recipe, ranks)
         dataset = open_data(recipe) if dataset is None else dataset
         with open_run_folder(recipe, resume, ranks) as (folder, found):
+            if ranks.is_first and found is None:
+                _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
             model = create_model(recipe.model).to(ranks.device)
             prepare_model(model, recipe)
@@ -85,8 +87,8 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
                 step = checkpoint.load_checkpoint(
                     found, model, optimizer, ranks, global_batch_size=global_batch_size
                 )
-            if ranks.is_first:
-                _write_recipe(recipe, folder)
+                if ranks.is_first:
+                    _write_recipe(recipe, folder)
             run = Run(recipe, ranks, folder, model, network, optimizer)
             if not _run_steps(run, dataset, step, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
@@ -159,9 +161,9 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
     )
     meter, clock = Meter(), SaveClock(config)
     with (
+        StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
         Report(run.folder, config, ranks, start_step=step, batch_size=run.global_batch_size) as report,
         Saver(run.folder / CHECKPOINTS_FOLDER, run.model, run.optimizer, ranks, keep=config.keep) as saver,
-        StopSignal() as stop,
     ):
         for batch in loader:
             # What one rank knows all must do at the same step; they find out while they compute.

@@ -111,10 +111,14 @@ class Ranks:
         """Whether this is the one process that prints, logs and writes reports."""
         return self.rank == 0
 
-    def on_first(self, function: Callable[[], T]) -> T:
+    def on_first(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """Run a function on the first process; all get its result, or fail if it does.
 
         The first process raises the error itself. The others leave with exit code 2: one message is enough.
+
+        Args:
+            function: What to do.
+            group: Tells the others; `control` unless this is another thread than the main one.
         """
         if self.size == 1:
             return function()
@@ -125,7 +129,7 @@ class Ranks:
                 told[1] = function()
             except Exception as caught:  # whatever it is, the others must not wait for ever
                 told[0], error = str(caught), caught
-        dist.broadcast_object_list(told, src=0, group=self.control)
+        dist.broadcast_object_list(told, src=0, group=group or self.control)
         if error is not None:
             raise error
         if told[0] is not None:
