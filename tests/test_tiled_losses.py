@@ -129,6 +129,25 @@ def test_repeated_texts_as_counts_equal_dense(kind: str, mask: str) -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("ids", [False, True])
+def test_conflicts_that_are_not_listed_equal_dense(
+    kind: str, ids: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right, text_ids = phrases(120, 24, copies=0.4)
+    real = torch.rand(120, generator=torch.Generator().manual_seed(1)) < 0.8
+    expected = results(dense_pairs, kind, left, right, real, threshold=0.5)
+    assert 0.05 < float(expected["share"]) < 0.9
+    monkeypatch.setattr(conflicts, "LISTED_PAIRS", 0)
+    options = {"text_ids": text_ids} if ids else {}
+    assert tiled_pairs(left, right, real, 0, 0.5, tile=16, **options).layout.unlisted_above == 0.5
+    got = results(tiled_pairs, kind, left, right, real, threshold=0.5, tile=16, **options)
+    for grads in (got, expected):
+        grads["right"] = torch.zeros_like(right).index_add_(0, text_ids, grads["right"])
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@KINDS
 @pytest.mark.parametrize(("scale", "bound"), [(14.3, 1e-6), (100.0, 1e-5)])
 def test_float32_errors_against_float64(kind: str, scale: float, bound: float) -> None:
     """At scale 100 this batch is nearly solved: cross-entropy of all logits would have an error of 1e-3."""
@@ -272,7 +291,9 @@ def _search(texts: Tensor, threshold: float, rows: Tensor | None = None, tile: i
     index = torch.arange(len(texts))
     rows = index if rows is None else rows
     Counted.count = 0
-    a, b = conflicts.conflicting_pairs(Counted(**vars(unit_rows(texts, index))), rows, threshold, tile)
+    found = conflicts.conflicting_pairs(Counted(**vars(unit_rows(texts, index))), rows, threshold, tile)
+    assert found is not None
+    a, b = found
     pairs = list(zip(rows[a].tolist(), b.tolist()))
     assert len(set(pairs)) == len(pairs)
     return set(pairs), Counted.count
@@ -285,8 +306,9 @@ def _brute_force(texts: Tensor, threshold: float) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("threshold", [0.95, 0.9, 0.5])
-def test_conflicts_equal_brute_force(threshold: float) -> None:
+def test_conflicts_equal_brute_force(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Screened at 0.9, where few pairs pass; by full products at 0.5, where many do."""
+    monkeypatch.setattr(conflicts, "LISTED_PAIRS", 600)
     _, texts, _ = phrases(600, 192)
     pairs, looked_up = _search(texts, threshold)
     assert pairs == _brute_force(texts, threshold)
@@ -391,6 +413,17 @@ def test_no_matrix_of_all_pairs(kind: str, ids: bool, monkeypatch: pytest.Monkey
     with torch.no_grad():
         monkeypatch.setattr(contrastive, "DENSE_PAIRS", 0)
         torch.testing.assert_close(sum(losses()), dense, rtol=1e-6, atol=0)
+
+
+@KINDS
+def test_no_list_of_all_pairs_where_texts_have_collapsed(kind: str) -> None:
+    """As badly trained text towers make them: memory must not grow in that very moment."""
+    left, right, _ = phrases(1600, 160)
+    right[:, 0] += 3.0
+    with largest_tensor() as largest:
+        got = results(tiled_pairs, kind, left.float(), right.float(), tile=128)
+    assert float(got["share"]) > 0.9
+    assert largest.numel < 1600**2 / 8
 
 
 @KINDS

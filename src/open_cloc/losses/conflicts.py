@@ -3,7 +3,8 @@
 For an orthonormal basis P of k directions, |P'(a - b)|^2 <= |a - b|^2 = 2 - 2 a.b for unit a and b. So
 a.b > t implies a'.b' - (|a'|^2 + |b'|^2) / 2 > t - 1 for the projections a' = P'a and b' = P'b: one
 product of width k + 2. The few pairs that pass are checked in full width; where many pass, the full
-product decides.
+product decides. Texts that have nearly all become the same would make a list as long as the matrix: none is
+made then, and `tiled` takes the full product once more wherever it needs to know.
 
 Shapes: u texts, g of them on this rank, D shared embedding, k screen directions.
 """
@@ -21,10 +22,14 @@ SCREEN_MARGIN = 3e-5
 SCREEN_SAMPLE = 1024  # texts that the basis is fitted to
 # A pair checked by itself costs as much as this many in the full product.
 PAIR_COST = 64
+# Pairs listed for each text, on average. With what sorting them takes, 8 KB a text.
+LISTED_PAIRS = 128
 
 
 @torch.no_grad()
-def conflicting_pairs(texts: UnitRows, rows: Tensor, threshold: float, tile: int) -> tuple[Tensor, Tensor]:
+def conflicting_pairs(
+    texts: UnitRows, rows: Tensor, threshold: float, tile: int
+) -> tuple[Tensor, Tensor] | None:
     """All pairs of different texts whose cosine is above the threshold.
 
     Waits for the device once a tile.
@@ -36,12 +41,14 @@ def conflicting_pairs(texts: UnitRows, rows: Tensor, threshold: float, tile: int
         tile: How many rows and columns are looked at together.
 
     Returns:
-        Positions in `rows` and indices of texts, (pairs,) each, in no order.
+        Positions in `rows` and indices of texts, (pairs,) each, in no order; None where there are more than
+        `LISTED_PAIRS` for each of `rows`.
     """
     columns = torch.arange(len(texts), device=rows.device)
     symmetric = len(rows) == len(texts)
     screen = _screen(texts, columns)
     found: list[tuple[Tensor, Tensor]] = []
+    num_left = LISTED_PAIRS * len(rows)
     for i in range(0, len(rows), tile):
         block = rows[i : i + tile]
         for j in range(i if symmetric else 0, len(texts), tile):
@@ -49,9 +56,25 @@ def conflicting_pairs(texts: UnitRows, rows: Tensor, threshold: float, tile: int
             found.append((a + i, b + j))
             if symmetric and j > i:
                 found.append((b + j, a + i))
+            num_left -= 2 * len(a) if symmetric and j > i else len(a)
+            if num_left < 0:
+                return None
     first = torch.cat([columns[:0], *(a for a, _ in found)])
     second = torch.cat([columns[:0], *(b for _, b in found)])
     return first, second
+
+
+@torch.no_grad()
+def count_conflicts(texts: UnitRows, rows: Tensor, counts: Tensor, threshold: float, tile: int) -> Tensor:
+    """(g,) how many texts conflict with each of `rows`; arguments as above, and (u,) copies of each text."""
+    total = torch.zeros_like(rows)
+    columns = torch.arange(len(texts), device=rows.device)
+    for i in range(0, len(rows), tile):
+        block = rows[i : i + tile]
+        for part in columns.split(tile):
+            conflict = (texts[block] @ texts[part].T > threshold) & (block[:, None] != part)
+            total[i : i + tile] += (conflict * counts[part]).sum(1)
+    return total
 
 
 def _pairs_of_tile(

@@ -10,6 +10,7 @@ What makes it exact and fast:
 * Texts that repeat make one column with a count. That is exact because equal texts always conflict; their
   gradient, summed over copies, goes to one of them.
 * Conflicts are a list of pairs (`conflicts`), not a matrix. Without `text_ids` it holds every pair of copies.
+  Where the list would be long, each tile compares its texts anew.
 
 Unlike the dense form this waits for the device: to count real rows, once a tile of the conflict search and
 once a row of tiles.
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from open_cloc.losses.conflicts import conflicting_pairs
+from open_cloc.losses.conflicts import conflicting_pairs, count_conflicts
 from open_cloc.losses.dense import NOTHING
 from open_cloc.losses.unit_rows import unit_rows
 
@@ -56,6 +57,7 @@ class Layout:
         group: (n,) the entry of `starts` for each row's text.
         starts: (g + 1,) where the columns of each distinct text of this rank start in `excluded`.
         excluded: Columns that are no negatives of a text: itself and its conflicts.
+        unlisted_above: Where conflicts are too many to be listed, the cosine above which texts conflict.
         tile: t.
     """
 
@@ -66,6 +68,7 @@ class Layout:
     group: Tensor
     starts: Tensor
     excluded: Tensor
+    unlisted_above: float | None
     tile: int
 
     def excluded_tiles(self, rows: slice) -> list[Tensor]:
@@ -161,14 +164,17 @@ def tiled_pairs(
     counts = torch.bincount(text_index, minlength=len(columns))
     own = text_index[real_first : real_first + len(rows)]
     texts, group = own.unique(return_inverse=True)  # (g,), (n,)
-    pairs = texts[:0], texts[:0]
-    if threshold is not None:
-        pairs = conflicting_pairs(unit_rows(right, columns), texts, threshold, tile)
-    starts, excluded = _by_text(texts, *pairs)
+    none = texts[:0], texts[:0]
+    unit = unit_rows(right, columns)
+    pairs = none if threshold is None else conflicting_pairs(unit, texts, threshold, tile)
+    starts, excluded = _by_text(texts, *(pairs or none))
     # Copies of a row's own text are filtered too, save the positive.
     left_out = torch.zeros_like(texts).index_add_(
         0, torch.arange(len(texts), device=texts.device).repeat_interleave(starts.diff()), counts[excluded]
     )
+    if pairs is None:
+        assert threshold is not None
+        left_out += count_conflicts(unit, texts, counts, threshold, tile)
     layout = Layout(
         rows=rows,
         columns=columns,
@@ -177,6 +183,7 @@ def tiled_pairs(
         group=group,
         starts=starts,
         excluded=excluded,
+        unlisted_above=threshold if pairs is None else None,
         tile=tile,
     )
     return TiledPairs(left, right, layout, text_index, real_first, left_out[group].sum() - len(rows))
@@ -219,11 +226,15 @@ class _Tiles:
 
         The logits may be overwritten, and are gone with the next tile.
         """
+        threshold = self.layout.unlisted_above
+        texts = self.right[self.layout.own[rows]] if threshold is not None else None  # (t, D)
         for part, excluded in zip(self.layout.column_slices(), self.layout.excluded_tiles(rows)):
             columns = self.right[part]
             logits = self.buffer[: len(scaled) * len(columns)].view(len(scaled), len(columns))
             torch.mm(scaled, columns.T, out=logits)
             logits.view(-1).index_fill_(0, excluded, -torch.inf)
+            if texts is not None and threshold is not None:
+                logits.masked_fill_(texts @ columns.T > threshold, -torch.inf)
             yield part, columns, logits
 
     def all(self, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
