@@ -197,6 +197,23 @@ def test_factored_mean_is_close_in_bfloat16() -> None:
     assert 0 < (got - exact).abs().max() < 0.03 * exact.abs().max()
 
 
+def test_gelu_sums_are_float32_under_autocast() -> None:
+    """Forward, and backward where it runs under autocast too."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(2, 9, 16), (2, 9, 16), (2, 3, 2, 16), (2, 3, 9), (2, 3, 9, 2), (2, 3, 9), (16,)]
+    mask = torch.arange(9).expand(2, 9) < 7
+    results = []
+    for enabled in (False, True):
+        inputs = [torch.randn(shape, generator=draw.manual_seed(i)) for i, shape in enumerate(shapes)]
+        inputs = [x.requires_grad_() for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            total = gelu_sum.gelu_sum(*inputs, mask)
+            total.square().sum().backward()
+        results.append([total, *(x.grad for x in inputs)])
+    for expected, got in zip(*results):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes how many elements the largest tensor had that any operation returned."""
 

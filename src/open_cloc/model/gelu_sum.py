@@ -43,9 +43,10 @@ def gelu_sum(
         mask: (B, N) bool, True for tokens that count.
 
     Returns:
-        (B, R, H) float32.
+        (B, R, H) float32, summed in float32 also under autocast.
     """
-    return _GeluSum.apply(residual, attended, prompt, share, weights, scale, bias, mask)
+    with torch.autocast(residual.device.type, enabled=False):
+        return _GeluSum.apply(residual, attended, prompt, share, weights, scale, bias, mask)
 
 
 class _GeluSum(torch.autograd.Function):
@@ -53,8 +54,7 @@ class _GeluSum(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
         residual, _, prompt, *_, mask = inputs
-        total = prompt.new_zeros(*prompt.shape[:2], prompt.shape[-1], dtype=torch.float32)  # (B, R, H)
-        total = total.to(_dtype(inputs))
+        total = prompt.new_zeros(*prompt.shape[:2], prompt.shape[-1], dtype=_dtype(inputs))  # (B, R, H)
         for images, prompts, tokens in _tiles(residual, prompt.shape[1]):
             hidden = F.gelu(_inner(inputs, images, prompts, tokens))
             kept = mask[images, None, None, tokens].to(hidden.dtype)  # (b, 1, 1, n)
@@ -62,27 +62,33 @@ class _GeluSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        residual, attended, prompt, share, weights, scale, _, mask = inputs
-        d_residual, d_attended, d_prompt, d_share, d_weights, d_scale, d_bias = (
-            torch.zeros_like(x, dtype=_dtype(inputs)) for x in inputs[:-1]
-        )
-        for images, prompts, tokens in _tiles(residual, prompt.shape[1]):
-            kept = mask[images, None, tokens].to(share.dtype)  # (b, 1, n)
-            upstream = grads[0][images, prompts, None]  # (b, r, 1, H)
-            inner = _inner(inputs, images, prompts, tokens)
-            d = torch.ops.aten.gelu_backward(upstream.expand_as(inner), inner)  # (b, r, n, H)
-            at, of = (images, prompts, tokens), (images, prompts)
-            d_scale[at] = kept * torch.linalg.vecdot(d, residual[images, None, tokens].to(d.dtype))
-            d_share[at] = kept * torch.linalg.vecdot(d, attended[images, None, tokens].to(d.dtype))
-            d_weights[at] = kept[..., None] * (d @ prompt[of].to(d.dtype).transpose(-1, -2))
-            d_prompt[of] += (kept[..., None] * weights[at]).transpose(-1, -2).to(d.dtype) @ d
-            d_bias += (kept[..., None, :].to(d.dtype) @ d).sum((0, 1, 2))
-            _add_weighted(d_residual[images, tokens], kept * scale[at], d)
-            _add_weighted(d_attended[images, tokens], kept * share[at], d)
-        computed = (d_residual, d_attended, d_prompt, d_share, d_weights, d_scale, d_bias)
-        return (*(g.to(x.dtype) for g, x in zip(computed, inputs)), None)
+    def backward(ctx: Any, total_grad: Tensor) -> tuple[Tensor | None, ...]:
+        # backward() may run inside the caller's autocast, and these sums stay in float32.
+        with torch.autocast(total_grad.device.type, enabled=False):
+            return (*_gradients(ctx.saved_tensors, total_grad), None)
+
+
+def _gradients(inputs: tuple[Tensor, ...], total_grad: Tensor) -> tuple[Tensor, ...]:
+    """Gradients for all inputs but the mask, from that for the sums (B, R, H)."""
+    residual, attended, prompt, share, weights, scale, _, mask = inputs
+    d_residual, d_attended, d_prompt, d_share, d_weights, d_scale, d_bias = (
+        torch.zeros_like(x, dtype=_dtype(inputs)) for x in inputs[:-1]
+    )
+    for images, prompts, tokens in _tiles(residual, prompt.shape[1]):
+        kept = mask[images, None, tokens].to(share.dtype)  # (b, 1, n)
+        upstream = total_grad[images, prompts, None]  # (b, r, 1, H)
+        inner = _inner(inputs, images, prompts, tokens)
+        d = torch.ops.aten.gelu_backward(upstream.expand_as(inner), inner)  # (b, r, n, H)
+        at, of = (images, prompts, tokens), (images, prompts)
+        d_scale[at] = kept * torch.linalg.vecdot(d, residual[images, None, tokens].to(d.dtype))
+        d_share[at] = kept * torch.linalg.vecdot(d, attended[images, None, tokens].to(d.dtype))
+        d_weights[at] = kept[..., None] * (d @ prompt[of].to(d.dtype).transpose(-1, -2))
+        d_prompt[of] += (kept[..., None] * weights[at]).transpose(-1, -2).to(d.dtype) @ d
+        d_bias += (kept[..., None, :].to(d.dtype) @ d).sum((0, 1, 2))
+        _add_weighted(d_residual[images, tokens], kept * scale[at], d)
+        _add_weighted(d_attended[images, tokens], kept * share[at], d)
+    computed = (d_residual, d_attended, d_prompt, d_share, d_weights, d_scale, d_bias)
+    return tuple(g.to(x.dtype) for g, x in zip(computed, inputs))
 
 
 def _dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
