@@ -213,11 +213,7 @@ class CLOC(
             return self.encode_text(batch.texts)
         features, start = [], 0
         for count, length in split_by_length(batch.text_lengths):
-            texts = (
-                batch.texts[start : start + max(1, count), :length]
-                if start < len(batch.texts)
-                else batch.texts[:1]
-            )
+            texts = batch.texts[start : start + max(1, count), :length]  # an empty bucket makes its pass too
             features.append(self.encode_text(texts)[:count])
             start += count
         return torch.cat(features)

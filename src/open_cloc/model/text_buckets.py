@@ -23,8 +23,8 @@ def split_by_length(lengths: Sequence[int]) -> Buckets:
         lengths: Tokens of each text, ascending.
 
     Returns:
-        (number of texts, tokens to keep of each) per bucket, `NUM_BUCKETS` of them in the texts' order; some
-        may be empty.
+        (number of texts, tokens to keep of each) per bucket, `NUM_BUCKETS` of them in the texts' order; the
+        first ones may be empty.
     """
     counts = Counter(lengths)
     return _cheapest(tuple(counts), tuple(counts.values()))
