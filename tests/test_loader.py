@@ -285,7 +285,8 @@ def test_too_many_bad_samples_stop_the_run_and_are_named(workers: int) -> None:
 
 def test_wholly_bad_data_stops_instead_of_looping() -> None:
     data = Broken(dict.fromkeys(range(100), "missing"))
-    with pytest.raises(ValueError, match=r"16 of the first 16 samples are bad \(missing file: 16\)"):
+    message = r"16 of the first 16 samples are bad \(missing file: 16\), all replacements of one of them too;"
+    with pytest.raises(ValueError, match=message):
         load(data, replace(CONFIG, max_bad_fraction=1.0))
 
 

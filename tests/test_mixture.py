@@ -113,6 +113,13 @@ def test_a_replacement_is_a_sample_that_could_stand_there(kind: str) -> None:
         assert all((index < 28) == source_a for index in drawn)
 
 
+def test_no_window_is_much_smaller_than_the_others() -> None:
+    """A bad shard alone in the last one would end the run, as all its replacements would be bad."""
+    order = WindowedOrder(Numbers("a", [2] * 17), (0,), 16)
+    assert [len(window) for window in order._plan.windows] == [9, 8]
+    assert len({order.other(33, np.random.default_rng(i)) // 2 for i in range(100)}) == 8
+
+
 def test_remote_shards_are_asked_for_a_window_ahead() -> None:
     data = Numbers("a", [2] * 5, remote=True)
     order = order_of(data, (0,), True, shuffle_shards=2)
@@ -251,5 +258,9 @@ def test_wrong_mixtures_are_named() -> None:
             Mixture([data, data], weights)
     with pytest.raises(ValueError, match="dataset number 1 of the mixture is empty"):
         Mixture([data, Numbers("b", [0])])
+    weighted = Mixture([data, data], [3, 1])
+    with pytest.raises(ValueError, match="dataset number 1 is a weighted mixture"):
+        Mixture([data, weighted])
+    assert Mixture([data, weighted], [1, 1]).weights is not None
     with pytest.raises(ValueError, match="at least one dataset"):
         Mixture([])

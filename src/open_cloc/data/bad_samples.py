@@ -33,7 +33,7 @@ class BadSamples:
         """Count the samples that a batch took, and those that it could not take.
 
         Raises:
-            ValueError: If the share of bad ones is past the limit.
+            ValueError: If the share of bad ones is past the limit, or one could not be replaced.
         """
         self.tried += good + len(bad)
         for sample in bad:
@@ -43,9 +43,11 @@ class BadSamples:
             self.causes[sample.cause] += 1
         total = self.causes.total()
         hopeless = bool(bad) and bad[-1].last_draw
-        if hopeless or total > self.max_fraction * max(self.tried, MIN_TRIED):
+        too_many = total > self.max_fraction * max(self.tried, MIN_TRIED)
+        if hopeless or too_many:
             causes = ", ".join(f"{cause}: {count}" for cause, count in self.causes.most_common())
+            limit = f"past max_bad_fraction={self.max_fraction:g}"
             raise ValueError(
-                f"{total} of the first {self.tried} samples are bad ({causes}), past "
-                f"max_bad_fraction={self.max_fraction:g}; the first one: {self.first}"
+                f"{total} of the first {self.tried} samples are bad ({causes}), "
+                f"{limit if too_many else 'all replacements of one of them too'}; the first one: {self.first}"
             )

@@ -23,6 +23,8 @@ class Mixture:
         starts: Number of each source's first sample.
     """
 
+    weights: np.ndarray | None
+
     def __init__(self, sources: Sequence[SampleDataset], weights: Sequence[float] = ()) -> None:
         """Join datasets.
 
@@ -31,7 +33,7 @@ class Mixture:
             weights: One positive number for each source, in any unit; none for a plain concatenation.
 
         Raises:
-            ValueError: If a source is empty, or the weights do not fit.
+            ValueError: If a source is empty, the weights do not fit, or a weighted mixture is joined without.
         """
         if not sources:
             raise ValueError("a mixture needs at least one dataset; got none")
@@ -39,6 +41,11 @@ class Mixture:
             if len(source) == 0:
                 raise ValueError(
                     f"dataset number {number} of the mixture is empty; expected at least one sample"
+                )
+            if isinstance(source, Mixture) and source.weights is not None and not len(weights):
+                raise ValueError(
+                    f"dataset number {number} is a weighted mixture: its samples have no epoch to join; give "
+                    "weights for the whole"
                 )
         self.sources = tuple(sources)
         self.weights = _checked_weights(weights, len(sources)) if len(weights) else None

@@ -191,7 +191,8 @@ class WindowedOrder:
 
     def _plan_epoch(self, epoch: int) -> _Plan:
         shards = np.random.default_rng([SHARDS, *self.seed, epoch]).permutation(len(self.shards))
-        windows = np.split(shards, range(self.window_shards, len(shards), self.window_shards))
+        # Of like size: one bad shard would leave nothing to replace its samples in a last window of its own.
+        windows = np.array_split(shards, -(-len(shards) // self.window_shards))
         return _Plan(epoch, windows, np.cumsum([self.sizes[window].sum() for window in windows]))
 
     def _mixed(self, epoch: int, window: int) -> np.ndarray:
