@@ -1,7 +1,8 @@
 """How fast pictures become batches: `python -m benchmarks.loader --shared ../shared/data`.
 
-Decode and transform, images/s of one core: open_clip's transform from the original files, ours from the same
-files, and ours from shards written near training size, one after the other in each round. Then what a whole
+Decode and transform, images/s of one core: open_clip's transform, long side resized and padded as ours, from
+the original files, ours from the same files, and ours from shards written near training size, one after the
+other in each round. Then what a whole
 loader with its worker processes gives, and how fast tars are read without decoding, against webdataset.
 Times are CPU times of one thread where one core is meant, wall times else; the best and the median of the
 rounds are reported. Writes runs/bench/loader.json.
@@ -69,14 +70,14 @@ def read_all(dataset: SampleDataset) -> list[bytes]:
 
 
 def theirs(images: list[bytes]) -> None:
-    """open_clip's evaluation transform: decoded, resized, cropped, normalised float."""
-    transform = image_transform(IMAGE_SIZE, is_train=False)
+    """open_clip's evaluation transform onto the same canvas: decoded, resized, padded, normalised float."""
+    transform = image_transform(IMAGE_SIZE, is_train=False, resize_mode="longest", fill_color=Canvas.fill)
     for encoded in images:
         transform(Image.open(io.BytesIO(encoded)))
 
 
 def ours(samples: list) -> None:
-    """Our canvas, and the normalising that the model does on its device: the same floats."""
+    """Our canvas, and the normalising that the model does on its device: the same floats within 1/255."""
     canvas = Canvas()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     for start in range(0, len(samples), 32):

@@ -79,7 +79,7 @@ def make_batch(options: Options) -> tuple[RegionBatch, Tensor, Tensor]:
         content_boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(size, 4),
         texts=torch.cat([captions, distinct])[order],
         caption_index=place[:size],
-        boxes=torch.rand(size, NUM_REGIONS, 4).sort(-1).values[..., [0, 1, 2, 3]],
+        boxes=torch.rand(size, NUM_REGIONS, 4).sort(-1).values,
         region_text_index=place[size:][row].view(size, NUM_REGIONS),
         region_mask=torch.ones(size, NUM_REGIONS, dtype=torch.bool),
         text_lengths=tuple(lengths[order].tolist()),
