@@ -4,8 +4,7 @@ A few steps of the real training step are measured on this machine at two small 
 Prompter cost so much an image, so time and memory at another batch size follow a straight line; what does not
 (states of the optimizer, the loss over the world's regions, what ranks send) follows from formulas below.
 
-Shapes: B images a rank, W ranks, G = B W, R regions an image, n = G R region-text pairs, D shared embedding,
-P parameters.
+Shapes: B images a rank, R regions an image, D shared embedding, P parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,7 +29,7 @@ from open_cloc.model.create import create_model
 from open_cloc.model.load import choose_device
 from open_cloc.training import optim
 from open_cloc.training.loop import Run, open_data, prepare_model, train_step
-from open_cloc.training.parallel import Ranks
+from open_cloc.training.parallel import Ranks, tower_blocks
 from open_cloc.training.recipe import Recipe
 
 CAPTION_WORDS, PHRASE_WORDS = 40, 2  # of the paper's training data (METHOD 5)
@@ -73,6 +72,8 @@ class Measured:
         activations: Bytes that a step at each needs beside weights, gradients and optimizer.
         parameters: P.
         learning: Parameters that learn.
+        gathered: Parameters that FSDP holds whole at one time: all outside of the towers' blocks, and two of
+            the largest blocks (one at work, one on its way).
         shares: Part of the forward pass that each component takes.
         loader_rate: Images a second that one worker prepares; 0 where the recipe names no data.
         product_rate: Float32 FLOP/s of a matrix product of the loss's kind.
@@ -83,6 +84,7 @@ class Measured:
     activations: tuple[int, int]
     parameters: int
     learning: int
+    gathered: int
     shares: dict[str, float]
     loader_rate: float
     product_rate: float
@@ -99,11 +101,13 @@ class Plan:
     """What to expect of a run; bytes and seconds are a rank's and a step's.
 
     Attributes:
-        state_bytes: Weights, gradients and AdamW's two moments.
+        state_bytes: Weights, gradients and AdamW's two moments; under FSDP this rank's shards of them, and
+            what is gathered.
         activation_bytes: Kept for the backward pass.
         loss_bytes: Gathered texts, their gradients, and the loss's work space.
         compute_seconds: Forward, backward and update.
         loss_seconds: The part of it that grows with the square of the global batch.
+        data_seconds: For the workers to prepare a batch, or for the run itself where it has none.
         send_seconds: Collectives, if nothing hides them.
         sent_bytes: By one rank in one step.
         images_per_second: Of all ranks.
@@ -117,6 +121,7 @@ class Plan:
     loss_bytes: float
     compute_seconds: float
     loss_seconds: float
+    data_seconds: float
     send_seconds: float
     sent_bytes: float
     images_per_second: float
@@ -128,31 +133,40 @@ class Plan:
     def total_bytes(self) -> float:
         return self.state_bytes + self.activation_bytes + self.loss_bytes
 
+    @property
+    def seconds_without_data(self) -> float:
+        return max(self.compute_seconds + self.loss_seconds, self.send_seconds)
+
 
 def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: int) -> Plan:
     """Formulas applied to measurements."""
     loader, ranks = recipe.data.loader, hardware.devices
-    batch_size, num_pairs = loader.batch_size, loader.batch_size * ranks * max(1, loader.num_regions)
+    batch_size, num_regions = loader.batch_size, loader.num_regions
     fsdp = recipe.run.parallel == "fsdp" and ranks > 1
+    parts = recipe.run.accumulate
     states = (measured.parameters * FLOAT + 3 * measured.learning * FLOAT) / (ranks if fsdp else 1)
-    activations = measured.activations_at(batch_size // recipe.run.accumulate)
-    loss_bytes = region_loss_bytes(num_pairs, batch_size * max(1, loader.num_regions), embed_dim)
-    # Accumulating computes each image's features twice.
-    compute = measured.seconds_at(batch_size) * (1.25 if recipe.run.accumulate > 1 else 1.0)
-    loss_seconds = region_loss_flops(num_pairs, ranks, embed_dim) / measured.product_rate
-    sent = sent_bytes(num_pairs, ranks, embed_dim, measured.parameters, measured.learning, fsdp)
-    send_seconds = sent / (hardware.bandwidth * 1e9)
+    if fsdp:
+        states += 2 * measured.gathered * FLOAT  # and their gradients
+    activations = measured.activations_at(batch_size // parts)
+    loss_bytes = losses_bytes(batch_size, ranks, num_regions, embed_dim)
+    # All parts but the last are computed forward once more. A backward pass is two forward ones.
+    again = (parts - 1) / parts / (4 if recipe.run.grad_checkpointing else 3)
+    compute = measured.seconds_at(batch_size) * (1 + again)
+    loss_seconds = losses_flops(batch_size, ranks, num_regions, embed_dim) / measured.product_rate
     data_seconds = 0.0
     if measured.loader_rate:
         data_seconds = batch_size / (measured.loader_rate * max(1, loader.workers))
-    step = max(compute + loss_seconds, data_seconds, send_seconds)
+    # Texts go forward in the type of the forward pass, their gradients come back in float32.
+    text_bytes = FLOAT + (2 if recipe.run.precision == "amp_bf16" else FLOAT)
+    texts = batch_size * ranks * (1 + num_regions) * embed_dim * text_bytes
+    weights = weight_words(measured, parts, fsdp=fsdp) * FLOAT
+    sent = (texts + weights) * (ranks - 1) / ranks
+    send_seconds = sent / (hardware.bandwidth * 1e9)
+    one_after_another = {"computation": compute, "the loss": loss_seconds}
+    meanwhile = {"communication": send_seconds}
+    (meanwhile if loader.workers else one_after_another)["data"] = data_seconds
+    step, bound = step_seconds(one_after_another, meanwhile)
     rate = batch_size * ranks / step
-    waits = {
-        "computation": compute,
-        "the loss": loss_seconds,
-        "data": data_seconds,
-        "communication": send_seconds,
-    }
     free = HEADROOM * memory_of(hardware) - states - loss_bytes
     return Plan(
         state_bytes=states,
@@ -160,38 +174,51 @@ def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim:
         loss_bytes=loss_bytes,
         compute_seconds=compute,
         loss_seconds=loss_seconds,
+        data_seconds=data_seconds,
         send_seconds=send_seconds,
         sent_bytes=sent,
         images_per_second=rate,
         hours=recipe.run.samples / rate / 3600,
-        bound=max(waits, key=lambda name: waits[name]),
+        bound=bound,
         largest_batch=largest_batch(measured, free),
     )
 
 
-def region_loss_bytes(num_pairs: int, own_pairs: int, embed_dim: int) -> float:
-    """Texts of the world and own regions, with gradients; and the dense form's matrices where it is small."""
-    rows = (2 * num_pairs + 2 * own_pairs) * embed_dim
-    dense = 4.3 * num_pairs * own_pairs if num_pairs * own_pairs <= DENSE_PAIRS else 0.0
+def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int) -> float:
+    """Texts of the world and what of this rank meets them, with gradients; dense matrices if small.
+
+    Texts are captions and phrases: 1 + R an image.
+    """
+    rows = 2 * batch_size * (ranks + 1) * (1 + num_regions) * embed_dim
+    region_pairs = (batch_size * num_regions) ** 2 * ranks
+    dense = 4.3 * region_pairs if region_pairs <= DENSE_PAIRS else 0.0
     return (rows + dense) * FLOAT
 
 
-def region_loss_flops(num_pairs: int, ranks: int, embed_dim: int) -> float:
+def losses_flops(batch_size: int, ranks: int, num_regions: int, embed_dim: int) -> float:
     """Four products of this rank's rows with all columns, one of them forward; the filter is cheap."""
-    return 4 * 2 * num_pairs * (num_pairs / ranks) * embed_dim
+    pairs = batch_size**2 * ranks * (1 + num_regions**2)  # image-text and region-text
+    return 4 * 2 * pairs * embed_dim
 
 
-def sent_bytes(
-    num_pairs: int, ranks: int, embed_dim: int, parameters: int, learning: int, fsdp: bool
-) -> float:
-    """Of one rank in a step: gathered texts and their gradients, and gradients or shards of weights."""
-    if ranks == 1:
-        return 0.0
-    others = (ranks - 1) / ranks
-    texts = 2 * num_pairs * embed_dim * others
-    # A ring all-reduce sends everything twice. FSDP gathers weights forward and backward, scatters gradients.
-    weights = (2 * parameters + learning if fsdp else 2 * learning) * others
-    return (texts + weights) * FLOAT
+def step_seconds(one_after_another: Mapping[str, float], meanwhile: Mapping[str, float]) -> tuple[float, str]:
+    """How long a step takes, and which of its parts it waits for most."""
+    busy, longest = sum(one_after_another.values()), max(meanwhile, key=lambda name: meanwhile[name])
+    if meanwhile[longest] > busy:
+        return meanwhile[longest], longest
+    return busy, max(one_after_another, key=lambda name: one_after_another[name])
+
+
+def weight_words(measured: Measured, parts: int, *, fsdp: bool) -> int:
+    """Words that a rank sends in a step for weights and their gradients, were there infinitely many ranks.
+
+    A ring all-reduce sends each gradient twice, once for all parts. FSDP gathers weights for each pass,
+    forward and backward, of each part, and scatters each part's gradients; all parts but one pass forward
+    twice.
+    """
+    if not fsdp:
+        return 2 * measured.learning
+    return (3 * parts - 1) * measured.parameters + parts * measured.learning
 
 
 def largest_batch(measured: Measured, free_bytes: float) -> int:
@@ -199,8 +226,8 @@ def largest_batch(measured: Measured, free_bytes: float) -> int:
     low, high = measured.activations
     per_image = (high - low) / (measured.batch_sizes[1] - measured.batch_sizes[0])
     fixed = measured.activations_at(0)
-    if per_image <= 0:
-        return 0
+    if per_image <= 0:  # a tiny model's are lost in the noise: take all for the images'
+        per_image, fixed = max(1, high) / measured.batch_sizes[1], 0.0
     return max(0, int((free_bytes - fixed) / per_image) // 8 * 8)
 
 
@@ -214,8 +241,8 @@ def memory_of(hardware: Hardware) -> float:
 
 
 def _line(places: tuple[int, int], values: tuple[float, float], at: float) -> float:
-    """The straight line through two points; never below zero."""
-    slope = (values[1] - values[0]) / (places[1] - places[0])
+    """The straight line through two points; never falling, never below zero."""
+    slope = max(0.0, (values[1] - values[0]) / (places[1] - places[0]))
     return max(0.0, values[0] + slope * (at - places[0]))
 
 
@@ -230,14 +257,21 @@ def measure(recipe: Recipe) -> tuple[Measured, int]:
     """
     if recipe.data.loader.batch_size < 2:
         raise ValueError(f"a plan needs a batch of at least 2 images; got {recipe.data.loader.batch_size}")
-    run = start(recipe)
-    sizes, seconds, activations = [], [], []
+    run = start(replace(recipe, run=replace(recipe.run, accumulate=1)))
+    sizes: list[int] = []
+    seconds: list[float] = []
+    activations: list[int] = []
     for size in _growing(recipe.data.loader.batch_size):
-        step_seconds, step_bytes = measure_step(run, size)
+        try:
+            step_time, step_bytes = measure_step(run, size)
+        except torch.OutOfMemoryError as error:
+            if len(sizes) < 2:
+                raise ValueError(f"{size} images do not fit this device: plan on a larger one") from error
+            break
         sizes.append(size)
-        seconds.append(step_seconds)
+        seconds.append(step_time)
         activations.append(step_bytes)
-        if step_seconds > ENOUGH_SECONDS and len(sizes) > 1:
+        if step_time > ENOUGH_SECONDS and len(sizes) > 1:
             break
     parameters = list(run.model.parameters())
     measured = Measured(
@@ -246,7 +280,8 @@ def measure(recipe: Recipe) -> tuple[Measured, int]:
         activations=(activations[-2], activations[-1]),
         parameters=sum(p.numel() for p in parameters),
         learning=sum(p.numel() for p in parameters if p.requires_grad),
-        shares=_forward_shares(run.model, make_batch(run, sizes[-2])),
+        gathered=_gathered(run.model),
+        shares=_forward_shares(run, make_batch(run, sizes[-2])),
         loader_rate=_loader_rate(run),
         product_rate=_product_rate(run.model.device, run.model.embed_dim),
     )
@@ -254,16 +289,22 @@ def measure(recipe: Recipe) -> tuple[Measured, int]:
 
 
 def start(recipe: Recipe) -> Run:
-    """A run of one process without accumulation, whose optimizer has its states."""
-    recipe = replace(recipe, run=replace(recipe.run, accumulate=1))
+    """A run of one process, whose optimizer has its states."""
     torch.manual_seed(recipe.run.seed)
     model = create_model(recipe.model).to(choose_device(recipe.run.device or None))
+    model.train()  # a Hugging Face tower recomputes nothing outside of training
     prepare_model(model, recipe)
     run = Run(
         recipe, Ranks(0, 1, model.device), Path(), model, model, optim.build_optimizer(model, recipe.optim)
     )
-    train_step(run, make_batch(run, 2), 0)
+    train_step(run, make_batch(run, max(2, recipe.run.accumulate)), 0)
     return run
+
+
+def _gathered(model: CLOC) -> int:
+    """See `Measured.gathered`."""
+    blocks = [sum(p.numel() for p in block.parameters()) for block in tower_blocks(model)]
+    return sum(p.numel() for p in model.parameters()) - sum(blocks) + 2 * max(blocks, default=0)
 
 
 def measure_step(run: Run, batch_size: int) -> tuple[float, int]:
@@ -281,10 +322,11 @@ def measure_step(run: Run, batch_size: int) -> tuple[float, int]:
 
 def make_batch(run: Run, batch_size: int) -> RegionBatch:
     """From the recipe's data, or made up in the shape of the paper's where it names none."""
-    loader = replace(run.recipe.data.loader, batch_size=batch_size, workers=0)
+    loader = replace(run.recipe.data.loader, batch_size=batch_size, workers=0, lanes=1)
     model = run.model
     if run.recipe.data.train:
-        batches = RegionLoader(open_data(run.recipe), model.preprocess, model.tokenize, loader)
+        data = open_data(run.recipe)
+        batches = RegionLoader(data, model.preprocess, model.tokenize, loader, num_samples=batch_size)
         return next(iter(batches))
     draw = np.random.default_rng(0)
     made = [_made_up(draw, model.preprocess.image_size, loader.num_regions) for _ in range(batch_size)]
@@ -338,10 +380,14 @@ class PeakBytes:
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-@torch.no_grad()
-def _forward_shares(model: CLOC, batch: RegionBatch) -> dict[str, float]:
+def _forward_shares(run: Run, batch: RegionBatch) -> dict[str, float]:
     """Part of the forward pass in image tower, text tower and Prompter."""
-    batch = batch.to(model.device)
+    bf16 = run.recipe.run.precision == "amp_bf16"
+    with torch.no_grad(), torch.autocast(run.model.device.type, torch.bfloat16, enabled=bf16):
+        return _component_shares(run.model, batch.to(run.model.device))
+
+
+def _component_shares(model: CLOC, batch: RegionBatch) -> dict[str, float]:
     state = model.encode_image(batch.images, batch.content_boxes)
     texts = model.encode_distinct_texts(batch)
     regions = texts[batch.region_text_index]
@@ -378,7 +424,8 @@ def _loader_rate(run: Run) -> float:
     """Images a second that one process decodes, transforms and collates."""
     if not run.recipe.data.train:
         return 0.0
-    loader = replace(run.recipe.data.loader, batch_size=min(16, run.recipe.data.loader.batch_size), workers=0)
+    loader = run.recipe.data.loader
+    loader = replace(loader, batch_size=min(16, loader.batch_size), workers=0, lanes=1)
     model = run.model
     data = open_data(run.recipe)
     batches = RegionLoader(data, model.preprocess, model.tokenize, loader, num_samples=5 * loader.batch_size)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from open_cloc.losses.contrastive import DENSE_PAIRS
@@ -60,15 +61,24 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(describe(recipe, hardware, measured, plan)))
     result = {"recipe": asdict(recipe), "measured": asdict(measured), "plan": asdict(plan)}
     if options.check:
-        seconds, activations = measure_step(start(recipe), recipe.data.loader.batch_size)
-        result["checked"] = {"seconds": seconds, "activations": activations}
-        print(f"\nchecked at {recipe.data.loader.batch_size} images: predicted, measured")
-        predicted = measured.activations_at(recipe.data.loader.batch_size)
-        print(f"  seconds a step   {plan.compute_seconds:10.3f} {seconds:10.3f}")
-        print(f"  activations, GiB {predicted / GIB:10.3f} {activations / GIB:10.3f}")
+        alone = make_plan(recipe, replace(hardware, devices=1), measured, embed_dim)
+        result["checked"] = _check(recipe, alone)
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def _check(recipe: Recipe, alone: Plan) -> dict[str, float]:
+    """Print a measured step of the whole batch on one device beside its plan."""
+    size = recipe.data.loader.batch_size
+    try:
+        seconds, activations = measure_step(start(recipe), size)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"nothing to check: {size} images do not fit this device") from error
+    print(f"\nchecked at {size} images: predicted, measured")
+    print(f"  seconds a step   {alone.compute_seconds + alone.loss_seconds:10.3f} {seconds:10.3f}")
+    print(f"  activations, GiB {alone.activation_bytes / GIB:10.3f} {activations / GIB:10.3f}")
+    return {"seconds": seconds, "activations": activations}
 
 
 def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan) -> list[str]:
@@ -92,6 +102,8 @@ def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan)
         f"step             {step:8.3f} s",
         f"  computation    {plan.compute_seconds:8.3f}     forward: {shares}",
         f"  loss, beyond   {plan.loss_seconds:8.3f}     {plan.loss_seconds / step:.2%} of the step",
+        f"  data           {plan.data_seconds:8.3f}     "
+        f"{f'{loader.workers} workers, meanwhile' if loader.workers else 'no workers: on top'}",
         f"  communication  {plan.send_seconds:8.3f}     {plan.sent_bytes / 1e9:.2f} GB, nothing hidden",
         "",
         f"{plan.images_per_second:,.1f} images/s; {recipe.run.samples:,} images take {plan.hours:,.1f} hours",
@@ -134,7 +146,7 @@ def suggestions(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Pl
             f"regions: M = {loader.num_regions} costs {share:.0%} of the forward pass: fewer save little"
         )
     if measured.loader_rate:
-        needed = plan.images_per_second / hardware.devices / measured.loader_rate
+        needed = loader.batch_size / plan.seconds_without_data / measured.loader_rate
         lines.append(
             f"data: one worker prepares {measured.loader_rate:,.0f} images/s; a rank needs {ceil(needed)}"
         )
