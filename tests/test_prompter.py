@@ -238,20 +238,25 @@ def test_memory_does_not_hold_every_token_of_every_prompt(monkeypatch: pytest.Mo
     assert seen.largest < 2 * 200 * 12 * WIDTH
 
 
+@pytest.mark.parametrize("kind", ["boxes", "phrases"])
 @pytest.mark.parametrize("readout", ["mean", "prompt"])
-def test_inference_memory_does_not_grow_with_the_boxes(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompter_module, "BOXES_AT_ONCE", 50)
+def test_inference_memory_does_not_grow_with_the_prompts(
+    readout: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompter_module, "PROMPTS_AT_ONCE", 50)
     monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 12 * 4 * WIDTH)  # one prompt of one image
     prompter = _prompter(PrompterConfig(readout=readout, box_prior=True))  # type: ignore[arg-type]
     image = prompter.prepare(_tokens(), GRID, MASK)
-    some, many = (BOXES[:, :1].repeat(1, count, 1) for count in (50, 1000))
+    prompt = BOXES[:, :1] if kind == "boxes" else torch.randn(2, 1, EMBED)
+    run = prompter.embed_boxes if kind == "boxes" else prompter.ground
+    some, many = (prompt.expand(2, count, -1) for count in (50, 1000))
     largest = []
     with torch.no_grad():
-        for boxes in (some, many):
+        for prompts in (some, many):
             with LargestTensor() as seen:
-                got = prompter.embed_boxes(image, boxes)
+                got = run(image, prompts)
             largest.append(seen.largest - got.numel())
-        torch.testing.assert_close(got[:, :50], prompter.embed_boxes(image, some))
+        torch.testing.assert_close(got[:, :50], run(image, some))
     assert largest[1] <= largest[0]
 
 

@@ -6,6 +6,7 @@ Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, C to
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ from open_cloc.model.prompt_layer import ImageTerms, PromptLayer, select
 from open_cloc.model.prompts import BoxPrompt, TextPrompt
 
 ROI_SIZE = 7  # RoIAlign's output grid, the field's usual value
-BOXES_AT_ONCE = 256  # without gradients, so that memory does not grow with the number of boxes
+PROMPTS_AT_ONCE = 256  # without gradients, so that memory does not grow with the number of prompts
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,7 @@ class Prompter(nn.Module):
 
     def embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
         """Region embeddings: boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D)."""
-        if torch.is_grad_enabled() or boxes.shape[1] <= BOXES_AT_ONCE:
-            return self._embed_boxes(image, boxes)
-        return torch.cat(
-            [self._embed_boxes(image, part) for part in boxes.split(BOXES_AT_ONCE, dim=1)], dim=1
-        )
+        return _in_parts(self._embed_boxes, image, boxes)
 
     def _embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
         if self.config.regions == "roialign":
@@ -159,10 +156,22 @@ class Prompter(nn.Module):
 
     def ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
         """The box of each phrase: (B, R, D) text features -> (B, R, 4) normalised `xyxy` of the canvas."""
+        return _in_parts(self._ground, image, text_features)
+
+    def _ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
         prompt = self.text_prompt(text_features)  # (B, R, 1, C)
         pooled = self.norm_out(self.layer(image.layer, prompt, prompt, None))  # (B, R, C)
         cxcywh = self.box_head(pooled).float().sigmoid()
         return convert_boxes(cxcywh, "cxcywh")
+
+
+def _in_parts(
+    run: Callable[[PromptedImage, Tensor], Tensor], image: PromptedImage, prompts: Tensor
+) -> Tensor:
+    """Run prompts (B, R, ...), a bounded number at once where no gradient keeps all of them anyway."""
+    if torch.is_grad_enabled() or prompts.shape[1] <= PROMPTS_AT_ONCE:
+        return run(image, prompts)
+    return torch.cat([run(image, part) for part in prompts.split(PROMPTS_AT_ONCE, dim=1)], dim=1)
 
 
 def _mean_under(image: PromptedImage, overlap: Tensor) -> Tensor:
