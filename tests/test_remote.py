@@ -290,9 +290,11 @@ def test_a_command_that_fails_gives_its_last_words(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_fetching_leaves_no_half_shard(shards: Path, tmp_path: Path) -> None:
-    go, started = tmp_path / "go", tmp_path / "started"
+    """Nor does the command that outlives its process write into the shard that is fetched next."""
+    go, started, late = tmp_path / "go", tmp_path / "started", tmp_path / "late"
     command = f"pipe:head -c 2000 {shards}/00000.tar; touch {started}; "
-    command += f"test -e {go} || sleep 3; tail -c +2001 {shards}/00000.tar"
+    command += f"if ! test -e {go}; then sleep 2; head -c 3000 /dev/zero; touch {late}; exit; fi; "
+    command += f"tail -c +2001 {shards}/00000.tar"
     cache = ShardCache(tmp_path / "cache", 1e9)
     process = multiprocessing.get_context("fork").Process(target=cache.fetch, args=(command,))
     process.start()
@@ -304,6 +306,9 @@ def test_a_kill_while_fetching_leaves_no_half_shard(shards: Path, tmp_path: Path
     assert not cache.path(command).exists()
     go.touch()
     assert opened(command, tmp_path / "cache")[3].key == "k003"
+    while not late.exists():
+        threading.Event().wait(0.01)
+    assert cache.path(command).read_bytes() == (shards / "00000.tar").read_bytes()
 
 
 def test_wrong_locations_are_named(server: Server, shards: Path, tmp_path: Path) -> None:

@@ -243,6 +243,9 @@ class ShardCache:
         part = tar.with_suffix(".tar.part")
         for attempt in range(1, ATTEMPTS + 1):
             try:
+                part.unlink(
+                    missing_ok=True
+                )  # a killed process may have left a command that still writes to it
                 with part.open("wb") as stream:
                     download(url, stream)
                 index, problems = scan_shard(part)
