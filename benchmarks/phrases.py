@@ -8,6 +8,8 @@ length together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import tyro
@@ -17,7 +19,6 @@ from benchmarks.timing import print_table, ratios, take_turns, verdict, write_js
 from benchmarks.training_step import texts
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
-from open_cloc.model.text_buckets import split_by_length
 
 PADDED, TRIMMED, OURS = "padded to 77", "cut to the longest", "distinct, in buckets"
 AIM = 0.10
@@ -61,15 +62,12 @@ def main(options: Options) -> None:
 
 
 def encode_distinct(model: CLOC, phrases: Tensor) -> Tensor:
-    """What `CLOC.forward` does with a batch that the loader has sorted."""
+    """What `CLOC.forward` does; finding and sorting the distinct phrases, which is the loader's, included."""
     distinct, row = phrases.unique(dim=0, return_inverse=True)
     lengths = distinct.argmax(1) + 1
     order = lengths.argsort(stable=True)
-    features, start = [], 0
-    for count, length in split_by_length(lengths[order].tolist()):
-        features.append(model.encode_text(distinct[order][start : start + count, :length]))
-        start += count
-    return torch.cat(features)[order.argsort()][row]
+    batch: Any = SimpleNamespace(texts=distinct[order], text_lengths=tuple(lengths[order].tolist()))
+    return model.encode_distinct_texts(batch)[order.argsort()][row]
 
 
 if __name__ == "__main__":
