@@ -155,9 +155,7 @@ class WindowedOrder:
         self.dataset, self.seed = dataset, seed
         sizes = shard_sizes(dataset)
         number, lanes = lane
-        self.shards = np.arange(
-            number, len(sizes), lanes
-        )  # those of this lane, by their number in the dataset
+        self.shards = np.arange(number, len(sizes), lanes)  # of this lane, by their number in the dataset
         self.sizes = sizes[self.shards]
         self.starts = (np.cumsum(sizes) - sizes)[self.shards]  # number of each one's first sample
         self.window_shards = window_shards or len(self.shards)
