@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore
 from torch.distributed.checkpoint import FileSystemWriter
 
 from open_cloc import cli
@@ -35,7 +37,7 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
-from open_cloc.training import checkpoint, loop
+from open_cloc.training import checkpoint, loop, parallel
 from open_cloc.training.loop import train
 from open_cloc.training.parallel import (
     Ranks,
@@ -589,6 +591,30 @@ def test_ranks_agree() -> None:
     alone = Ranks(0, 1, torch.device("cpu"))
     assert alone.ask_any([True, False])() == [True, False]
     assert alone.sum([2.5]) == [2.5]
+
+
+def agree_after_restarts() -> list[float]:
+    """Machines count restarts differently when one of them is replaced."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]
+    with join_ranks("cpu") as ranks:
+        return ranks.sum([1.0])
+
+
+def test_ranks_that_count_restarts_differently_meet() -> None:
+    assert run_ranks(agree_after_restarts) == [[2.0], [2.0]]
+
+
+def test_what_dead_ranks_left_in_the_store_is_not_found() -> None:
+    store, starts = HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as threads:
+            parts = list(threads.map(lambda rank: parallel._own_part(store, rank, 3), range(3)))
+        parts[1].set("address", "here")
+        assert all(part.check(["address"]) for part in parts)
+        starts.append(parts[2])
+        store.set("name_2", "dead")  # a rank that died before it heard
+    starts[0].set("left", "behind")
+    assert not starts[1].check(["left"])
 
 
 # --- verify-resume --------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,7 @@ Parallel = Literal["ddp", "fsdp"]
 
 # Waiting for the first rank may take as long as its evaluation or its download.
 PATIENCE = timedelta(hours=6)
+MEETING = timedelta(minutes=30)  # until all processes must have started
 # A tower's repeated modules: `transformer.resblocks.3`, `trunk.blocks.3`, `layer1.0`, `encoder.layer.3`.
 BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?\d*|stages)(?:\.\d+)+$")
 
@@ -198,9 +201,38 @@ def _initialize(device: torch.device, place: Place) -> None:
         address, port = rendezvous(os.environ)
         method = f"tcp://{address}:{port}"
     store, rank, world_size = next(dist.rendezvous(method, place.rank, place.world_size))
-    # torchrun may keep its store over a restart: what the dead ranks left in it must not be found.
-    store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        backend, store=_own_part(store, rank, world_size), rank=rank, world_size=world_size
+    )
+
+
+def _own_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """The part of a store that belongs to this start of all processes.
+
+    torchrun keeps its store over a restart, and what dead ranks left must not be found. Its own count of
+    restarts is no help: machines count differently when one of them fails or is replaced. So each process
+    takes a new name, and the first one answers every name that it finds until each living one has heard.
+
+    Raises:
+        TimeoutError: If a process does not come.
+    """
+    own = uuid4().hex
+    if rank > 0:
+        store.set(f"name_{rank}", own)
+        first = store.get(f"answer_{own}").decode()  # waits for it
+        store.set(f"heard_{first}_{rank}", "")
+        return dist.PrefixStore(first, store)
+    missing, deadline = set(range(1, world_size)), time.monotonic() + MEETING.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"heard_{own}_{other}"]):
+                missing.remove(other)
+            elif store.check([f"name_{other}"]):
+                store.set(f"answer_{store.get(f'name_{other}').decode()}", own)
+        if missing and time.monotonic() > deadline:
+            raise TimeoutError(f"rank {min(missing)} of {world_size} has not come within {MEETING}")
+        time.sleep(0.02)
+    return dist.PrefixStore(own, store)
 
 
 def _own_device(device: str, place: Place) -> torch.device:
