@@ -60,6 +60,8 @@ def main(options: Options) -> int:
         print(f"({time.monotonic() - started:.0f} s)")
         aims += json.loads((OUTPUT / f"{name}.json").read_text())["aims"]
     print(f"\n{table(aims)}\n{write_json('all', {'aims': aims, 'failed': failed})}")
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}")
     return 1 if failed else 0
 
 
