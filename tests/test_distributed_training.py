@@ -40,6 +40,7 @@ from open_cloc.model.weights import read_state
 from open_cloc.training import checkpoint, loop, parallel
 from open_cloc.training.loop import train
 from open_cloc.training.parallel import (
+    Place,
     Ranks,
     find_place,
     first_host,
@@ -546,6 +547,20 @@ def test_places() -> None:
     assert find_place(step | torchrun) == (1, 2, 0)
     with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK"):
         find_place({"WORLD_SIZE": "2"})
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert parallel._own_device("cuda", Place(3, 4, 1)) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="rank 2 has no GPU of its own: local rank 2, 2 GPUs"):
+        parallel._own_device("cuda", Place(2, 4, 2))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="rank 1 has no GPU of its own: local rank 1, 1 GPUs"):
+        parallel._own_device("cuda", Place(1, 2, 1))
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    assert parallel._own_device("cuda", Place(1, 2, 1)) == torch.device("cuda", 0)
+    assert parallel._own_device("cpu", Place(1, 2, 1)) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

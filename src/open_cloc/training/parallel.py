@@ -236,15 +236,19 @@ def _own_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
 
 
 def _own_device(device: str, place: Place) -> torch.device:
-    chosen = choose_device(device or None)
+    # Without a look at the device: it would take memory of the first GPU for every rank.
+    chosen = torch.device("cuda") if device.startswith("cuda") else choose_device(device or None)
     if chosen.type != "cuda":
         return chosen
-    if place.local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    alone = count == 1 and "SLURM_GPUS_PER_TASK" in os.environ  # each task sees its own as the only one
+    index = 0 if alone else place.local_rank
+    if index >= count:
         raise ValueError(
-            f"rank {place.rank} has no GPU of its own: local rank {place.local_rank}, "
-            f"{torch.cuda.device_count()} GPUs; start fewer processes a machine, or give --run.device cpu"
+            f"rank {place.rank} has no GPU of its own: local rank {place.local_rank}, {count} GPUs; start "
+            "fewer processes a machine, or give --run.device cpu"
         )
-    own = torch.device("cuda", place.local_rank)
+    own = torch.device("cuda", index)
     torch.cuda.set_device(own)
     return own
 
