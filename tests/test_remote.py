@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -251,12 +252,19 @@ def test_lasting_failures_end_in_one_sentence_and_are_not_repeated(
     server: Server, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened(server.url, tmp_path / "cache")
+    worker = pickle.loads(pickle.dumps(dataset))
     server.fail["00000.tar"] = [500] * 100
     message = r"^shard cannot be fetched after 6 attempts: HTTP Error 500: .* \(http://.*/00000\.tar\)$"
     for index in (0, 1, 2):
         with pytest.raises(UnreadableShardError, match=message):
             dataset[index]
     assert server.asked["00000.tar"] == 6  # not again for each sample
+    with pytest.raises(UnreadableShardError, match=message):
+        worker[0]
+    assert server.asked["00000.tar"] == 6  # nor by each worker, which would wait for each other
+    with pytest.raises(UnreadableShardError, match=message):
+        opened(server.url, tmp_path / "cache")[0]
+    assert server.asked["00000.tar"] == 12  # but by the next run
     assert dataset[PER_SHARD].key == "k004"
     monkeypatch.setattr(remote, "REMEMBER_FAILURE", 0.0)
     server.fail.clear()

@@ -191,13 +191,13 @@ class ShardCache:
     Attributes:
         folder: Made when first used.
         max_bytes: Past it, the shards used longest ago are deleted.
-        failures: What this process could not fetch: when, and why.
+        opened_at: Failures before that were another run's, and whatever caused them may be mended.
         warned: Whether it has said that the limit is too small.
     """
 
     folder: Path
     max_bytes: float
-    failures: dict[str, tuple[float, str]] = field(default_factory=dict)
+    opened_at: float = field(default_factory=time.time)
     warned: bool = False
 
     def fetch(self, url: str, wait: bool = True) -> Path:
@@ -213,12 +213,10 @@ class ShardCache:
         """
         tar = self.path(url)
         if not tar.exists():
-            failed_at, message = self.failures.get(url, (0.0, ""))
-            if message and time.monotonic() - failed_at < REMEMBER_FAILURE:
-                raise UnreadableShardError(message)  # not once more for each of its thousand samples
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(tar.with_suffix(".lock"), timeout=-1 if wait else 0):
                 if not tar.exists():
+                    self._raise_remembered(tar)
                     self._fetch_anew(url, tar)
         with suppress(FileNotFoundError):
             os.utime(tar)  # used now
@@ -261,10 +259,20 @@ class ShardCache:
                     message = (
                         f"shard cannot be fetched after {attempt} attempts: {_text(error)} ({shown(url)})"
                     )
-                    self.failures[url] = (time.monotonic(), message)
+                    with suppress(OSError):  # a full disk
+                        tar.with_suffix(".failed").write_text(f"{time.time()} {message}")
                     raise UnreadableShardError(message) from error
                 logger.warning("attempt %d to fetch %s failed: %s", attempt, shown(url), _text(error))
                 time.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1))  # not all hosts at once
+
+    def _raise_remembered(self, tar: Path) -> None:
+        """Raise how fetching has failed just now, in any process: not once more by each, for each sample."""
+        told = ""
+        with suppress(FileNotFoundError):
+            told = tar.with_suffix(".failed").read_text()
+        failed_at, _, message = told.partition(" ")
+        if message and float(failed_at) > max(self.opened_at, time.time() - REMEMBER_FAILURE):
+            raise UnreadableShardError(message)
 
     def _make_room(self, needed: int) -> None:
         """Delete the shards used longest ago until so many bytes more are within the limit."""
