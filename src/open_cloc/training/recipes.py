@@ -140,7 +140,7 @@ def small_pretrained() -> Recipe:
             image_weights_match="order",
             text_tower=str(Path(text_weights).parent),
             embed_dim=384,  # MiniLM's own space is kept as it is: unseen phrases keep their place
-            image_size=448,  # a 7 x 7 grid is too coarse for boxes: measured in docs/log.md
+            image_size=672,  # what a small object needs to fill more than a token: measured in docs/log.md
             prompter=PrompterConfig(
                 readout="prompt",
                 box_prior=True,
