@@ -32,6 +32,25 @@ NUM_REGIONS = 4
 BASE = "CLIP, open_clip's modules, captions at 77"
 BF16 = "mean, bf16 autocast"
 BF16_AIM = 0.62  # of the same step in fp32
+WORK = {  # kind -> parts of the operations' names
+    "matrix products": ("mm", "matmul", "linear"),
+    "attention": ("attention",),
+    "convolution": ("conv",),
+    "GELU": ("gelu", "_GeluSum"),
+    "norms": ("norm",),
+    "elementwise, optimizer included": (
+        "add",
+        "mul",
+        "div",
+        "sub",
+        "sqrt",
+        "lerp",
+        "copy",
+        "fill",
+        "sum",
+        "zero",
+    ),
+}
 AIMS = {  # name -> (time, activations), of the base's
     "mean, phrases trimmed": (1.20, None),
     "mean": (1.10, 1.15),
@@ -167,6 +186,18 @@ def cloc_step(
     return step
 
 
+def where_time_goes(step: Callable[[], object]) -> dict[str, float]:
+    """Share of a step's CPU time by kind of work, from torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+    own: dict[str, float] = {}
+    for event in profiler.key_averages():
+        kind = next((kind for kind, words in WORK.items() if any(w in event.key for w in words)), "the rest")
+        own[kind] = own.get(kind, 0.0) + event.self_cpu_time_total
+    total = sum(own.values())
+    return {kind: own[kind] / total for kind in sorted(own, key=lambda kind: -own[kind])}
+
+
 def main(options: Options) -> None:
     """Print and write time and activations, each over the CLIP step's."""
     torch.set_num_threads(1)
@@ -176,6 +207,9 @@ def main(options: Options) -> None:
         rows[name]["kept_mb"] = kept_for_backward(step, model) / 2**20
         rows[name]["kept_ratio"] = rows[name]["kept_mb"] / rows[BASE]["kept_mb"]
     print_table(rows)
+    shares = {name: where_time_goes(steps[name][0]) for name in (BASE, "mean")}
+    for name, kinds in shares.items():
+        print(f"{name}: " + ", ".join(f"{kind} {share:.1%}" for kind, share in kinds.items()))
     aims = []
     for name, (time_aim, kept_aim) in AIMS.items():
         aims.append(verdict(f"CLOC step, {name}, over the CLIP step", rows[name]["ratio"], time_aim))
@@ -184,7 +218,11 @@ def main(options: Options) -> None:
             aims.append(verdict(f"CLOC step, {name}, activations over the CLIP step's", kept, kept_aim))
     bf16 = rows[BF16]["seconds"] / rows["mean"]["seconds"]
     aims.append(verdict("CLOC step, bf16 autocast over fp32", bf16, BF16_AIM))
-    print(write_json("training_step", {"batch_size": options.batch_size, "rows": rows, "aims": aims}))
+    print(
+        write_json(
+            "training_step", {"batch_size": options.batch_size, "rows": rows, "shares": shares, "aims": aims}
+        )
+    )
 
 
 if __name__ == "__main__":
