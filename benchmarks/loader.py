@@ -73,7 +73,7 @@ def theirs(images: list[bytes]) -> None:
     """open_clip's evaluation transform onto the same canvas: decoded, resized, padded, normalised float."""
     transform = image_transform(IMAGE_SIZE, is_train=False, resize_mode="longest", fill_color=Canvas.fill)
     for encoded in images:
-        transform(Image.open(io.BytesIO(encoded)))
+        transform(Image.open(io.BytesIO(encoded)).convert("RGB"))  # it pads before it converts grey pictures
 
 
 def ours(samples: list) -> None:

@@ -47,21 +47,44 @@ def conflicting_pairs(
     columns = torch.arange(len(texts), device=rows.device)
     symmetric = len(rows) == len(texts)
     screen = _screen(texts, columns)
-    found: list[tuple[Tensor, Tensor]] = []
-    num_left = LISTED_PAIRS * len(rows)
+    found = _PairList(LISTED_PAIRS * len(rows), rows.device)
     for i in range(0, len(rows), tile):
         block = rows[i : i + tile]
         for j in range(i if symmetric else 0, len(texts), tile):
             a, b = _pairs_of_tile(texts, screen, block, columns[j : j + tile], threshold)
-            found.append((a + i, b + j))
-            if symmetric and j > i:
-                found.append((b + j, a + i))
-            num_left -= 2 * len(a) if symmetric and j > i else len(a)
-            if num_left < 0:
+            mirrored = symmetric and j > i
+            if found.count + (2 if mirrored else 1) * len(a) > found.limit:
                 return None
-    first = torch.cat([columns[:0], *(a for a, _ in found)])
-    second = torch.cat([columns[:0], *(b for _, b in found)])
-    return first, second
+            found.add(a + i, b + j)
+            if mirrored:
+                found.add(b + j, a + i)
+    return found.first[: found.count], found.second[: found.count]
+
+
+class _PairList:
+    """Pairs in memory that doubles when it is full, up to a limit.
+
+    A list of small tensors would leave one in the place of each tile's large ones, so that the next tile's
+    found no room there: at 32,768 regions memory grew by a gigabyte of such holes.
+    """
+
+    def __init__(self, limit: int, device: torch.device) -> None:
+        self.limit, self.count = limit, 0
+        self.first, self.second = torch.empty(2, min(4096, limit), dtype=torch.int64, device=device)
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        end = self.count + len(first)
+        if end > len(self.first):
+            size = min(self.limit, max(end, 2 * len(self.first)))
+            self.first, self.second = (self._grown(x, size) for x in (self.first, self.second))
+        self.first[self.count : end] = first
+        self.second[self.count : end] = second
+        self.count = end
+
+    def _grown(self, indices: Tensor, size: int) -> Tensor:
+        larger = indices.new_empty(size)
+        larger[: self.count] = indices[: self.count]
+        return larger
 
 
 @torch.no_grad()
