@@ -19,7 +19,7 @@ demo: setup ## train CLIP and CLOC on generated scenes, print the comparison
 test: setup ## the test suite: CPU, offline, no weights
 	$(BIN)/python -m pytest
 
-bench: setup ## every benchmark of speed and memory, and one table of the aims; half an hour on 2 idle cores
+bench: setup ## every benchmark of speed and memory, and one table of the aims; 45 minutes on 2 idle cores
 	$(BIN)/python -m benchmarks
 
 check: setup ## format, lint, types, tests

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_recipes import SCENES
 from torch import Tensor
 
 from open_cloc.data.loader import LoaderConfig, RegionLoader
@@ -23,7 +24,6 @@ from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 
-SCENES = "scenes:train,image_size=32,num_samples=1000"
 PLACE = (5, 3, 0)  # seed, step, rank
 
 

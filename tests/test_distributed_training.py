@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_recipes import SCENES, with_loader, with_run
 from torch import Tensor
 from torch.distributed import HashStore
 from torch.distributed.checkpoint import FileSystemWriter
@@ -50,7 +51,6 @@ from open_cloc.training.parallel import (
 )
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 
-SCENES = "scenes:train,image_size=32,num_samples=1000"
 CLOCKS = ("images_per_s", "step_time", "data_time")
 LIMIT = 60  # seconds for ranks that must end
 
@@ -74,14 +74,6 @@ def make_recipe(cfg: dict[str, Any], output: Path, *, prompter: PrompterConfig |
             progress=False,
         ),
     )
-
-
-def with_run(recipe: Recipe, **changes: Any) -> Recipe:
-    return replace(recipe, run=replace(recipe.run, **changes))
-
-
-def with_loader(recipe: Recipe, **changes: Any) -> Recipe:
-    return replace(recipe, data=replace(recipe.data, loader=replace(recipe.data.loader, **changes)))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_recipes import SCENES, with_loader, with_run
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.utils.data import DataLoader
@@ -46,7 +47,6 @@ from open_cloc.training.parallel import Ranks
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 from open_cloc.training.recipes import RECIPES, SMALL_PRETRAINED, package_file
 
-SCENES = "scenes:train,image_size=32,num_samples=1000"
 TERMS = ("image_text", "region_text", "grounding", "total", "grad_norm")
 
 
@@ -70,14 +70,6 @@ def tiny(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Recipe:
             progress=False,
         ),
     )
-
-
-def with_run(recipe: Recipe, **changes: Any) -> Recipe:
-    return replace(recipe, run=replace(recipe.run, **changes))
-
-
-def with_loader(recipe: Recipe, **changes: Any) -> Recipe:
-    return replace(recipe, data=replace(recipe.data, loader=replace(recipe.data.loader, **changes)))
 
 
 def with_optim(recipe: Recipe, **changes: Any) -> Recipe:

@@ -141,13 +141,8 @@ class Plan:
 def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: int) -> Plan:
     """Formulas applied to measurements."""
     loader, ranks = recipe.data.loader, hardware.devices
-    batch_size, num_regions = loader.batch_size, loader.num_regions
-    fsdp = recipe.run.parallel == "fsdp" and ranks > 1
-    parts = recipe.run.accumulate
-    states = (measured.parameters * FLOAT + 3 * measured.learning * FLOAT) / (ranks if fsdp else 1)
-    if fsdp:
-        states += 2 * measured.gathered * FLOAT  # and their gradients
-    activations = measured.activations_at(batch_size // parts)
+    batch_size, num_regions, parts = loader.batch_size, loader.num_regions, recipe.run.accumulate
+    states = states_bytes(recipe, ranks, measured)
     loss_bytes = losses_bytes(batch_size, ranks, num_regions, embed_dim)
     # All parts but the last are computed forward once more. A backward pass is two forward ones.
     again = (parts - 1) / parts / (4 if recipe.run.grad_checkpointing else 3)
@@ -156,21 +151,16 @@ def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim:
     data_seconds = 0.0
     if measured.loader_rate:
         data_seconds = batch_size / (measured.loader_rate * max(1, loader.workers))
-    # Texts go forward in the type of the forward pass, their gradients come back in float32.
-    text_bytes = FLOAT + (2 if recipe.run.precision == "amp_bf16" else FLOAT)
-    texts = batch_size * ranks * (1 + num_regions) * embed_dim * text_bytes
-    weights = weight_words(measured, parts, fsdp=fsdp) * FLOAT
-    sent = (texts + weights) * (ranks - 1) / ranks
+    sent = sent_bytes(recipe, ranks, measured, embed_dim)
     send_seconds = sent / (hardware.bandwidth * 1e9)
     one_after_another = {"computation": compute, "the loss": loss_seconds}
     meanwhile = {"communication": send_seconds}
     (meanwhile if loader.workers else one_after_another)["data"] = data_seconds
     step, bound = step_seconds(one_after_another, meanwhile)
     rate = batch_size * ranks / step
-    free = HEADROOM * memory_of(hardware) - states - loss_bytes
     return Plan(
         state_bytes=states,
-        activation_bytes=activations,
+        activation_bytes=measured.activations_at(batch_size // parts),
         loss_bytes=loss_bytes,
         compute_seconds=compute,
         loss_seconds=loss_seconds,
@@ -180,8 +170,31 @@ def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim:
         images_per_second=rate,
         hours=recipe.run.samples / rate / 3600,
         bound=bound,
-        largest_batch=largest_batch(measured, free),
+        largest_batch=largest_batch(measured, HEADROOM * memory_of(hardware) - states - loss_bytes),
     )
+
+
+def shards_weights(recipe: Recipe, ranks: int) -> bool:
+    """Whether the run is FSDP's."""
+    return recipe.run.parallel == "fsdp" and ranks > 1
+
+
+def states_bytes(recipe: Recipe, ranks: int, measured: Measured) -> float:
+    """Weights, gradients and two moments on a rank; of FSDP, its shards and what is whole for a while."""
+    states = (measured.parameters + 3 * measured.learning) * FLOAT
+    if not shards_weights(recipe, ranks):
+        return states
+    return states / ranks + 2 * measured.gathered * FLOAT  # and their gradients
+
+
+def sent_bytes(recipe: Recipe, ranks: int, measured: Measured, embed_dim: int) -> float:
+    """What one rank sends in a step: texts and their gradients, weights and theirs."""
+    loader = recipe.data.loader
+    # Texts go forward in the type of the forward pass, their gradients come back in float32.
+    text_bytes = FLOAT + (2 if recipe.run.precision == "amp_bf16" else FLOAT)
+    texts = loader.batch_size * ranks * (1 + loader.num_regions) * embed_dim * text_bytes
+    words = weight_words(measured, recipe.run.accumulate, fsdp=shards_weights(recipe, ranks))
+    return (texts + words * FLOAT) * (ranks - 1) / ranks
 
 
 def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int) -> float:
