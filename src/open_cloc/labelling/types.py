@@ -1,0 +1,120 @@
+"""The types where the stages of labelling meet.
+
+A stage takes the pictures of one batch and returns one result per picture: what it made, or a `Failure` where
+that picture cannot be used. Only what is wrong with everything (no server, no model) is raised.
+
+Shape legend: B pictures, N boxes, P phrases of a picture, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Failure(NamedTuple):
+    """Why a picture goes no further.
+
+    Attributes:
+        cause: Few different ones: they are counted. Such as `unreadable picture`.
+        message: One line on this picture.
+    """
+
+    cause: str
+    message: str
+
+
+class Caption(NamedTuple):
+    """A text of a whole picture.
+
+    Attributes:
+        text: Not empty.
+        source: Who wrote it: `given`, or a captioner's name and model.
+    """
+
+    text: str
+    source: str
+
+
+class Phrase(NamedTuple):
+    """A part of a caption that is looked for in the picture.
+
+    Attributes:
+        text: As it is asked for; lower case.
+        start: Where it begins in the caption, in characters.
+        end: Where it ends: `caption[start:end]` is where it comes from.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """The phrases of a caption.
+
+    Attributes:
+        kept: In the caption's order.
+        dropped: Phrases left out, counted by rule.
+    """
+
+    kept: tuple[Phrase, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found in a picture, the raw result.
+
+    Attributes:
+        boxes: (N, 4) float32 normalised `xyxy` of the whole picture, inside it.
+        scores: (N, P) float32 in [0, 1]: how well each box fits each of the picture's phrases.
+        dropped: Boxes left out, counted by cause, such as `not finite`.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+class Captioner(Protocol):
+    """Writes captions.
+
+    Attributes:
+        provenance: What made the captions: name, model, revision, prompt, versions; JSON types only.
+    """
+
+    provenance: Mapping[str, object]
+
+    def __call__(
+        self, images: Sequence[bytes], captions: Sequence[Sequence[str]]
+    ) -> list[Caption | Failure]:
+        """Encoded pictures and their given captions (possibly none) -> a new caption each."""
+        ...
+
+
+class PhraseRules(Protocol):
+    """Finds phrases in captions. Attribute `provenance` as in `Captioner`."""
+
+    provenance: Mapping[str, object]
+
+    def __call__(self, captions: Sequence[str]) -> list[Phrases]: ...
+
+
+class Detector(Protocol):
+    """Finds phrases in pictures. Attribute `provenance` as in `Captioner`.
+
+    What it says of a picture does not depend on the other pictures of the batch.
+    """
+
+    provenance: Mapping[str, object]
+
+    def __call__(
+        self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections | Failure]:
+        """(H, W, 3) uint8 pictures and the phrases of each (possibly none) -> detections each."""
+        ...
