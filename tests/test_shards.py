@@ -30,7 +30,8 @@ def encoded(kind: str, size: tuple[int, int] = (20, 10), colour: int = 90) -> by
 
 
 def samples(count: int = 5) -> list[RegionSample]:
-    regions = (Region((0.1, 0.2, 0.5, 1.0), "a “red” mug", 0.25, "owlv2"), Region((0, 0, 1, 1), "all"))
+    labelled = Region((0.1, 0.2, 0.5, 1.0), "a “red” mug", 0.25, "owlv2", span=(0, 11), cycle=-0.5)
+    regions = (labelled, Region((0, 0, 1, 1), "all"))
     made = []
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 255, (8 + i, 12, 3), dtype=np.uint8)

@@ -41,6 +41,7 @@ class RawRegion:
         where: Where it stands inside its sample, such as `annotation 912`.
         score: Confidence.
         source: Who made it.
+        span: As in `Region`; so is `cycle`.
     """
 
     box: tuple[float, ...]
@@ -48,6 +49,8 @@ class RawRegion:
     where: str
     score: float = 1.0
     source: str = ""
+    span: tuple[int, int] | None = None
+    cycle: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def finish(raw: RawSample) -> RegionSample:
     for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
         raise ValueError(describe_problem(raw, int(row), int(problems[row])))
     regions = [
-        Region(_as_box(box), region.text, region.score, region.source)
+        Region(_as_box(box), region.text, region.score, region.source, region.span, region.cycle)
         for box, region, problem in zip(np.clip(boxes, 0, 1), raw.regions, problems)
         if problem == OK
     ]
@@ -173,7 +176,9 @@ def raw_sample(dataset: SampleDataset, index: int) -> RawSample:
         return dataset.raw(index)
     sample = dataset[index]
     regions = tuple(
-        RawRegion(region.box, region.text, f"region {row}", region.score, region.source)
+        RawRegion(
+            region.box, region.text, f"region {row}", region.score, region.source, region.span, region.cycle
+        )
         for row, region in enumerate(sample.regions)
     )
     where = f"sample {sample.key!r}"

@@ -43,6 +43,8 @@ def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
         "height": height,
         "regions": [
             {"box": box, "text": region.text, "score": region.score, "source": region.source}
+            | ({} if region.span is None else {"span": list(region.span)})
+            | ({} if region.cycle is None else {"cycle": region.cycle})
             for box, region in zip(checked_boxes(sample).tolist(), sample.regions)
         ],
         "box_format": "xyxy_norm",
@@ -121,8 +123,15 @@ def _regions(fields: Mapping[str, Any], caption: str, where: str) -> Iterator[Ra
     """Regions from our key or, where it is absent, from those of GRIT and FineHARD."""
     if "regions" in fields:
         for row, region in enumerate(fields["regions"]):
-            score, source = region.get("score", 1.0), region.get("source", "")
-            yield RawRegion(tuple(region["box"]), region["text"], f"regions[{row}]", score, source)
+            yield RawRegion(
+                box=tuple(region["box"]),
+                text=region["text"],
+                where=f"regions[{row}]",
+                score=region.get("score", 1.0),
+                source=region.get("source", ""),
+                span=tuple(region["span"]) if "span" in region else None,
+                cycle=region.get("cycle"),
+            )
         return
     for name in ("noun_chunks", "ref_exps"):
         for row, (start, end, *box, score) in enumerate(fields.get(name, ())):
@@ -171,14 +180,20 @@ def _surely_valid_region(region: Any) -> bool:
     if type(region) is not dict:
         return False
     box, score = region.get("box"), region.get("score", 1.0)
+    span, cycle = region.get("span", [0, 0]), region.get("cycle", 0)
     return (
-        type(box) is list
+        type(span) is list
+        and type(box) is list
         and len(box) == 4
         and all(type(number) in (float, int) for number in box)
         and type(region.get("text")) is str
         and type(region.get("source", "")) is str
         and type(score) in (float, int)
         and 0 <= score <= 1
+        and len(span) == 2
+        and all(type(number) is int and number >= 0 for number in span)
+        and type(cycle) in (float, int)
+        and -1 <= cycle <= 1
     )
 
 

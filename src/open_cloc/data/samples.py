@@ -28,12 +28,16 @@ class Region:
         text: The phrase or class name.
         score: Confidence in [0, 1]; 1 for human annotations.
         source: Who made it, such as `coco` or `owlv2`.
+        span: Characters of the first caption that the text comes from, as (start, end), where it is known.
+        cycle: Cosine of the text and the box that a model finds for it, where one was asked.
     """
 
     box: tuple[float, float, float, float]
     text: str
     score: float = 1.0
     source: str = ""
+    span: tuple[int, int] | None = None
+    cycle: float | None = None
 
 
 @dataclass(frozen=True)

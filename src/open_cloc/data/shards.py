@@ -97,7 +97,7 @@ def write_shards(
         for first in stream:
             shard = chain([first], islice(stream, samples_per_shard - 1))
             tar = unfinished / f"{len(sizes):05d}.tar"
-            sizes[tar.name] = _write_or_keep(shard, tar, storage)
+            sizes[tar.name] = write_shard(shard, tar, storage)
         if not sizes:
             raise ValueError("no samples to write; expected at least one")
         _write_json(unfinished / "sizes.json", sizes)
@@ -117,10 +117,10 @@ def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
     return members | ({"txt": sample.captions[0].encode()} if sample.captions else {})
 
 
-def _write_or_keep(samples: Iterable[RegionSample], tar: Path, storage: Storage) -> int:
+def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) -> int:
     """Write one tar, its index and its statistics, or make sure that a finished one holds the same samples.
 
-    The tar appears under its name only when all is written.
+    The tar appears under its name only when all is written. Returns its number of samples.
     """
     stats_file = tar.with_name(f"{tar.stem}_stats.json")
     if tar.exists() and stats_file.exists():
