@@ -327,8 +327,9 @@ def test_bare_paths_are_recognised(tmp_path: Path) -> None:
     assert guess_spec("my.module:Reader:x") == "my.module:Reader:x"
     with pytest.raises(FileNotFoundError, match="neither an existing path nor FORMAT:PATH"):
         guess_spec(str(tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds nothing known"):
-        guess_spec(str(tmp_path / "images"))
+        guess_spec(str(tmp_path / "empty"))
     (tmp_path / "00000.tar").touch()
     with pytest.raises(ValueError, match="looks like shards and like coco; give the format as FORMAT:"):
         guess_spec(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Readers of annotation files: each turns one format into a dataset of `RegionSample`."""
+"""Readers of annotations and of pictures: each turns one format into a dataset of `RegionSample`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ READERS = {
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
     "shards": "open_cloc.data.remote:open_shards",
     "scenes": "open_cloc.data.scenes:open_scenes",
+    "folder": "open_cloc.data.readers.folder:open_folder",
+    "table": "open_cloc.data.readers.table:open_table",
 }
+TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
 def open_reader(spec: str) -> SampleDataset:
@@ -71,16 +74,25 @@ def guess_spec(text: str) -> str:
         }
     else:
         lvis = path.suffix == ".json" and path.name.startswith("lvis")
-        found = {"lvis": lvis, "coco": path.suffix == ".json" and not lvis}
+        table = path.suffix.lower() in TABLES
+        found = {"lvis": lvis, "coco": path.suffix == ".json" and not lvis, "table": table}
     names = [name for name, hit in found.items() if hit]
+    if not names and path.is_dir() and _holds_pictures(path):  # COCO's folders hold pictures as well
+        names = ["folder"]
     if len(names) != 1:
         seen = (
             f"looks like {' and like '.join(names)}"
             if names
-            else "holds nothing known (tar shards, COCO JSON)"
+            else "holds nothing known (tar shards, COCO JSON, pictures; a table is .parquet, .jsonl or .csv)"
         )
         raise ValueError(f"{text!r} {seen}; give the format as FORMAT:{text}")
     return f"{names[0]}:{text}"
+
+
+def _holds_pictures(folder: Path) -> bool:
+    from open_cloc.data.readers.folder import is_picture, walk
+
+    return any(is_picture(name) for name in walk(folder))
 
 
 def _split_format(spec: str) -> tuple[str, str]:

@@ -1,0 +1,184 @@
+"""A folder of pictures, with captions in text files beside them or in `metadata.jsonl`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from open_cloc.data.packed import PackedTexts
+from open_cloc.data.readers.coco import key_of
+from open_cloc.data.readers.table import CAPTION_COLUMNS, JsonRows, find_columns, scalars, texts_of
+from open_cloc.data.samples import RegionSample
+
+logger = logging.getLogger(__name__)
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+METADATA = "metadata.jsonl"
+
+
+def open_folder(path: str) -> FolderDataset:
+    """Open all pictures below a folder, sorted by path.
+
+    A picture's captions are those of `file_name` in the `metadata.jsonl` of its folder or one above, as in
+    Hugging Face's image folders, else the text of the `.txt` beside it. Its key is its path without suffix;
+    where two would share one, as with `a.jpg` and `a.png`, the suffix is added: `a_jpg` and `a_png`.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it holds no pictures, two would still share a key, or the metadata are wrong.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    return FolderDataset(folder)
+
+
+class FolderDataset:
+    """The pictures below a folder.
+
+    Attributes:
+        folder: Where they lie.
+        file_names: Below it, sorted.
+        keys: One each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """As `open_folder`."""
+        self.folder = folder
+        files = sorted(walk(folder))
+        names = [name for name in files if is_picture(name)]
+        if not names:
+            raise ValueError(f"no pictures ({', '.join(PICTURES)}) in folder {folder}")
+        self.file_names = PackedTexts(names)
+        self.keys = PackedTexts(unique_keys(names, str(folder)))
+        metadata = [name for name in files if PurePosixPath(name).name == METADATA]
+        metadata.sort(key=lambda name: name.count("/"))  # what a nearer folder says replaces the outer's
+        self._metadata = [JsonRows(folder / name) for name in metadata]
+        self._rows: dict[str, tuple[int, int]] = {}
+        known = set(names)
+        for number, rows in enumerate(self._metadata):
+            described = described_pictures(rows, folder, known)
+            self._rows |= {name: (number, index) for name, index in described.items()}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        """A sample; its picture is not decoded.
+
+        Raises:
+            ValueError: If its captions are not text; names the file.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} ({self.folder})")
+        name = self.file_names[index]
+        row, where = self._row(name)
+        column = next(iter(find_columns(row, CAPTION_COLUMNS)), "")
+        captions = texts_of(row.get(column), f"{where}, column {column!r}")
+        others = {field: value for field, value in row.items() if field != column}
+        return RegionSample(
+            key=self.keys[index],
+            image=self.folder / name,
+            captions=captions or _text_beside(self.folder / name),
+            metadata=scalars(others) | {"file_name": _printable(name)},
+        )
+
+    def _row(self, name: str) -> tuple[Mapping[str, Any], str]:
+        """What the metadata say of a picture, and where."""
+        if name not in self._rows:
+            return {}, ""
+        number, index = self._rows[name]
+        return self._metadata[number][index], f"{self._metadata[number].file}, row {index}"
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Files below a folder, as paths relative to it; no hidden ones, links followed but never in circles."""
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while stack:
+        below, above = stack.pop()
+        status = os.stat(folder / below)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = f"{below}/{entry.name}" if below else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    stack.append((name, above | {identity}))
+                elif entry.is_file() or entry.is_symlink():  # a broken link is a missing picture, not none
+                    yield name
+
+
+def described_pictures(rows: JsonRows, folder: Path, pictures: Set[str]) -> dict[str, int]:
+    """Which row of a metadata file speaks of a picture, by its path below the folder.
+
+    Raises:
+        ValueError: If a row names no picture, two name the same, or none names one that is there.
+    """
+    below = rows.file.parent.relative_to(folder).as_posix()
+    found: dict[str, int] = {}
+    absent = []
+    for index, row in enumerate(rows):
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a row must name a picture as file_name ({rows.file}, row {index})")
+        place = posixpath.normpath(posixpath.join(below, name))
+        if place not in pictures:
+            absent.append(name)
+        elif found.setdefault(place, index) != index:
+            raise ValueError(f"rows {found[place]} and {index} both describe {name!r} ({rows.file})")
+    if absent and not found:
+        raise ValueError(f"no row names a picture that is there; the first is {absent[0]!r} ({rows.file})")
+    if absent:
+        message = "%d of %d rows name pictures that are not there, such as %r (%s)"
+        logger.warning(message, len(absent), len(rows), absent[0], rows.file)
+    return found
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's suffix is a picture's."""
+    return PurePosixPath(name).suffix.lower() in PICTURES
+
+
+def unique_keys(names: Sequence[str], where: str) -> list[str]:
+    """A key for each file name: the path without suffix or, where others have that too, with it.
+
+    Raises:
+        ValueError: If that does not tell two files apart.
+    """
+    names = [_printable(name) for name in names]
+    short = [key_of(name) for name in names]
+    taken = Counter(short)
+    keys = [key if taken[key] == 1 else name.replace(".", "_") for key, name in zip(short, names)]
+    key, count = Counter(keys).most_common(1)[0]
+    if count > 1:
+        same = [name for name, own in zip(names, keys) if own == key][:2]
+        raise ValueError(f"{same[0]!r} and {same[1]!r} would share the key {key!r}; rename one ({where})")
+    return keys
+
+
+def _text_beside(picture: Path) -> tuple[str, ...]:
+    """The caption in the `.txt` of a picture's name, if there is one."""
+    file = picture.with_suffix(".txt")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return ()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"caption is not UTF-8: {error} ({file})") from error
+    return texts_of(text, str(file))
+
+
+def _printable(name: str) -> str:
+    """A file's name as text, also where the file system holds bytes that are none."""
+    return os.fsencode(name).decode("utf-8", "replace")
