@@ -26,6 +26,7 @@ from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.data.samples import Features, RegionSample
 from open_cloc.data.transforms import Geometry
 from open_cloc.losses import total_loss
+from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
 from open_cloc.model.prompter import PrompterConfig, pool_boxes
@@ -235,6 +236,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Print accuracy per method and size, and write it as JSON."""
+    keep_freed_memory()
     torch.manual_seed(0)
     towers = create_model(RECIPE.model).eval()
     sources = (options.shared / "stamps", options.shared / "coco128")
