@@ -19,6 +19,7 @@ VERBS = {
         "label or ground regions of a picture and draw the result",
     ),
     "data": ("open_cloc.data.command:main", "convert, check or show region-text data"),
+    "label": ("open_cloc.labelling.command:main", "label pictures with boxes and phrases"),
     "interpolate": ("open_cloc.model.command:interpolate", "average two checkpoints' weights"),
     "demo": ("open_cloc.demo:main", "train CLIP and CLOC on generated scenes and compare them"),
     "doctor": ("open_cloc.doctor:main", "print versions, devices and what each extra enables"),

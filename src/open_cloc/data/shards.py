@@ -204,7 +204,7 @@ def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes
     """Suffix, bytes and (height, width) of a picture; formats that shards do not hold become PNG."""
     encoded = sample.image
     if isinstance(encoded, np.ndarray):
-        return _encoded_pixels(encoded, storage)
+        return encode_picture(encoded, storage)
     if isinstance(encoded, Path):
         if not encoded.is_file():
             raise FileNotFoundError(f"image of sample {sample.key!r} not found: {encoded}")
@@ -218,10 +218,10 @@ def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes
         raise ValueError(f"image of sample {sample.key!r} cannot be decoded{where}: {error}") from error
     if suffix and not 0 < storage.max_side < max(height, width):
         return suffix, encoded, (height, width)
-    return _encoded_pixels(sample.pixels(), storage._replace(array_format="png"))
+    return encode_picture(sample.pixels(), storage._replace(array_format="png"))
 
 
-def _encoded_pixels(pixels: np.ndarray, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
+def encode_picture(pixels: np.ndarray, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
     """Encode pixels, made smaller where the limit asks for it; never made larger."""
     height, width = pixels.shape[:2]
     zoom = storage.max_side / max(height, width)

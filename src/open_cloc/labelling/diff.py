@@ -1,0 +1,49 @@
+"""What changed between two labelling runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from open_cloc.labelling.provenance import differences
+from open_cloc.labelling.report import collect, summary
+
+COUNTS = ("pictures", "written", "phrases", "raw_boxes", "regions", "without_region")
+CAUSES = ("failures", "phrases_dropped", "boxes_dropped", "filtered")
+
+
+def compare(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
+    """Differences in how two runs were made, and in what came out.
+
+    Returns:
+        `made` and `came out`: (what, in the one, in the other).
+    """
+    a, b = collect(one), collect(other)
+    made = [
+        change
+        for name in ("source", "recipe", "made_by", "software")
+        for change in differences(a[name], b[name], name)
+    ]
+    return {"made": made, "came out": list(differences(_outcome(a), _outcome(b)))}
+
+
+def format_comparison(changes: dict[str, list[tuple[str, Any, Any]]]) -> str:
+    """As lines for the terminal."""
+    lines = []
+    for title, rows in changes.items():
+        lines.append(f"{title}:" if rows else f"{title}: the same")
+        lines += [f"  {what}: {_short(old)} -> {_short(new)}" for what, old, new in rows]
+    return "\n".join(lines)
+
+
+def _outcome(report: dict[str, Any]) -> dict[str, Any]:
+    counts = report["counts"]
+    if not counts:
+        return {}
+    means = {name: round(value, 2) for name, value in summary(counts).items()}
+    return {name: counts[name] for name in (*COUNTS, *CAUSES)} | means
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

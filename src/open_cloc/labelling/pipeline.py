@@ -1,0 +1,255 @@
+"""The stages on Ray Data: read -> re-caption -> phrases -> detect -> filter -> write.
+
+A row of the data set is a batch of pictures of one unit. Stages are actors that load their model once. What
+the last of them returns is small (phrases, boxes, scores), so it may come together here, in the process that
+started the run; as soon as a unit is whole, a task of the cluster writes its raw detections and its shard.
+A unit is done when its mark is there, and a run that is started again does the others.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from open_cloc.data.bad_samples import BadSample, BadSamples
+from open_cloc.labelling.extras import require
+from open_cloc.labelling.filter import check_filter
+from open_cloc.labelling.provenance import describe, differences, downstream, upstream
+from open_cloc.labelling.recipe import LabelRecipe
+from open_cloc.labelling.shard import label_mark, raw_mark, read_mark, save_raw, save_shard, write_json
+from open_cloc.labelling.source import Batch, Picture, Unit, plan_units, read_batches
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
+
+RUN_FILE = "label.json"  # of the output folder: what the run is
+LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
+WRITES_AT_ONCE = 4
+READ_TASKS = 4096  # at most; each reads its units one after the other
+
+
+def label(
+    recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """Label pictures, or go on where an earlier run of the same recipe and input ended.
+
+    Args:
+        recipe: What to do. Another filter than the earlier run's reruns the last stage alone.
+        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
+        output: Folder of the labelled shards; every machine of a cluster must see it.
+        overwrite: Delete what an earlier run left there, whatever made it.
+
+    Returns:
+        Each unit's counts, in order.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+        ValueError: If it holds labels that were made otherwise, the recipe or the input is wrong, or too many
+            pictures cannot be used.
+        ChildProcessError: If a worker fails for another reason, such as a full disk.
+    """
+    check_filter(recipe.filter, bool(recipe.cycle_weights))
+    check_run(recipe)
+    output = Path(output).resolve()
+    units = plan_units(source, recipe.run.samples_per_shard)
+    _open_output(output, recipe, source, units, overwrite)
+    undetected = [unit for unit in units if read_mark(raw_mark(output, unit.name)) is None]
+    unfiltered = [unit for unit in units if unit not in undetected and not _is_labelled(output, unit, recipe)]
+    if undetected or unfiltered:
+        with _cluster(recipe.run.address), _plain_errors():
+            _run(output, recipe, undetected, unfiltered)
+    marks = [read_mark(label_mark(output, unit.name)) for unit in units]
+    counts = [mark["counts"] for mark in marks if mark is not None]
+    written = zip(units, counts)
+    write_json(output / "sizes.json", {f"{u.name}.tar": c["written"] for u, c in written if c["written"]})
+    return counts
+
+
+def check_run(recipe: LabelRecipe) -> None:
+    """Refuse numbers that cannot be meant.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    for name in ("batch_size", "samples_per_shard", "captioners", "phrasers"):
+        if getattr(recipe.run, name) < 1:
+            raise ValueError(f"run.{name} must be at least 1; got {getattr(recipe.run, name)}")
+    if recipe.run.detectors < 0:
+        raise ValueError(f"run.detectors must be at least 0; got {recipe.run.detectors}")
+    if not 0 <= recipe.run.max_bad_fraction <= 1:
+        raise ValueError(f"run.max_bad_fraction must lie in [0, 1]; got {recipe.run.max_bad_fraction}")
+
+
+def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:
+    """Send units through all stages but the last, on the Ray cluster that is connected.
+
+    Batches come in no order.
+    """
+    ray = require("ray")
+    data = require("ray.data")
+    run = recipe.run
+    gpus = run.gpus_per_actor if run.gpus_per_actor >= 0 else float(ray.cluster_resources().get("GPU", 0) > 0)
+    device = "cuda" if gpus else "cpu"
+    detectors = run.detectors or _actors(ray.cluster_resources(), gpus)
+    light = {"num_cpus": LIGHT}
+    heavy = {"num_cpus": LIGHT, "num_gpus": gpus} if gpus else {"num_cpus": _share(ray, run, detectors)}
+    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
+    stream = stream.flat_map(_Read(run.batch_size), **light)
+    local = heavy if recipe.caption.kind == "local" else light
+    for stage, arguments, count, resources in (
+        (CaptionStage, (recipe.caption, device), run.captioners, local),
+        (PhraseStage, (recipe.phrases,), run.phrasers, light),
+        (DetectStage, (recipe.detect, recipe.cycle_weights, device), detectors, heavy),
+    ):
+        stream = stream.map(
+            _OnRows, fn_constructor_args=(stage, arguments), concurrency=count, max_restarts=-1, **resources
+        )
+    for row in stream.iter_rows():
+        yield pickle.loads(row["batch"])
+
+
+class _Read:
+    """A row that names a unit -> a row for each of its batches."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
+        for batch in read_batches(pickle.loads(row["unit"]), self.batch_size):
+            yield {"batch": pickle.dumps(batch)}
+
+
+class _OnRows:
+    """A stage as Ray Data calls it."""
+
+    def __init__(self, stage: type[Stage], arguments: tuple[Any, ...]) -> None:
+        self.stage = stage(*arguments)
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        return {"batch": pickle.dumps(self.stage(pickle.loads(row["batch"])))}
+
+
+def _run(output: Path, recipe: LabelRecipe, undetected: Sequence[Unit], unfiltered: Sequence[Unit]) -> None:
+    """Do what is left to do, with a bounded number of shards being written at a time."""
+    ray = require("ray")
+    finish = ray.remote(num_cpus=0, max_retries=3)(_finish)
+    by_name = {unit.name: unit for unit in undetected}
+    writing: list[Any] = []
+
+    def write(*arguments: Any) -> None:
+        writing.append(finish.remote(output, *arguments))
+        if len(writing) >= WRITES_AT_ONCE:
+            done, left = ray.wait(writing, num_returns=1)
+            ray.get(done)
+            writing[:] = left
+
+    with tqdm(desc="labelling", unit="img", unit_scale=True) as bar:
+        for unit in unfiltered:
+            write(unit, recipe, None)
+        bad = BadSamples(recipe.run.max_bad_fraction)
+        parts: dict[str, list[Batch]] = {}
+        for batch in labelled_batches(undetected, recipe) if undetected else ():
+            bar.update(len(batch.pictures))
+            failures = [p.failure for p in batch.pictures if p.failure is not None]
+            bad.add(len(batch.pictures) - len(failures), [BadSample(*failure, False) for failure in failures])
+            part = parts.setdefault(batch.unit, [])
+            part.append(batch)
+            if len(part) == batch.of:
+                write(by_name[batch.unit], recipe, parts.pop(batch.unit))
+        ray.get(writing)
+        assert not parts, parts.keys()
+
+
+def _finish(output: Path, unit: Unit, recipe: LabelRecipe, batches: Sequence[Batch] | None) -> None:
+    """Write a unit's raw detections, unless they are there, and its shard."""
+    if batches is not None:
+        pictures: list[Picture] = []
+        made_by: dict[str, Any] = {}
+        for batch in sorted(batches, key=lambda b: b.number):
+            pictures += batch.pictures
+            made_by |= batch.made_by
+        save_raw(output, unit, pictures, made_by, recipe)
+    save_shard(output, unit, recipe)
+
+
+def _open_output(
+    output: Path, recipe: LabelRecipe, source: str, units: Sequence[Unit], overwrite: bool
+) -> None:
+    """Make the output folder, or make sure that what it holds was made by this recipe from this input."""
+    found = read_mark(output / RUN_FILE)
+    if found is None and output.exists() and any(output.iterdir()):
+        raise FileExistsError(
+            f"output folder must be new, empty or of an earlier labelling run; got {output}"
+        )
+    now = {"source": source, "units": [asdict(unit) for unit in units], "recipe": upstream(recipe)}
+    if found is not None and overwrite:
+        shutil.rmtree(output)
+    elif found is not None:
+        changes = list(differences({name: found.get(name) for name in now}, now))
+        if changes:
+            raise ValueError(
+                f"{output} holds labels that were made otherwise: {describe(changes)[:500]}; "
+                "give another folder, or --overwrite"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / RUN_FILE, {"name": recipe.name, **now, "filter": downstream(recipe)["filter"]})
+
+
+def _is_labelled(output: Path, unit: Unit, recipe: LabelRecipe) -> bool:
+    mark = read_mark(label_mark(output, unit.name))
+    return mark is not None and mark["recipe"] == upstream(recipe) | downstream(recipe)
+
+
+def _actors(resources: dict[str, float], gpus: float) -> int:
+    """One detecting actor a GPU share, or one a core."""
+    return max(1, int(resources["GPU"] / gpus) if gpus else int(resources.get("CPU", 1)))
+
+
+def _share(ray: Any, run: Any, detectors: int) -> float:
+    """CPUs for each detecting actor, such that reading and the light stages always find some too."""
+    cpus = ray.cluster_resources().get("CPU", 1)
+    light = LIGHT * (run.captioners + run.phrasers) + max(LIGHT, 0.05 * cpus)
+    return max(LIGHT, int((cpus - light) / detectors * 100) / 100)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    """A Ray cluster: the one at an address, or one of this machine alone that ends with the run."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = require("ray")
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+    context = require("ray.data").DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a stage raised, without Ray's wrapping."""
+    ray = require("ray")
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = error
+        while getattr(cause, "cause", None) is not None or cause.__cause__ is not None:
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise type(cause)(str(cause)) from None
+        raise ChildProcessError(f"a labelling worker failed: {type(cause).__name__}: {cause}") from error

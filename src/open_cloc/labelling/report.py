@@ -1,0 +1,195 @@
+"""What a labelling run made, to look at: `report.html`, `report.json` and a contact sheet."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from open_cloc.data.shards import ShardDataset
+from open_cloc.data.sheet import contact_sheet
+from open_cloc.labelling.shard import label_mark, read_mark, write_json
+from open_cloc.labelling.stats import mean_of, merge_stats
+
+# METHOD 5: what the paper's 300 million labelled pictures have, by alt-text and by VESL.
+PAPER = {
+    "regions a picture": (5.1, 11.6),
+    "tokens of a region's text": (3.9, 2.1),
+    "tokens of a caption": (17.1, 44.9),
+}
+PHRASES_SHOWN = 40
+SHEET_SIZE = 16
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
+h1,h2{line-height:1.2}table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.2rem .9rem .2rem 0;
+border-bottom:1px solid #ddd;text-align:left;vertical-align:top}td.n{text-align:right}img{max-width:100%}
+code{background:#f2f2f2;padding:0 .2rem}.columns{columns:4 12rem}.bad{color:#a00}"""
+
+
+def collect(output: Path) -> dict[str, Any]:
+    """The counts of all labelled shards, with the run's certificate.
+
+    Raises:
+        FileNotFoundError: If the folder holds no labelling run.
+    """
+    run = read_mark(output / "label.json")
+    if run is None:
+        raise FileNotFoundError(f"no labelling run in {output}: it has no label.json")
+    marks = {u["name"]: read_mark(label_mark(output, u["name"])) for u in run["units"]}
+    done = [mark for mark in marks.values() if mark is not None]
+    return {
+        "name": run["name"],
+        "source": run["source"],
+        "units": len(marks),
+        "labelled_units": len(done),
+        "recipe": done[0]["recipe"] if done else run["recipe"],
+        "made_by": done[0]["made_by"] if done else {},
+        "software": done[0]["software"] if done else {},
+        "counts": merge_stats([mark["counts"] for mark in done]),
+    }
+
+
+def summary(counts: Mapping[str, Any]) -> dict[str, float]:
+    """The means that METHOD 5 gives for the paper's labels, of these."""
+    tables = counts["histograms"]
+    return {
+        "regions a picture": mean_of(tables["regions a picture"]),
+        "tokens of a region's text": mean_of(tables["region tokens"]),
+        "tokens of a caption": mean_of(tables["caption tokens"]),
+    }
+
+
+def write_report(output: Path) -> dict[str, Any]:
+    """Write the three files; returns what `report.json` holds."""
+    report = collect(output)
+    if not report["counts"]:
+        raise ValueError(f"nothing is labelled yet in {output}")
+    report["summary"] = summary(report["counts"])
+    write_json(output / "report.json", report)
+    sheet = _sheet(output)
+    if sheet is not None:
+        sheet.save(output / "sheet.jpg", quality=85)
+    page = _page(report, sheet is not None)
+    part = output / "report.html.part"
+    part.write_text(page, encoding="utf-8")
+    part.replace(output / "report.html")
+    return report
+
+
+def format_summary(report: Mapping[str, Any]) -> str:
+    """The report in a few lines, for the terminal."""
+    counts = report["counts"]
+    lines = [
+        f"{counts['written']:,} of {counts['pictures']:,} pictures written in {report['labelled_units']} "
+        f"shards, {counts['regions']:,} regions, {counts['without_region']:,} pictures without one"
+    ]
+    lines += [f"  {name}: {value:.1f}" for name, value in report["summary"].items()]
+    for name in ("failures", "phrases_dropped", "boxes_dropped", "filtered"):
+        if counts[name]:
+            causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))
+            lines.append(f"  {name.replace('_', ' ')}: {causes}")
+    return "\n".join(lines)
+
+
+def _sheet(output: Path) -> Image.Image | None:
+    tars = [tar for tar in sorted(output.glob("*.tar")) if label_mark(output, tar.stem).exists()]
+    if not tars:
+        return None
+    dataset = ShardDataset("::".join(map(str, tars)))
+    count = min(SHEET_SIZE, len(dataset))
+    samples = [dataset[index * len(dataset) // count] for index in range(count)]
+    return Image.fromarray(contact_sheet(samples))
+
+
+def _page(report: Mapping[str, Any], has_sheet: bool) -> str:
+    counts = report["counts"]
+    parts = [
+        f"<h1>Labels of {_text(report['source'])}</h1>",
+        f"<p>Recipe <code>{_text(report['name'])}</code>, "
+        f"{report['labelled_units']} of {report['units']} shards.</p>",
+        _table(
+            ("", "count"),
+            [
+                (name.replace("_", " "), counts[name])
+                for name in (
+                    "pictures",
+                    "written",
+                    "phrases",
+                    "without_phrase",
+                    "raw_boxes",
+                    "regions",
+                    "without_region",
+                    "given_regions_replaced",
+                )
+                if name in counts
+            ],
+        ),
+        "<h2>Beside the paper's labels</h2>",
+        _table(
+            ("mean", "these", "paper, alt-text", "paper, VESL"),
+            [(name, f"{value:.2f}", *PAPER[name]) for name, value in report["summary"].items()],
+        ),
+        "<h2>Contact sheet</h2><img src='sheet.jpg' alt='labelled pictures'>" if has_sheet else "",
+        "<h2>Distributions</h2>",
+        f"<img alt='histograms' src='data:image/png;base64,{_plots(counts['histograms'])}'>",
+        "<h2>Left out, by cause</h2>",
+    ]
+    for name in ("failures", "phrases_dropped", "boxes_dropped", "filtered"):
+        title = name.replace("_", " ")
+        parts.append(f"<h3>{title}</h3>" + _table(("cause", "count"), counts[name].items()))
+    examples = [message for messages in counts["failure_examples"].values() for message in messages]
+    parts += [f"<p class='bad'>{_text(message)}</p>" for message in examples]
+    common = sorted(counts["top_phrases"].items(), key=lambda item: (-item[1], item[0]))[:PHRASES_SHOWN]
+    parts.append("<h2>Most frequent phrases</h2><div class='columns'>" + _table(("", ""), common) + "</div>")
+    if counts["worst_cycle"]:
+        parts.append("<h2>Lowest cycle scores</h2>")
+        parts.append(_table(("cycle", "sample", "phrase", "score"), counts["worst_cycle"]))
+    certificate = {name: report[name] for name in ("recipe", "made_by", "software")}
+    parts.append(f"<h2>Made by</h2><pre>{_text(json.dumps(certificate, indent=2, ensure_ascii=False))}</pre>")
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f"<title>Labels: {_text(report['name'])}</title><style>{STYLE}</style>"
+        + "\n".join(parts)
+        + "</html>\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    def cell(value: Any) -> str:
+        number = isinstance(value, (int, float))
+        text = f"{value:,}" if number else _text(str(value))
+        return f"<td class='n'>{text}</td>" if number else f"<td>{text}</td>"
+
+    body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows)
+    top = "<tr>" + "".join(f"<th>{_text(name)}</th>" for name in head) + "</tr>" if any(head) else ""
+    return f"<table>{top}{body}</table>" if body else "<p>none</p>"
+
+
+def _plots(histograms: Mapping[str, Mapping[str, int]]) -> str:
+    from matplotlib.figure import Figure  # half a second
+
+    names = [name for name, counts in histograms.items() if counts]
+    figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(-(-len(names) // 3), 3, place + 1)
+        values = sorted((float(key), count) for key, count in histograms[name].items())
+        binned = name in ("score", "size", "cycle")
+        axes.bar(
+            [value for value, _ in values],
+            [count for _, count in values],
+            width=0.045 if binned else 0.9,
+            align="edge" if binned else "center",
+        )
+        axes.set_title(name + (" (root of the area)" if name == "size" else ""))
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=90)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value), quote=True)

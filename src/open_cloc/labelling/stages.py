@@ -1,0 +1,150 @@
+"""The stages that change batches: re-caption, phrases, detect, cycle score. None of them knows Ray.
+
+A stage that raises stops the run; what is wrong with one picture becomes its `failure`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from open_cloc.data.samples import RegionSample
+from open_cloc.labelling.captioners import open_captioner
+from open_cloc.labelling.cycle import CycleScorer
+from open_cloc.labelling.detectors import open_detector
+from open_cloc.labelling.phrases import open_phrase_rules
+from open_cloc.labelling.recipe import CaptionConfig, DetectorConfig, PhraseConfig
+from open_cloc.labelling.source import Batch, Picture
+from open_cloc.labelling.types import Failure
+
+Made = TypeVar("Made")
+
+
+def opened(config: Any, builtin: Callable[..., Any], *arguments: Any) -> Any:
+    """What a config's `kind` names: ours, or `package.module:factory` that takes the same arguments.
+
+    Raises:
+        ValueError: If there is no such factory.
+    """
+    if ":" not in config.kind:
+        return builtin(config, *arguments)
+    module, _, name = config.kind.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"nothing at {config.kind!r}: {error}") from error
+    return factory(config, *arguments)
+
+
+class Stage(Protocol):
+    """One step of the pipeline."""
+
+    def __call__(self, batch: Batch) -> Batch: ...
+
+
+class CaptionStage:
+    """Gives each picture the caption that its phrases come from."""
+
+    def __init__(self, config: CaptionConfig, device: str) -> None:
+        self.captioner = opened(config, open_captioner, device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        def caption(pictures: Sequence[Picture]) -> list[Any]:
+            return self.captioner([p.image for p in pictures], [p.given for p in pictures])
+
+        return _step(batch, "caption", self.captioner.provenance, caption, lambda p, c: replace(p, caption=c))
+
+
+class PhraseStage:
+    """Finds the phrases of captions."""
+
+    def __init__(self, config: PhraseConfig) -> None:
+        self.rules = opened(config, open_phrase_rules)
+
+    def __call__(self, batch: Batch) -> Batch:
+        def find(pictures: Sequence[Picture]) -> list[Any]:
+            return self.rules([p.caption.text if p.caption else "" for p in pictures])
+
+        return _step(
+            batch, "phrases", self.rules.provenance, find, lambda p, found: replace(p, phrases=found)
+        )
+
+
+class DetectStage:
+    """Decodes pictures, finds the phrases in them, and has a CLOC model look again if asked to.
+
+    Pictures end here: what goes on is small.
+    """
+
+    def __init__(self, config: DetectorConfig, cycle_weights: str, device: str) -> None:
+        self.detector = opened(config, open_detector, device)
+        weights = config.weights if cycle_weights == "detector" else cycle_weights
+        self.cycle = CycleScorer(weights, device) if weights else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
+        decoded = [_or_failed(p, pixels.get(p.index)) for p in batch.pictures]
+        batch = replace(batch, pictures=tuple(decoded))
+
+        def detect(pictures: Sequence[Picture]) -> list[Any]:
+            return self.detector([pixels[p.index] for p in pictures], [_texts(p) for p in pictures])
+
+        def cycle(pictures: Sequence[Picture]) -> list[Any]:
+            assert self.cycle is not None
+            boxes = [p.detections.boxes if p.detections else np.zeros((0, 4)) for p in pictures]
+            best = [_best_texts(p) for p in pictures]
+            return self.cycle([pixels[p.index] for p in pictures], best, boxes)
+
+        batch = _step(
+            batch, "detect", self.detector.provenance, detect, lambda p, found: replace(p, detections=found)
+        )
+        if self.cycle is not None:
+            batch = _step(
+                batch, "cycle", self.cycle.provenance, cycle, lambda p, scores: replace(p, cycle=scores)
+            )
+        return replace(batch, pictures=tuple(replace(p, image=b"") for p in batch.pictures))
+
+
+def _step(
+    batch: Batch,
+    name: str,
+    provenance: Any,
+    make: Callable[[Sequence[Picture]], list[Made | Failure]],
+    put: Callable[[Picture, Made], Picture],
+) -> Batch:
+    """Have a stage look at the pictures that have not failed, all of them together."""
+    going = [p for p in batch.pictures if p.failure is None]
+    made = dict(zip((p.index for p in going), make(going) if going else []))
+    pictures = []
+    for picture in batch.pictures:
+        result = made.get(picture.index)
+        if isinstance(result, Failure):
+            pictures.append(picture.failed(result))
+        else:
+            pictures.append(picture if result is None else put(picture, result))
+    return replace(batch, pictures=tuple(pictures), made_by={**batch.made_by, name: dict(provenance)})
+
+
+def _decoded(picture: Picture) -> np.ndarray | Failure:
+    try:
+        return RegionSample(picture.key, picture.image).pixels()
+    except ValueError as error:
+        return Failure("unreadable picture", str(error))
+
+
+def _or_failed(picture: Picture, pixels: np.ndarray | Failure | None) -> Picture:
+    return picture.failed(pixels) if isinstance(pixels, Failure) else picture
+
+
+def _texts(picture: Picture) -> list[str]:
+    return [phrase.text for phrase in picture.phrases.kept] if picture.phrases else []
+
+
+def _best_texts(picture: Picture) -> list[str]:
+    """The most confident phrase of each raw box."""
+    texts, found = _texts(picture), picture.detections
+    return [texts[i] for i in found.scores.argmax(1)] if found is not None and len(found.boxes) else []

@@ -1,0 +1,130 @@
+"""What a run made of its pictures, as counts that add up over shards."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from open_cloc.data.samples import RegionSample
+from open_cloc.labelling.source import Picture
+
+TOP_PHRASES = 1000  # kept a shard; a rarer phrase is not among the most frequent of a run
+WORST = 20  # regions with the lowest cycle score, kept a shard
+EXAMPLES = 3  # messages kept a cause
+BIN = 0.05  # of score and cycle histograms
+
+
+def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
+    """Counts of what the stages before the filter did."""
+    stats: dict[str, Any] = {"pictures": 0, "phrases": 0, "raw_boxes": 0}
+    failures, examples = Counter[str](), dict[str, list[str]]()
+    phrases_dropped, boxes_dropped = Counter[str](), Counter[str]()
+    for picture in pictures:
+        stats["pictures"] += 1
+        if picture.failure is not None:
+            failures[picture.failure.cause] += 1
+            examples.setdefault(picture.failure.cause, []).append(f"{picture.key}: {picture.failure.message}")
+            continue
+        if picture.phrases is not None:
+            stats["phrases"] += len(picture.phrases.kept)
+            phrases_dropped.update(picture.phrases.dropped)
+            stats["without_phrase"] = stats.get("without_phrase", 0) + (not picture.phrases.kept)
+        if picture.detections is not None:
+            stats["raw_boxes"] += len(picture.detections.boxes)
+            boxes_dropped.update(picture.detections.dropped)
+    return {
+        **stats,
+        "failures": dict(failures),
+        "failure_examples": {cause: messages[:EXAMPLES] for cause, messages in examples.items()},
+        "phrases_dropped": dict(phrases_dropped),
+        "boxes_dropped": dict(boxes_dropped),
+    }
+
+
+class RegionStats:
+    """Counts of what is written, picture by picture."""
+
+    def __init__(self) -> None:
+        self.written = self.regions = self.without_region = self.given_regions = 0
+        self.histograms: dict[str, Counter[str]] = {
+            name: Counter()
+            for name in ("regions a picture", "region tokens", "caption tokens", "score", "size", "cycle")
+        }
+        self.phrases: Counter[str] = Counter()
+        self.worst: list[tuple[float, str, str, float]] = []
+
+    def add(self, sample: RegionSample) -> None:
+        """Count a sample that is written."""
+        self.written += 1
+        self.regions += len(sample.regions)
+        self.without_region += not sample.regions
+        self.histograms["regions a picture"][str(len(sample.regions))] += 1
+        if sample.captions:
+            self.histograms["caption tokens"][str(count_tokens(sample.captions[0]))] += 1
+        for region in sample.regions:
+            x1, y1, x2, y2 = region.box
+            self.histograms["region tokens"][str(count_tokens(region.text))] += 1
+            self.histograms["score"][_bin(region.score)] += 1
+            self.histograms["size"][_bin(math.sqrt((x2 - x1) * (y2 - y1)))] += 1
+            self.phrases[region.text] += 1
+            if region.cycle is not None:
+                self.histograms["cycle"][_bin(region.cycle)] += 1
+                self.worst.append((round(region.cycle, 4), sample.key, region.text, round(region.score, 4)))
+        self.worst = sorted(self.worst)[:WORST]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "written": self.written,
+            "regions": self.regions,
+            "without_region": self.without_region,
+            "given_regions_replaced": self.given_regions,
+            "histograms": {name: dict(sorted(counts.items())) for name, counts in self.histograms.items()},
+            "top_phrases": dict(sorted(self.phrases.items(), key=lambda x: (-x[1], x[0]))[:TOP_PHRASES]),
+            "worst_cycle": [list(row) for row in self.worst],
+        }
+
+
+def merge_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add the counts of shards: numbers and tables of numbers are summed, lists are joined."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            merged[name] = _added(merged[name], value) if name in merged else value
+    if "worst_cycle" in merged:
+        merged["worst_cycle"] = sorted(merged["worst_cycle"])[:WORST]
+    if "failure_examples" in merged:
+        merged["failure_examples"] = {c: m[:EXAMPLES] for c, m in merged["failure_examples"].items()}
+    return merged
+
+
+def mean_of(histogram: Mapping[str, int]) -> float:
+    """The mean of a histogram's keys; nan of an empty one."""
+    total = sum(histogram.values())
+    return sum(float(key) * count for key, count in histogram.items()) / total if total else math.nan
+
+
+@lru_cache(maxsize=100_000)
+def count_tokens(text: str) -> int:
+    """Tokens of CLIP's byte-pair encoding, without start and end, uncut."""
+    return len(_tokenizer().encode(text))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer  # imports torch: half a second
+
+    return SimpleTokenizer()
+
+
+def _bin(value: float) -> str:
+    """The lower edge of the bin that a value falls into."""
+    return f"{math.floor(min(value, 1 - 1e-9) / BIN + 1e-9) * BIN:.2f}"
+
+
+def _added(a: Any, b: Any) -> Any:
+    if isinstance(a, Mapping):
+        return {**a, **b, **{key: _added(a[key], b[key]) for key in a.keys() & b.keys()}}
+    return a + b
