@@ -1,6 +1,6 @@
 """Every benchmark of speed and memory, and one table of the aims: python -m benchmarks
 
-    --shared FOLDER  where coco128/ lies, for the loader; without it that one is left out
+    --shared FOLDER  where coco128/ lies, for the loader's; without it they are left out
     --only NAME ...  some of them
 
 Each runs in a process of its own with one thread. Give them the machine: other work spoils the ratios.
@@ -28,7 +28,9 @@ BENCHMARKS = (
     "region_loss",
     "fsdp",
     "loader",
+    "loader_memory",
 )
+WITH_PHOTOS = ("loader", "loader_memory")
 
 
 @dataclass
@@ -46,9 +48,9 @@ def main(options: Options) -> int:
     """Run them one after the other; 1 if one of them fails."""
     failed, aims = [], []
     for name in options.only:
-        arguments = ["--shared", str(options.shared)] if name == "loader" else []
-        if name == "loader" and not options.shared.is_dir():
-            print(f"loader: left out, there is no {options.shared}")
+        arguments = ["--shared", str(options.shared)] if name in WITH_PHOTOS else []
+        if name in WITH_PHOTOS and not options.shared.is_dir():
+            print(f"{name}: left out, there is no {options.shared}")
             continue
         print(f"\n=== {name}", flush=True)
         started = time.monotonic()

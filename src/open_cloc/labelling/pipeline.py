@@ -62,7 +62,7 @@ def label(
     undetected = [unit for unit in units if read_mark(raw_mark(output, unit.name)) is None]
     unfiltered = [unit for unit in units if unit not in undetected and not _is_labelled(output, unit, recipe)]
     if undetected or unfiltered:
-        with _cluster(recipe.run.address), _plain_errors():
+        with connected(recipe.run.address), _plain_errors():
             _run(output, recipe, undetected, unfiltered)
     marks = [read_mark(label_mark(output, unit.name)) for unit in units]
     counts = [mark["counts"] for mark in marks if mark is not None]
@@ -220,7 +220,7 @@ def _share(ray: Any, run: Any, detectors: int) -> float:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """A Ray cluster: the one at an address, or one of this machine alone that ends with the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require("ray")
