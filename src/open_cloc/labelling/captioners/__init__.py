@@ -1,0 +1,47 @@
+"""Captioners: each gives every picture of a batch a text; `open_captioner` opens one by its kind."""
+
+from __future__ import annotations
+
+import importlib
+
+from open_cloc.labelling.recipe import CaptionConfig
+from open_cloc.labelling.types import Captioner
+
+__all__ = ["CAPTIONERS", "open_captioner"]
+
+# kind -> `module:class` of a captioner made from (config, device). Imported only when used.
+CAPTIONERS = {
+    "given": "open_cloc.labelling.captioners.given:GivenCaptioner",
+    "local": "open_cloc.labelling.captioners.local:LocalCaptioner",
+    "server": "open_cloc.labelling.captioners.server:ServerCaptioner",
+}
+
+
+def open_captioner(config: CaptionConfig, device: str = "cpu") -> Captioner:
+    """Open the captioner that a config asks for; a local one loads its model, a server is asked for its list.
+
+    Args:
+        config: Its `kind` is a key of `CAPTIONERS`, or `package.module:Name` of a callable of the same two
+            arguments.
+        device: Where a local model runs.
+
+    Raises:
+        ValueError: On an unknown kind, a setting that cannot be, or a model or server that refuses them.
+        FileNotFoundError: If a local model is not there.
+        ConnectionError: If a server is not there.
+    """
+    target = CAPTIONERS.get(config.kind, config.kind)
+    module, colon, name = target.partition(":")
+    if not colon:
+        kinds = ", ".join(CAPTIONERS)
+        raise ValueError(f"caption.kind must be {kinds} or package.module:Name; got {config.kind!r}")
+    for field, least in (("max_new_tokens", 1), ("requests", 1), ("retries", 0)):
+        if getattr(config, field) < least:
+            raise ValueError(f"caption.{field} must be at least {least}; got {getattr(config, field)}")
+    if not config.timeout > 0:
+        raise ValueError(f"caption.timeout must be more than 0 seconds; got {config.timeout}")
+    try:
+        captioner = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"no captioner at {target!r}: {error}") from error
+    return captioner(config, device)

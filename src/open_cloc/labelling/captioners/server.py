@@ -1,0 +1,333 @@
+"""Asks a server that speaks the OpenAI chat-completions protocol with pictures, such as vLLM or SGLang."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import os
+import random
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from open_cloc.labelling.captioners.pictures import data_url, one_line
+from open_cloc.labelling.extras import require
+from open_cloc.labelling.recipe import CaptionConfig
+from open_cloc.labelling.types import Caption, Failure
+
+CHAT, MODELS = "chat/completions", "models"  # below the URL
+FIRST_WAIT = 1.0  # seconds before the first repetition; then twice as long each time
+LONGEST_WAIT = 60.0  # seconds between repetitions
+LONGEST_RETRY_AFTER = 600.0  # seconds that a server may tell us to wait
+LONGEST_CONNECT = 10.0  # seconds until a host that does not even refuse counts as not there
+SHOWN = 300  # characters of a server's complaint
+
+TIMED_OUT, SERVER_ERROR, UNUSABLE = "server timed out", "server error", "unusable answer"
+NOT_THERE, BUSY = "server not there", "server busy"
+REFUSED_PICTURE = (400, 413, 422)  # what servers say of one request's content
+PASSING = (408, 409, 425, 429)  # and 5xx: worth another try
+
+Result = TypeVar("Result")
+
+
+class PassingError(Exception):
+    """A request that failed for a reason that may pass.
+
+    Attributes:
+        cause: Of the failure, if it does not.
+        message: One sentence.
+        wait: Seconds that the server asks for, if it does.
+    """
+
+    def __init__(self, cause: str, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.cause, self.message, self.wait = cause, message, wait
+
+
+class ServerCaptioner:
+    """Captions from a server, greedily decoded; attributes as in `types.Captioner`.
+
+    At most `config.requests` requests are under way, also where several threads call. They run on an event
+    loop in a thread of its own, so that it works where a loop is already running.
+    """
+
+    def __init__(
+        self,
+        config: CaptionConfig,
+        device: str = "cpu",
+        *,
+        first_wait: float = FIRST_WAIT,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        """Ask the server which models it has.
+
+        Args:
+            config: An empty `model` takes the server's only one.
+            device: Not used: the server has its own.
+            first_wait: Seconds before a request is made again; doubled each time, and half of it is random.
+            sleep: Waits so many seconds.
+
+        Raises:
+            ConnectionError: If the server is not there.
+            ValueError: If the URL is none, the key is refused, or no model is named and there are several.
+        """
+        self._config, self._first_wait, self._sleep = config, first_wait, sleep
+        self._httpx = require("httpx")
+        self._key = _api_key(config.api_key_env)
+        self._client, self.url = self._connect(config)
+        self._slots = asyncio.Semaphore(config.requests)
+        self._has_answered = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="captions", daemon=True)
+        self._thread.start()
+        try:
+            self.served = self._run(self._served_models())
+            self.model = config.model or self._only_model()
+        except BaseException:
+            self.close()
+            raise
+        self.provenance: Mapping[str, object] = {
+            "name": "server",
+            "model": self.model,
+            "url": self.url,
+            "server_model": self.served.get(self.model),
+            "prompt": config.prompt,
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": 0,
+        }
+
+    def __call__(self, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> list[Caption | Failure]:
+        """Encoded pictures -> a new caption each; the given ones are not shown to the server.
+
+        Raises:
+            ConnectionError: If the server is not there, stays busy, or fails on every picture.
+            ValueError: If it refuses the key, the URL or the model.
+        """
+        results = self._run(self._caption_all(images))
+        failed = [result for result in results if isinstance(result, Failure)]
+        broken = [failure for failure in failed if failure.cause in (TIMED_OUT, SERVER_ERROR)]
+        # One picture may be more than a server can bear, but not all of them.
+        if broken and len(broken) == len(results) and (len(broken) > 1 or not self._has_answered):
+            raise ConnectionError(
+                f"the captioning server failed on all {len(broken)} pictures of a batch, the last time: "
+                f"{broken[-1].message}"
+            )
+        return results
+
+    def close(self) -> None:
+        """Close connections and stop the thread; the captioner is of no use afterwards."""
+        if self._loop.is_closed():
+            return
+        self._run(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _connect(self, config: CaptionConfig) -> tuple[Any, str]:
+        """A client, and the server's URL as it may be shown, without a password."""
+        httpx = self._httpx
+        try:
+            url = httpx.URL(config.url.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise ValueError(f"caption.url must be a URL; got {config.url!r}: {error}") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"caption.url must be like http://localhost:8000/v1; got {config.url!r}")
+        client = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(
+                config.timeout, connect=min(LONGEST_CONNECT, config.timeout / 2), pool=None
+            ),
+            limits=httpx.Limits(max_connections=config.requests, max_keepalive_connections=config.requests),
+            trust_env=url.host
+            not in ("localhost", "127.0.0.1", "::1"),  # no proxy leads back to this machine
+        )
+        return client, str(url.copy_with(userinfo=b"", query=None))
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do asynchronous work on our loop, and wait for it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # an interrupted run stops asking
+            raise
+
+    # --- on the loop ------------------------------------------------------------------------------
+
+    async def _caption_all(self, images: Sequence[bytes]) -> list[Caption | Failure]:
+        tasks = [asyncio.ensure_future(self._caption(image)) for image in images]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def _caption(self, image: bytes) -> Caption | Failure:
+        async with self._slots:  # kept between tries: a server in trouble is asked less
+            url = await asyncio.to_thread(data_url, image)
+            if isinstance(url, Failure):
+                return url
+            content = [
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": self._config.prompt},
+            ]
+            body = {
+                "model": self.model,
+                "messages": [{"role": "user", "content": content}],
+                "temperature": 0,
+                "max_tokens": self._config.max_new_tokens,
+            }
+            text = await self._patiently(lambda: self._ask(body), random.Random(zlib.crc32(image)))
+        return text if isinstance(text, Failure) else Caption(text, f"server {self.model}")
+
+    async def _patiently(
+        self, ask: Callable[[], Awaitable[Result]], jitter: random.Random
+    ) -> Result | Failure:
+        """Try again what failed for a passing reason, after ever longer waits; unusable answers only once."""
+        unusable = 0
+        for attempt in range(self._config.retries + 1):
+            try:
+                return await ask()
+            except PassingError as error:
+                last = error
+            unusable += last.cause == UNUSABLE
+            if attempt == self._config.retries or unusable > 1:
+                break
+            wait = min(self._first_wait * 2**attempt, LONGEST_WAIT) * jitter.uniform(0.5, 1)
+            await self._sleep(wait if last.wait is None else max(wait, last.wait))
+        message = f"{last.message} (tried {attempt + 1} times)"
+        if last.cause in (NOT_THERE, BUSY):
+            raise ConnectionError(message)
+        return Failure(last.cause, message)
+
+    async def _ask(self, body: Mapping[str, Any]) -> str | Failure:
+        """One request for a caption.
+
+        Raises:
+            PassingError: If another try may help.
+            ValueError: If none will, whatever the picture.
+        """
+        response = await self._request("POST", CHAT, json=body)
+        if response.status_code in REFUSED_PICTURE:
+            return Failure("refused by server", self._complaint(CHAT, response))
+        self._require_success(CHAT, response)
+        text = _text_of(response)
+        if not text:
+            raise PassingError(UNUSABLE, f"{self.url}/{CHAT} gave no caption: {self._said(response)}")
+        self._has_answered = True
+        return text
+
+    async def _served_models(self) -> dict[str, str]:
+        """The server's models, each with what it is made from; empty where the server does not tell."""
+        try:
+            found = await self._patiently(self._list_models, random.Random(0))
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{error}; start a server such as vLLM there, or give its address as caption.url"
+            ) from error
+        return {} if isinstance(found, Failure) else found
+
+    async def _list_models(self) -> dict[str, str]:
+        response = await self._request("GET", MODELS)
+        if response.status_code in (401, 403) or response.status_code in PASSING or response.is_server_error:
+            self._require_success(MODELS, response)
+        try:
+            entries = response.json()["data"] if response.is_success else []
+            return {str(entry["id"]): str(entry.get("root") or entry["id"]) for entry in entries}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}  # the list is not needed: the protocol's servers differ in it
+
+    def _only_model(self) -> str:
+        if len(self.served) == 1:
+            return next(iter(self.served))
+        names = ", ".join(self.served) or "none that it names"
+        raise ValueError(f"caption.model must name a model of {self.url}; it has {names}")
+
+    async def _request(self, method: str, path: str, **content: Any) -> Any:
+        """One request; whatever keeps it from being answered becomes a `PassingError`."""
+        httpx, url = self._httpx, f"{self.url}/{path}"
+        try:
+            # httpx's own limit is for each byte: a server that trickles would never reach it.
+            request = self._client.request(method, path, **content)
+            return await asyncio.wait_for(request, self._config.timeout)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            reason = one_line(str(error)) or type(error).__name__
+            raise PassingError(NOT_THERE, f"no server answers at {url}: {reason}") from error
+        except (httpx.TimeoutException, asyncio.TimeoutError) as error:
+            message = f"{url} gave no answer in {self._config.timeout:g} s"
+            raise PassingError(TIMED_OUT, message) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            reason = one_line(str(error)) or type(error).__name__
+            raise PassingError(SERVER_ERROR, f"{url} broke off: {reason}") from error
+
+    def _require_success(self, path: str, response: Any) -> None:
+        """Nothing if all is well; else the error that says whether to try again."""
+        code = response.status_code
+        if response.is_success:
+            return
+        complaint = self._complaint(path, response)
+        if code in PASSING or code >= 500:
+            wait = _retry_after(response.headers.get("Retry-After", ""))
+            advice = "; lower caption.requests or raise caption.retries" if code == 429 else ""
+            raise PassingError(BUSY if code == 429 else SERVER_ERROR, complaint + advice, wait)
+        advice = {
+            401: f"set the environment variable {self._config.api_key_env} to the server's key",
+            403: f"set the environment variable {self._config.api_key_env} to a key that may use this model",
+            404: f"check caption.url (up to /v1) and caption.model={self._config.model!r}",
+        }.get(code, "check caption.url (up to /v1)")
+        raise ValueError(f"{complaint}; {advice}")
+
+    def _complaint(self, path: str, response: Any) -> str:
+        return f"{self.url}/{path} answered {response.status_code}: {self._said(response)}"
+
+    def _said(self, response: Any) -> str:
+        """What the server said, on one short line; never our key, which some repeat."""
+        text = response.text
+        try:
+            document = json.loads(text)
+            error = document.get("error", document)
+            text = str(error.get("message") or error.get("detail") or text)
+        except (ValueError, AttributeError):
+            pass
+        text = one_line(text)
+        if self._key:
+            text = text.replace(self._key, "***")
+        return text[:SHOWN] or "nothing"
+
+
+def _text_of(response: Any) -> str:
+    """The caption of an answer on one line; empty where there is none."""
+    try:
+        text = response.json()["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+    return one_line(text) if isinstance(text, str) else ""
+
+
+def _retry_after(header: str) -> float | None:
+    """Seconds from a `Retry-After` header, which is a number of them or a date."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    if math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _api_key(variable: str) -> str:
+    """The key in an environment variable; empty where there is none. No message ever shows it."""
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"the key in the environment variable {variable} must be plain printable text")
+    return key
