@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class NGrams:
         self.config = config
         self._stop_words = frozenset(require("spacy.lang.en.stop_words").STOP_WORDS)
         rules = {"version": VERSION, "generic": GENERIC_WORDS, "stop": self._stop_words}
-        self.provenance = {
+        self.provenance: Mapping[str, object] = {
             "rules": VERSION,
             "rules_sha256": fingerprint(rules),
             "spacy": require("spacy").__version__,

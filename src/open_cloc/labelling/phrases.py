@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -92,7 +92,7 @@ class NounPhrases:
             "plurals": PLURAL_ENDINGS,
             "not_plurals": NOT_PLURALS,
         }
-        self.provenance = {
+        self.provenance: Mapping[str, object] = {
             "rules": VERSION,
             "rules_sha256": fingerprint(rules),
             "spacy": spacy.__version__,
@@ -115,11 +115,10 @@ class NounPhrases:
         singular = {word.text for word, tag in zip(words, tags) if tag in ("NN", "NNP")}
         chunks = []
         for start, end in match_noun_phrases(tags):
-            rule = self._rule_against(words[start:end])
-            if rule is None:
-                chunks.append(_make_chunk(words[start:end], tags[start:end], singular))
+            if all(word.text in self._stop_words for word in words[start:end]):
+                dropped["only stop words"] += 1
             else:
-                dropped[rule] += 1
+                chunks.append(_make_chunk(words[start:end], tags[start:end], singular))
         kept = [chunk.phrase for chunk in merge_duplicates(chunks, dropped)]
         if len(kept) > self.config.max_phrases:
             dropped["over the limit"] += len(kept) - self.config.max_phrases
@@ -133,22 +132,18 @@ class NounPhrases:
         ]
 
     def _tags(self, compounds: Sequence[Sequence[Token]]) -> list[str]:
-        """A Penn tag for each compound; the tagger sees the parts apart, as it did when it was trained."""
+        """A Penn tag for each compound; the tagger sees the parts apart, as it did when it was trained.
+
+        It takes `|`, `•` and emoji for nouns, which would join what they part: without a letter, no noun.
+        """
         tokens = [token for compound in compounds for token in compound]
         if not tokens:
             return []
         spaces = [left.end < right.start for left, right in pairwise(tokens)] + [False]
         doc_class = require("spacy.tokens").Doc
         doc = self._nlp(doc_class(self._nlp.vocab, words=[token.text for token in tokens], spaces=spaces))
-        tags = iter([token.tag_ for token in doc])
+        tags = iter([token.tag_ if _has_letter(token.text) else "SYM" for token in doc])
         return [_compound_tag([next(tags) for _ in compound]) for compound in compounds]
-
-    def _rule_against(self, words: Sequence[Token]) -> str | None:
-        if all(word.text in self._stop_words for word in words):
-            return "only stop words"
-        if not any(character.isalpha() for word in words for character in word.text):
-            return "no letter"
-        return None
 
 
 KINDS: dict[str, Callable[[PhraseConfig], PhraseRules]] = {"noun_phrases": NounPhrases, "ngrams": NGrams}
@@ -182,7 +177,7 @@ def join_hyphens(tokens: Sequence[Token]) -> list[Sequence[Token]]:
 
 def drop_generic(compounds: Sequence[Sequence[Token]], dropped: Counter[str]) -> list[Sequence[Token]]:
     """Leave out and count generic words, and compounds of nothing else: `stock-photo`, not `free-range`."""
-    kept = [c for c in compounds if not all(part.text in GENERIC_WORDS for part in c[::2])]
+    kept = [c for c in compounds if not _is_generic(c)]
     if len(kept) < len(compounds):
         dropped["generic word"] += len(compounds) - len(kept)
     return kept
@@ -249,10 +244,9 @@ def find_pipeline(model: str) -> Path:
         inside = sorted(Path(package).glob("*/config.cfg"))
         if len(inside) == 1:
             return inside[0].parent
-    download = model if model.isidentifier() else "en_core_web_sm"
     raise ValueError(
         f"no spaCy pipeline {model!r} (phrases.spacy_model): neither an installed package nor a folder "
-        f"with a config.cfg; get one by `python -m spacy download {download}`, or name the folder of another"
+        "with a config.cfg; get one by `python -m spacy download en_core_web_sm`, or name another folder"
     )
 
 
@@ -280,6 +274,15 @@ def _hash_files(folder: Path, parts: Sequence[str]) -> str:
         for path in sorted(path for path in (folder / part).rglob("*") if path.is_file()):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _has_letter(text: str) -> bool:
+    return any(character.isalpha() for character in text)
+
+
+def _is_generic(compound: Sequence[Token]) -> bool:
+    parts = [part.text for part in compound[::2]]  # without the hyphens
+    return all(part in GENERIC_WORDS for part in parts) or "".join(parts) in GENERIC_WORDS
 
 
 def _is_hyphenated(left: Token, hyphen: Token, right: Token) -> bool:

@@ -14,7 +14,7 @@ _GENERIC = """
 photo image picture background illustration stock free wallpaper video download page online amazon
 photos images pictures backgrounds illustrations wallpapers videos downloads downloadable pages
 photograph photographs photography pic pics vector vectors clipart graphic graphics thumbnail screenshot
-screenshots icon icons view views closeup royalty copyright premium hd hq 4k resolution
+screenshots icon icons view views closeup royalty copyright premium hd hq 4k quality resolution
 jpg jpeg png gif svg pdf psd eps webp website websites web site www http https com url blog
 shutterstock istock getty alamy adobe dreamstime depositphotos freepik pinterest etsy ebay instagram
 facebook youtube flickr
