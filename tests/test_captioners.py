@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -505,3 +506,237 @@ def test_a_key_that_no_header_can_hold_is_refused_unseen(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="the key in the environment variable OPENAI_API_KEY") as caught:
         open_captioner(CaptionConfig(kind="server", model="m"))
     assert "schlüssel" not in str(caught.value)
+
+
+# --- local models ---------------------------------------------------------------------------------
+
+WORDS = [f"w{i}" for i in range(60)]
+SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+TEMPLATE = (
+    "<s> {% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}w1 w2{% endif %}"
+)
+
+
+def tiny_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(SPECIALS + WORDS)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+
+
+def save_blip(folder: Path) -> None:
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BlipConfig(
+        text_config={**sizes, **tokens, "vocab_size": 65, "encoder_hidden_size": 32, "hidden_act": "gelu"},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+    )
+    save_random(BlipForConditionalGeneration(config), folder)
+    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def save_encoder_decoder(folder: Path) -> None:
+    from transformers import (
+        GPT2Config,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
+    )
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    vision = ViTConfig(**sizes, image_size=32, patch_size=8)
+    text = GPT2Config(
+        vocab_size=65, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 1, 0, 2
+    save_random(VisionEncoderDecoderModel(config), folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def save_llava_next(folder: Path) -> None:
+    """Large pictures become more tokens, hence prompts have different lengths."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    grids = [[16, 32], [32, 16], [32, 32], [16, 48]]
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=16, patch_size=8, projection_dim=32),
+        text_config=LlamaConfig(**sizes, vocab_size=65, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        image_token_index=SPECIALS.index("<image>"),
+        image_grid_pinpoints=grids,
+    )
+    save_random(LlavaNextForConditionalGeneration(config), folder)
+    side = {"height": 16, "width": 16}
+    images = LlavaNextImageProcessor(size={"shortest_edge": 16}, crop_size=side, image_grid_pinpoints=grids)
+    processor = LlavaNextProcessor(
+        images,
+        tiny_tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    processor.save_pretrained(folder)
+
+
+def save_random(model: Any, folder: Path) -> None:
+    """Weights large enough that pictures differ in their captions, and that no caption ends at once."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+            elif "norm" not in name.lower() and "ln_" not in name:
+                weight.zero_()
+    model.save_pretrained(folder)
+
+
+LOCAL = {"blip": save_blip, "vision-encoder-decoder": save_encoder_decoder, "llava_next": save_llava_next}
+
+
+@pytest.fixture(scope="module")
+def local_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in LOCAL}
+    for name, save in LOCAL.items():
+        save(folders[name])
+    return folders
+
+
+def local_config(folder: Path, **changes: Any) -> CaptionConfig:
+    return CaptionConfig(
+        **{"kind": "local", "model": str(folder), "max_new_tokens": 8, "prompt": "w5 w6"} | changes
+    )
+
+
+SHAPES = [(24, 16), (64, 16), (16, 64), (40, 40), (7, 5), (1, 1), (90, 30)]
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_local_caption_does_not_depend_on_its_batch(name: str, local_models: dict[str, Path]) -> None:
+    captioner = open_captioner(local_config(local_models[name]))
+    images = [encoded(i, "PNG", size) for i, size in enumerate(SHAPES)]
+    alone = [result for image in images for result in captions_of(captioner, [image])]
+    texts = texts_of(alone)
+    assert len(set(texts)) > len(texts) // 2, texts  # else nothing is shown below
+    assert all(1 <= len(text.split()) <= 8 for text in texts)
+    assert captions_of(captioner, images[:4]) == alone[:4]
+    assert captions_of(captioner, images[::-1]) == alone[::-1]
+    with_broken = captions_of(captioner, [images[0], b"no picture", images[1]])
+    assert texts_of(with_broken) == [texts[0], "(unreadable picture)", texts[1]]
+    assert alone[0] == Caption(texts[0], f"local {local_models[name]}")
+    assert captions_of(captioner, [b""])[0][0] == "unreadable picture"
+    json.dumps(captioner.provenance)
+
+
+def test_a_chat_model_is_asked_the_prompt_and_answers_greedily(
+    local_models: dict[str, Path],
+) -> None:
+    """Against choosing the likeliest token by hand, one forward pass of everything for each."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = local_models["llava_next"]
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    images = [encoded(i, "PNG", size) for i, size in enumerate(SHAPES[:3])]
+    for prompt in ("w5 w6", "w40 w41 w42"):
+        captioner = open_captioner(local_config(folder, prompt=prompt))
+        assert captioner.provenance["prompt"] == f"<s> user <image> {prompt} w1 w2"
+        expected = []
+        for image in images:
+            text = f"<s> user <image> {prompt} w1 w2"
+            inputs = processor(
+                images=decoded(image), text=text, return_tensors="pt", add_special_tokens=False
+            )
+            asked = inputs["input_ids"].shape[1]
+            assert (inputs["input_ids"] == 1).sum() == 1  # one start of text
+            for _ in range(8):
+                logits = model(**inputs, use_cache=False).logits[0, -1]
+                token = logits.argmax().view(1, 1)
+                inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                if token == 2:
+                    break
+            answer = inputs["input_ids"][0, asked:]
+            expected.append(processor.tokenizer.decode(answer, skip_special_tokens=True))
+        assert texts_of(captions_of(captioner, images)) == expected
+    assert open_captioner(local_config(local_models["blip"])).provenance["prompt"] is None
+
+
+def test_what_a_local_model_cannot_do_is_a_failure(
+    local_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner: Any = open_captioner(local_config(local_models["llava_next"]))
+    images = [encoded(i, "PNG", size) for i, size in enumerate(SHAPES[:4])]
+    expected = captions_of(captioner, images)
+    prepare = captioner._prepare
+
+    def picky(pictures: Any) -> Any:
+        if any(picture.width > 60 for picture in pictures):
+            raise ValueError("absolute aspect ratio must be\nsmaller than 2")
+        return prepare(pictures)
+
+    monkeypatch.setattr(captioner, "_prepare", picky)
+    results = captions_of(captioner, images)
+    assert results[1] == Failure("refused by model", "absolute aspect ratio must be smaller than 2")
+    assert [results[i] for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
+    monkeypatch.undo()
+    captioner._model.lm_head.weight.data.zero_()
+    captioner._model.lm_head.weight.data[2] = 1  # the end of text, or all alike: padding
+    results = captions_of(captioner, images)
+    assert {result[0] for result in results} == {"empty caption"}
+
+
+def test_wrong_local_models_are_named(local_models: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(ValueError, match=r"caption\.model must be a folder or hub name"):
+        open_captioner(CaptionConfig(kind="local"))
+    with pytest.raises(FileNotFoundError, match="absent"):
+        open_captioner(local_config(tmp_path / "absent"))
+    folder = tmp_path / "model"
+    shutil.copytree(local_models["blip"], folder)
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "query" in name)
+    save_file(
+        {name: w for name, w in weights.items() if name != lost},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=f"lacks 1 tensors of its model, such as {lost}"):
+        open_captioner(local_config(folder))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"holds no \.safetensors"):
+        open_captioner(local_config(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "owlv2"}))
+    with pytest.raises(ValueError, match="type 'owlv2', which is no image-to-text model of transformers"):
+        open_captioner(local_config(folder))

@@ -1,0 +1,169 @@
+"""A transformers image-to-text or vision-language model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from open_cloc.labelling.captioners.pictures import decoded, one_line
+from open_cloc.labelling.detectors.checkpoint import Checkpoint, find_checkpoint, read_model_type
+from open_cloc.labelling.recipe import CaptionConfig
+from open_cloc.labelling.types import Caption, Failure
+
+# Trained to caption a picture and nothing else: a prompt would become part of the caption.
+PROMPTLESS = ("blip", "blip-2", "git", "vision-encoder-decoder")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")  # without meaning in greedy decoding
+
+
+class LocalCaptioner:
+    """Captions by greedy decoding; attributes as in `types.Captioner`.
+
+    A vision-language model is asked the prompt in its own chat template, where it has one. On a CPU it
+    computes in float32, elsewhere in the type of its weights. A caption does not depend on the rest of its
+    batch, up to rounding: prompts of different lengths are padded on the left and masked.
+    """
+
+    def __init__(self, config: CaptionConfig, device: str = "cpu") -> None:
+        """Load the model; code that comes with it is never run.
+
+        Args:
+            config: Its `model` is a folder or a hub name.
+            device: Where it runs.
+
+        Raises:
+            FileNotFoundError: If the model is not there, or has no `.safetensors`.
+            ValueError: If it is no image-to-text model that transformers knows, or lacks weights.
+        """
+        if not config.model:
+            raise ValueError("caption.model must be a folder or hub name where caption.kind is local")
+        self._config = config
+        checkpoint = find_checkpoint(config.model)
+        model_type = read_model_type(checkpoint)
+        self._model = _load_model(checkpoint, model_type)
+        if torch.device(device).type == "cpu":
+            self._model.float()
+        self._model.to(device).eval()
+        self._load_processor(checkpoint, model_type)
+        self.provenance: Mapping[str, object] = {
+            "name": "local",
+            "model": config.model,
+            "revision": checkpoint.revision,
+            "sha256": checkpoint.sha256,
+            "prompt": self._prompt,
+            "max_new_tokens": config.max_new_tokens,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "versions": _versions(),
+        }
+
+    def __call__(self, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> list[Caption | Failure]:
+        """Encoded pictures -> a new caption each; the given ones are not shown to the model."""
+        pictures = [decoded(image) for image in images]
+        texts = iter(self._texts([picture for picture in pictures if not isinstance(picture, Failure)]))
+        answers = [picture if isinstance(picture, Failure) else next(texts) for picture in pictures]
+        source = f"local {self._config.model}"
+        return [Caption(answer, source) if isinstance(answer, str) else answer for answer in answers]
+
+    def _load_processor(self, checkpoint: Checkpoint, model_type: str) -> None:
+        from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+        self._promptless = model_type in PROMPTLESS
+        self._prompt: str | None = None
+        if self._promptless:
+            self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, **options)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
+            return
+        self._processor = AutoProcessor.from_pretrained(checkpoint.folder, **options)
+        self._tokenizer = getattr(self._processor, "tokenizer", None)
+        if self._tokenizer is None:
+            raise ValueError(f"{checkpoint.folder} has no processor for pictures with text")
+        if not self._model.config.is_encoder_decoder:
+            self._tokenizer.padding_side = "left"  # the caption goes on where the prompt ends
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._prompt = self._whole_prompt()
+
+    def _whole_prompt(self) -> str:
+        """What the model reads: the prompt, in its chat template where it has one."""
+        if not getattr(self._processor, "chat_template", None):
+            return self._config.prompt
+        content = [{"type": "image"}, {"type": "text", "text": self._config.prompt}]
+        conversation = [{"role": "user", "content": content}]
+        return self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+
+    def _texts(self, pictures: Sequence[Image.Image]) -> list[str | Failure]:
+        """A text of each picture; where the processor refuses the batch, each is tried alone."""
+        if not pictures:
+            return []
+        try:
+            inputs = self._prepare(pictures)
+        except ValueError as error:  # such as a picture that is too narrow to cut into patches
+            if len(pictures) > 1:
+                return [text for picture in pictures for text in self._texts([picture])]
+            return [Failure("refused by model", one_line(str(error)))]
+        texts = [one_line(text) for text in self._generate(inputs)]
+        return [text or Failure("empty caption", "the model wrote nothing") for text in texts]
+
+    def _prepare(self, pictures: Sequence[Image.Image]) -> Any:
+        if self._promptless:
+            return self._processor(images=list(pictures), return_tensors="pt")
+        assert self._prompt is not None
+        start = self._tokenizer.bos_token
+        return self._processor(
+            text=[self._prompt] * len(pictures),
+            images=[[picture] for picture in pictures],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=not (start and self._prompt.startswith(start)),  # templates write their own
+        )
+
+    @torch.inference_mode()
+    def _generate(self, inputs: Any) -> list[str]:
+        inputs = inputs.to(self._model.device, self._model.dtype)
+        tokens = self._model.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=self._config.max_new_tokens
+        )  # (B, T)
+        asked = inputs.get("input_ids")
+        if asked is not None and torch.equal(tokens[:, : asked.shape[1]], asked):  # most repeat the prompt
+            tokens = tokens[:, asked.shape[1] :]
+        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def _load_model(checkpoint: Checkpoint, model_type: str) -> Any:
+    """Load from safetensors alone.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If transformers has no such image-to-text model, or weights are missing.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    folder = checkpoint.folder
+    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder} holds a model of type {model_type!r}, which is no image-to-text model of transformers "
+            f"{transformers.__version__}"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{folder} holds no .safetensors; other weights are not opened: they may run code"
+        )
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True
+    )
+    missing = sorted(name for name in info["missing_keys"] if ".pooler." not in name)  # captions need none
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} tensors of its model, such as {missing[0]}")
+    for name in SAMPLING:
+        setattr(model.generation_config, name, None)
+    return model
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
