@@ -1,0 +1,191 @@
+"""Pictures as a detector takes them, and its boxes back: our own geometry, whatever the library's version.
+
+The picture is scaled once and stands in the top-left corner of a canvas. All that a box needs is how much of
+the canvas that is, so that the way there and the way back cannot drift apart.
+
+Shapes: B pictures, N boxes, h w pixels of the picture on its canvas, H W pixels of the canvas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from open_cloc.data.transforms import resize
+from open_cloc.model.cloc import OPENAI_MEAN, OPENAI_STD
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESAMPLING = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}  # Pillow's numbers, as configs have them
+FILES = ("preprocessor_config.json", "processor_config.json")  # where a checkpoint describes its pictures
+BLACK = 0.0  # OWLv2's padding in pixels of [0, 1]; older versions of the library took 0.5
+OWL_SIZES = {"owlv2": 960, "owlvit": 768}
+SHORTEST, LONGEST = 800, 1333  # edges of Grounding DINO's pictures
+SIDES, EDGES = ("height", "width"), ("shortest_edge", "longest_edge")
+
+
+class Canvas(NamedTuple):
+    """Where a picture lies.
+
+    Attributes:
+        content_hw: (height, width) of the picture on the canvas, from the top-left corner.
+        canvas_hw: (height, width) of the canvas.
+    """
+
+    content_hw: tuple[int, int]
+    canvas_hw: tuple[int, int]
+
+    def to_picture(self, boxes: Tensor) -> Tensor:
+        """Normalised `xyxy` boxes (..., 4) of the canvas -> of the picture; not clipped."""
+        (height, width), (full_height, full_width) = self.content_hw, self.canvas_hw
+        return boxes * boxes.new_tensor([full_width / width, full_height / height] * 2)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a checkpoint expects of its pictures.
+
+    Attributes:
+        mode: `pad` to a square, bottom and right, then to `size`; `squash` to `size`; `edges`: as large as
+            `size` allows, as shortest and longest edge.
+        size: (height, width) of the canvas, or (shortest, longest) edge.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+        pad_value: Of the padding, in pixels of [0, 1] before the mean is taken off; None for the mean itself.
+        interpolation: `bilinear` or another of `data.transforms.INTERPOLATIONS`; always antialiased.
+    """
+
+    mode: Literal["pad", "squash", "edges"]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad_value: float | None
+    interpolation: str
+
+    def canvas(self, source_hw: tuple[int, int], min_area: int = 0) -> Canvas:
+        """Where a picture of this (height, width) goes; `edges` pads a canvas under `min_area` pixels."""
+        height, width = source_hw
+        if min(source_hw) < 1:
+            raise ValueError(f"pictures must be at least 1 x 1; got (height, width) = {source_hw}")
+        if self.mode == "squash":
+            return Canvas(self.size, self.size)
+        if self.mode == "pad":
+            content = _scaled(source_hw, *(side / max(source_hw) for side in self.size))
+            return Canvas(content, self.size)
+        shortest, longest = self.size
+        zoom = min(shortest / min(height, width), longest / max(height, width))
+        content = _scaled(source_hw, zoom, zoom)
+        needed = -(-min_area // max(content))  # of the shorter side; only very thin pictures have less
+        return Canvas(content, (max(content[0], needed), max(content[1], needed)))
+
+    def draw(self, images: Sequence[np.ndarray], canvases: Sequence[Canvas], device: torch.device) -> Tensor:
+        """Pictures (H, W, 3) uint8 on canvases of one size -> (B, 3, H, W) float32, normalised."""
+        pixels = torch.zeros(len(images), *canvases[0].canvas_hw, 3, dtype=torch.uint8)
+        for row, (image, canvas) in enumerate(zip(images, canvases)):
+            height, width = canvas.content_hw
+            scaled = resize(np.ascontiguousarray(image), (height, width), self.interpolation)
+            pixels[row, :height, :width] = torch.from_numpy(scaled)
+        mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (self.mean, self.std))
+        floats = pixels.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)  # (B, 3, H, W)
+        fill = torch.zeros_like(mean) if self.pad_value is None else (self.pad_value - mean) / std
+        for own, canvas in zip(floats, canvases):
+            height, width = canvas.content_hw
+            own[:, height:] = fill
+            own[:, :, width:] = fill
+        return floats.contiguous()
+
+    def provenance(self) -> dict[str, Any]:
+        """Every setting, as JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def _scaled(source_hw: tuple[int, int], zoom_y: float, zoom_x: float) -> tuple[int, int]:
+    return max(1, round(source_hw[0] * zoom_y)), max(1, round(source_hw[1] * zoom_x))
+
+
+def read_preprocess(folder: Path, model_type: str, image_size: int = 0) -> Preprocess:
+    """What a checkpoint's own file says, and the model type's defaults for what it does not say.
+
+    Args:
+        folder: The checkpoint.
+        model_type: transformers' name, such as `owlv2`.
+        image_size: The model's own, the default of OWL-ViT and OWLv2.
+
+    Raises:
+        ValueError: If the file asks for something that would change boxes or is not understood.
+    """
+    given = _read_config(folder)
+    _check_steps(given, folder)
+    is_owl = model_type in OWL_SIZES
+    mean, std = (OPENAI_MEAN, OPENAI_STD) if is_owl else (IMAGENET_MEAN, IMAGENET_STD)
+    if given.get("do_normalize") is False:
+        given = {**given, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+    resample = given.get("resample", 3 if model_type == "owlvit" else 2)
+    if resample not in RESAMPLING:
+        raise ValueError(f"{folder}: unknown resample {resample!r}; expected one of {sorted(RESAMPLING)}")
+    pads = model_type == "owlv2" and given.get("do_pad", True) is not False
+    size = given.get("size", (image_size or OWL_SIZES[model_type]) if is_owl else (SHORTEST, LONGEST))
+    has_sides = is_owl or (isinstance(size, Mapping) and "height" in size)
+    pad_value = float(given.get("pad_value", BLACK)) if pads else None
+    return Preprocess(
+        "pad" if pads else "squash" if has_sides else "edges",
+        _pair(size, SIDES if has_sides else EDGES, folder),
+        tuple(float(x) for x in given.get("image_mean", mean)),
+        tuple(float(x) for x in given.get("image_std", std)),
+        pad_value,
+        RESAMPLING[resample],
+    )
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    for name in FILES:
+        path = folder / name
+        if path.is_file():
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} is not JSON: {error}") from error
+            own = config.get("image_processor") if name == "processor_config.json" else config
+            if isinstance(own, dict):
+                return own
+    return {}
+
+
+def _check_steps(given: Mapping[str, Any], folder: Path) -> None:
+    for name in ("do_resize", "do_rescale"):
+        if given.get(name) is False:
+            raise ValueError(f"{folder}: pictures without {name.removeprefix('do_')} are not supported")
+    size, crop = given.get("size"), given.get("crop_size")
+    if given.get("do_center_crop") and crop != size:
+        raise ValueError(
+            f"{folder}: a centre crop to {crop} would cut objects off; set do_center_crop to false"
+        )
+    factor = given.get("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-3:
+        raise ValueError(f"{folder}: rescale_factor must be 1/255; got {factor}")
+
+
+def _pair(value: Any, names: tuple[str, str], folder: Path) -> tuple[int, int]:
+    """A size in any of the forms that checkpoints have: a number, two numbers, or a table."""
+    known: list[Any]
+    if isinstance(value, Mapping):
+        known = [value.get(name) for name in names]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        known = list(value)
+    else:
+        known = [value, value if names is SIDES else LONGEST]
+    if len(known) != 2 or not all(isinstance(side, int) and side > 0 for side in known):
+        raise ValueError(f"{folder}: size must give {' and '.join(names)} in pixels; got {value!r}")
+    return known[0], known[1]

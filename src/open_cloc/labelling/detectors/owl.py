@@ -1,0 +1,107 @@
+"""OWL-ViT and OWLv2: the image tower once a picture, the text tower once a phrase, the heads on both.
+
+Queries are scored independently of each other: a picture's phrases can be padded to its neighbours' number.
+
+Shapes: B pictures, P phrases per picture (padded), N patches, C tower width, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.labelling.detectors.canvas import read_preprocess
+from open_cloc.labelling.detectors.checkpoint import Checkpoint, base_provenance, load_transformers
+from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
+from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
+from open_cloc.labelling.recipe import DetectorConfig
+from open_cloc.labelling.types import Detections, Failure
+
+TYPES = ("owlv2", "owlvit")
+
+
+class OwlDetector:
+    """A `Detector`; see `open_detector`.
+
+    Attributes:
+        model: `Owlv2ForObjectDetection` or `OwlViTForObjectDetection`, float32.
+        preprocess: What it expects of its pictures.
+        text_cache: Embeddings of the phrases asked last.
+        provenance: As the protocol has it.
+    """
+
+    def __init__(self, config: DetectorConfig, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.model, self.tokenizer = load_transformers(checkpoint, device)
+        own = self.model.config
+        self.towers: Any = getattr(self.model, own.model_type)
+        self.preprocess = read_preprocess(checkpoint.folder, own.model_type, own.vision_config.image_size)
+        self.max_tokens: int = own.text_config.max_position_embeddings
+        # Position embeddings are resized only where the picture is not of the model's own size.
+        self.resized = self.preprocess.size != (own.vision_config.image_size,) * 2
+        self.text_cache = TextCache(self._encode_text)
+        self.provenance: Mapping[str, object] = base_provenance(config, checkpoint, "transformers") | {
+            "class": type(self.model).__name__,
+            "preprocess": self.preprocess.provenance(),
+            "max_tokens": self.max_tokens,
+        }
+
+    def __call__(
+        self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections | Failure]:
+        return skip_without_phrases(self._detect, images, phrases)
+
+    def _detect(
+        self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections | Failure]:
+        canvases = [self.preprocess.canvas(image.shape[:2]) for image in images]
+        raw = self.raw(self.preprocess.draw(images, canvases, self.device), phrases)
+        return [decode(own, canvas, self.config) for own, canvas in zip(raw, canvases)]
+
+    def raw(self, pixels: Tensor, phrases: Sequence[Sequence[str]]) -> list[Raw]:
+        """Pictures (B, 3, H, W), normalised, and the phrases of each, at least one -> what the heads say."""
+        with self._autocast():
+            feature_map = self.model.image_embedder(pixels, interpolate_pos_encoding=self.resized)[0]
+        feature_map = feature_map.float()  # (B, rows, columns, C); heads in bfloat16 would round boxes
+        features = feature_map.flatten(1, 2)  # (B, N, C)
+        asked = [[self._shorten(phrase) for phrase in own] for own in phrases]
+        queries, mask = self._queries([[text for text, _ in own] for own in asked])
+        logits = self.model.class_predictor(features, queries, mask)[0]  # (B, N, P)
+        boxes = self.model.box_predictor(features, feature_map, self.resized)  # (B, N, 4)
+        return [
+            Raw(boxes[row], logits[row, :, : len(own)].sigmoid(), sum(cut for _, cut in own))
+            for row, own in enumerate(asked)
+        ]
+
+    def _queries(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """(B, P, D) embeddings, padded, and (B, P) True where there is one."""
+        most = max(len(own) for own in texts)
+        embedded = [self.text_cache.get(own) for own in texts]
+        queries = torch.stack([F.pad(own, (0, 0, 0, most - len(own))) for own in embedded])
+        counts = torch.tensor([len(own) for own in texts], device=self.device)
+        return queries, torch.arange(most, device=self.device) < counts[:, None]
+
+    def _shorten(self, phrase: str) -> tuple[str, bool]:
+        """The prompt as it is asked, and whether words had to go."""
+        return drop_first_words(phrase, self.config.prompt, self._num_tokens, self.max_tokens)
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _encode_text(self, text: str) -> Tensor:
+        """(D,) of unit length, as the library's forward pass has it."""
+        ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+        ids = torch.tensor([ids["input_ids"]], device=self.device)  # (1, T)
+        with self._autocast():
+            pooled = self.towers.text_model(ids, torch.ones_like(ids)).pooler_output
+            embedding = self.towers.text_projection(pooled)[0].float()
+        return embedding / embedding.norm()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
