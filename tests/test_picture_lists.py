@@ -105,12 +105,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 def test_metadata_of_image_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path, "a.png", "b.png", "train/c.png", "train/d.png")
+    pictures(tmp_path, "a.png", "b.png", "data/c.png", "data/d.png")
     (tmp_path / "b.txt").write_text("from the text file")
     (tmp_path / "a.txt").write_text("not this one")
     outer = [
         {"file_name": "a.png", "text": "a mug", "licence": "cc0", "n": 3, "tags": ["x"], "caption": None},
-        {"file_name": "train/c.png", "caption": "outer"},
+        {"file_name": "data/c.png", "caption": "outer"},
         {"file_name": "absent.png", "caption": "x"},
     ]
     inner = [
@@ -118,18 +118,18 @@ def test_metadata_of_image_folders(tmp_path: Path, caplog: pytest.LogCaptureFixt
         {"file_name": "d.png", "text": ""},
     ]
     write_table(tmp_path / "metadata.jsonl", outer)
-    write_table(tmp_path / "train/metadata.jsonl", inner)
+    write_table(tmp_path / "data/metadata.jsonl", inner)
     with caplog.at_level(logging.WARNING):
         found = samples(open_reader(f"folder:{tmp_path}"))
     assert "1 of 3 rows name pictures that are not there, such as 'absent.png'" in caplog.text
-    assert [sample.captions for sample in found] == [
-        ("not this one",),  # its `caption` is null, and one column is the caption
-        ("from the text file",),
-        ("inner", "second"),
-        (),
-    ]
+    assert {sample.key: sample.captions for sample in found} == {
+        "a": ("not this one",),  # its `caption` is null, and one column is the caption
+        "b": ("from the text file",),
+        "data/c": ("inner", "second"),
+        "data/d": (),
+    }
     assert found[0].metadata == {"file_name": "a.png", "text": "a mug", "licence": "cc0", "n": 3}
-    assert found[2].metadata == {"file_name": "train/c.png"}
+    assert found[2].metadata == {"file_name": "data/c.png"}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +254,7 @@ def test_only_one_row_group_is_in_memory(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(7)
     assert [dataset[int(i)].image for i in order] == [rows[i]["image"] for i in order]
     assert dataset._rows._group[1].num_rows <= 2
+    assert pickle.loads(pickle.dumps(dataset))._rows._group is None
 
 
 def test_urls_are_refused_with_a_way_out(tmp_path: Path) -> None:
