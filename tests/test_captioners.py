@@ -107,6 +107,14 @@ def test_unreadable_pictures_have_a_cause_and_a_stable_message(image: bytes) -> 
         assert "0x" not in result.message
 
 
+def test_a_picture_of_too_many_pixels_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = encoded(1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for result in (data_url(image), decoded(image)):
+        assert isinstance(result, Failure)
+        assert result.cause == "unreadable picture"
+
+
 # --- a server -------------------------------------------------------------------------------------
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -181,6 +189,7 @@ class Server:
 
         class Quiet(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 64  # of 5, connections that come all at once wait a second
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """Clients that hang up are part of the tests."""
