@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
 
 from open_cloc.labelling.recipe import FilterConfig
 from open_cloc.labelling.types import Detections
@@ -74,6 +73,8 @@ def select_regions(detections: Detections, cycle: np.ndarray | None, config: Fil
 
     rows = keep(rows, score[rows] > config.min_score, "score")
     if config.nms_iou < 1:
+        from torchvision.ops import batched_nms  # a second and a half, which each worker would pay
+
         boxes, scores, phrases = (torch.from_numpy(x[rows]) for x in (detections.boxes, score, phrase))
         best = batched_nms(boxes.double(), scores.double(), phrases, config.nms_iou)
         rows = keep(rows, np.isin(np.arange(len(rows)), best.numpy()), "overlap")

@@ -2,16 +2,19 @@
 
 A row of the data set is a batch of pictures of one unit. Stages are actors that load their model once. What
 the last of them returns is small (phrases, boxes, scores), so it may come together here, in the process that
-started the run; as soon as a unit is whole, a task of the cluster writes its raw detections and its shard.
+started the run; as soon as a unit is whole, an actor writes its raw detections and its shard.
 A unit is done when its mark is there, and a run that is started again does the others.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +33,7 @@ from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, S
 
 RUN_FILE = "label.json"  # of the output folder: what the run is
 LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
-WRITES_AT_ONCE = 4
+Step = tuple[type[Stage], tuple[Any, ...]]  # a stage and what it is made with
 READ_TASKS = 4096  # at most; each reads its units one after the other
 
 
@@ -77,7 +80,7 @@ def check_run(recipe: LabelRecipe) -> None:
     Raises:
         ValueError: Names the field.
     """
-    for name in ("batch_size", "samples_per_shard", "captioners", "phrasers"):
+    for name in ("batch_size", "samples_per_shard", "captioners", "phrasers", "writers"):
         if getattr(recipe.run, name) < 1:
             raise ValueError(f"run.{name} must be at least 1; got {getattr(recipe.run, name)}")
     if recipe.run.detectors < 0:
@@ -102,17 +105,26 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
     stream = stream.flat_map(_Read(run.batch_size), **light)
-    local = heavy if recipe.caption.kind == "local" else light
-    for stage, arguments, count, resources in (
-        (CaptionStage, (recipe.caption, device), run.captioners, local),
-        (PhraseStage, (recipe.phrases,), run.phrasers, light),
-        (DetectStage, (recipe.detect, recipe.cycle_weights, device), detectors, heavy),
-    ):
+    caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
+    detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
+    steps: list[tuple[Sequence[Step], int, dict[str, float]]] = [((detect,), detectors, heavy)]
+    if recipe.caption.kind == "given":  # not worth a process of its own
+        steps.insert(0, ((caption, phrases), run.phrasers, light))
+    else:
+        local = heavy if recipe.caption.kind == "local" else light
+        steps[:0] = [((caption,), run.captioners, local), ((phrases,), run.phrasers, light)]
+    for stages, count, resources in steps:
         stream = stream.map(
-            _OnRows, fn_constructor_args=(stage, arguments), concurrency=count, max_restarts=-1, **resources
+            _OnRows,
+            fn_constructor_args=(stages, tuple(sys.path)),
+            compute=data.ActorPoolStrategy(size=count),
+            **resources,
         )
     for row in stream.iter_rows():
-        yield pickle.loads(row["batch"])
+        batch = pickle.loads(row["batch"])
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 class _Read:
@@ -120,41 +132,67 @@ class _Read:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
+        self.path = tuple(sys.path)
 
     def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
-        for batch in read_batches(pickle.loads(row["unit"]), self.batch_size):
-            yield {"batch": pickle.dumps(batch)}
+        _import_from(self.path)
+        try:
+            for batch in read_batches(pickle.loads(row["unit"]), self.batch_size):
+                yield {"batch": pickle.dumps(batch)}
+        except Exception as error:
+            yield {"batch": _pickled_error(error)}
 
 
 class _OnRows:
-    """A stage as Ray Data calls it."""
+    """Stages as Ray Data calls them.
 
-    def __init__(self, stage: type[Stage], arguments: tuple[Any, ...]) -> None:
-        self.stage = stage(*arguments)
+    What they raise goes on in place of the batch: Ray would start a failing actor again for minutes, and hide
+    the reason in its own errors.
+    """
+
+    def __init__(self, steps: Sequence[Step], path: Sequence[str]) -> None:
+        _import_from(path)
+        self.error = b""
+        try:
+            self.stages = [stage(*arguments) for stage, arguments in steps]
+        except Exception as error:
+            self.error = _pickled_error(error)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        return {"batch": pickle.dumps(self.stage(pickle.loads(row["batch"])))}
+        if self.error:
+            return {"batch": self.error}
+        batch = pickle.loads(row["batch"])
+        if isinstance(batch, Exception):
+            return row
+        try:
+            for stage in self.stages:
+                batch = stage(batch)
+        except Exception as error:
+            return {"batch": _pickled_error(error)}
+        return {"batch": pickle.dumps(batch)}
+
+
+def _pickled_error(error: Exception) -> bytes:
+    """An error as the user shall see it: what is wrong with the input as it is, anything else by its type."""
+    if isinstance(error, (ValueError, FileNotFoundError)):
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        return pickle.dumps(kind(str(error)))
+    return pickle.dumps(ChildProcessError(f"a labelling worker failed: {type(error).__name__}: {error}"))
+
+
+def _import_from(path: Sequence[str]) -> None:
+    """Let a worker import what the process that started the run can."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)
 
 
 def _run(output: Path, recipe: LabelRecipe, undetected: Sequence[Unit], unfiltered: Sequence[Unit]) -> None:
-    """Do what is left to do, with a bounded number of shards being written at a time."""
-    ray = require("ray")
-    finish = ray.remote(num_cpus=0, max_retries=3)(_finish)
+    """Do what is left to do."""
     by_name = {unit.name: unit for unit in undetected}
-    writing: list[Any] = []
-
-    def write(*arguments: Any) -> None:
-        writing.append(finish.remote(output, *arguments))
-        if len(writing) >= WRITES_AT_ONCE:
-            done, left = ray.wait(writing, num_returns=1)
-            ray.get(done)
-            writing[:] = left
-
-    with tqdm(desc="labelling", unit="img", unit_scale=True) as bar:
+    bad = BadSamples(recipe.run.max_bad_fraction)
+    parts: dict[str, list[Batch]] = {}
+    with _writers(output, recipe) as write, tqdm(desc="labelling", unit="img", unit_scale=True) as bar:
         for unit in unfiltered:
-            write(unit, recipe, None)
-        bad = BadSamples(recipe.run.max_bad_fraction)
-        parts: dict[str, list[Batch]] = {}
+            write(unit, None)
         for batch in labelled_batches(undetected, recipe) if undetected else ():
             bar.update(len(batch.pictures))
             failures = [p.failure for p in batch.pictures if p.failure is not None]
@@ -162,21 +200,46 @@ def _run(output: Path, recipe: LabelRecipe, undetected: Sequence[Unit], unfilter
             part = parts.setdefault(batch.unit, [])
             part.append(batch)
             if len(part) == batch.of:
-                write(by_name[batch.unit], recipe, parts.pop(batch.unit))
-        ray.get(writing)
-        assert not parts, parts.keys()
+                write(by_name[batch.unit], parts.pop(batch.unit))
+    assert not parts, parts.keys()
 
 
-def _finish(output: Path, unit: Unit, recipe: LabelRecipe, batches: Sequence[Batch] | None) -> None:
-    """Write a unit's raw detections, unless they are there, and its shard."""
-    if batches is not None:
-        pictures: list[Picture] = []
-        made_by: dict[str, Any] = {}
-        for batch in sorted(batches, key=lambda b: b.number):
-            pictures += batch.pictures
-            made_by |= batch.made_by
-        save_raw(output, unit, pictures, made_by, recipe)
-    save_shard(output, unit, recipe)
+@contextmanager
+def _writers(output: Path, recipe: LabelRecipe) -> Iterator[Callable[[Unit, Sequence[Batch] | None], None]]:
+    """A function that has units written by actors; it waits where they fall behind, in the end for all."""
+    ray = require("ray")
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Writer)
+    count = recipe.run.writers
+    actors = itertools.cycle([actor.remote(output, recipe, tuple(sys.path)) for _ in range(count)])
+    writing: list[Any] = []
+
+    def write(unit: Unit, batches: Sequence[Batch] | None) -> None:
+        while len(writing) >= 2 * count:
+            done, writing[:] = ray.wait(writing, num_returns=1)
+            ray.get(done)
+        writing.append(next(actors).write.remote(unit, batches))
+
+    yield write
+    ray.get(writing)
+
+
+class _Writer:
+    """Writes units, in a process of its own."""
+
+    def __init__(self, output: Path, recipe: LabelRecipe, path: Sequence[str]) -> None:
+        _import_from(path)
+        self.output, self.recipe = output, recipe
+
+    def write(self, unit: Unit, batches: Sequence[Batch] | None) -> None:
+        """Write a unit's raw detections, unless they are there (`batches` is None), and its shard."""
+        if batches is not None:
+            pictures: list[Picture] = []
+            made_by: dict[str, Any] = {}
+            for batch in sorted(batches, key=lambda batch: batch.number):
+                pictures += batch.pictures
+                made_by |= batch.made_by
+            save_raw(self.output, unit, pictures, made_by, self.recipe)
+        save_shard(self.output, unit, self.recipe)
 
 
 def _open_output(
@@ -224,32 +287,29 @@ def connected(address: str) -> Iterator[None]:
     """A Ray cluster: the one at an address, or one of this machine alone that ends with the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require("ray")
-    if ray.is_initialized():
-        yield
-        return
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
-    context = require("ray.data").DataContext.get_current()
-    context.enable_progress_bars = False
+    require("ray.data").DataContext.get_current().enable_progress_bars = False  # ours counts pictures
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    started = not ray.is_initialized()
+    if started:
+        place = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        ray.init(**place, logging_level="ERROR", log_to_driver=False)
     try:
         yield
     finally:
-        ray.shutdown()
+        if started:
+            ray.shutdown()
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What a stage raised, without Ray's wrapping."""
+    """What a writer raised, without Ray's wrapping."""
     ray = require("ray")
     try:
         yield
-    except ray.exceptions.RayError as error:
-        cause = error
-        while getattr(cause, "cause", None) is not None or cause.__cause__ is not None:
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise type(cause)(str(cause)) from None
         raise ChildProcessError(f"a labelling worker failed: {type(cause).__name__}: {cause}") from error
+    except ray.exceptions.RayError as error:
+        raise ChildProcessError(f"the Ray cluster failed: {error}") from error

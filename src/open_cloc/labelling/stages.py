@@ -1,5 +1,7 @@
 """The stages that change batches: re-caption, phrases, detect, cycle score. None of them knows Ray.
 
+Each imports what it needs when it is made: its process may need nothing else.
+
 A stage that raises stops the run; what is wrong with one picture becomes its `failure`.
 """
 
@@ -13,10 +15,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from open_cloc.data.samples import RegionSample
-from open_cloc.labelling.captioners import open_captioner
-from open_cloc.labelling.cycle import CycleScorer
-from open_cloc.labelling.detectors import open_detector
-from open_cloc.labelling.phrases import open_phrase_rules
 from open_cloc.labelling.recipe import CaptionConfig, DetectorConfig, PhraseConfig
 from open_cloc.labelling.source import Batch, Picture
 from open_cloc.labelling.types import Failure
@@ -24,15 +22,18 @@ from open_cloc.labelling.types import Failure
 Made = TypeVar("Made")
 
 
-def opened(config: Any, builtin: Callable[..., Any], *arguments: Any) -> Any:
+def opened(config: Any, ours: str, *arguments: Any) -> Any:
     """What a config's `kind` names: ours, or `package.module:factory` that takes the same arguments.
+
+    Args:
+        config: A stage's.
+        ours: `package.module:factory` for the kinds that have names; imported only if it is needed.
+        arguments: Besides the config.
 
     Raises:
         ValueError: If there is no such factory.
     """
-    if ":" not in config.kind:
-        return builtin(config, *arguments)
-    module, _, name = config.kind.partition(":")
+    module, _, name = (config.kind if ":" in config.kind else ours).partition(":")
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -50,7 +51,7 @@ class CaptionStage:
     """Gives each picture the caption that its phrases come from."""
 
     def __init__(self, config: CaptionConfig, device: str) -> None:
-        self.captioner = opened(config, open_captioner, device)
+        self.captioner = opened(config, "open_cloc.labelling.captioners:open_captioner", device)
 
     def __call__(self, batch: Batch) -> Batch:
         def caption(pictures: Sequence[Picture]) -> list[Any]:
@@ -63,7 +64,7 @@ class PhraseStage:
     """Finds the phrases of captions."""
 
     def __init__(self, config: PhraseConfig) -> None:
-        self.rules = opened(config, open_phrase_rules)
+        self.rules = opened(config, "open_cloc.labelling.phrases:open_phrase_rules")
 
     def __call__(self, batch: Batch) -> Batch:
         def find(pictures: Sequence[Picture]) -> list[Any]:
@@ -81,9 +82,12 @@ class DetectStage:
     """
 
     def __init__(self, config: DetectorConfig, cycle_weights: str, device: str) -> None:
-        self.detector = opened(config, open_detector, device)
-        weights = config.weights if cycle_weights == "detector" else cycle_weights
-        self.cycle = CycleScorer(weights, device) if weights else None
+        self.detector = opened(config, "open_cloc.labelling.detectors:open_detector", device)
+        self.cycle: Any = None
+        if cycle_weights:
+            from open_cloc.labelling.cycle import CycleScorer
+
+            self.cycle = CycleScorer(config.weights if cycle_weights == "detector" else cycle_weights, device)
 
     def __call__(self, batch: Batch) -> Batch:
         pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
@@ -94,7 +98,6 @@ class DetectStage:
             return self.detector([pixels[p.index] for p in pictures], [_texts(p) for p in pictures])
 
         def cycle(pictures: Sequence[Picture]) -> list[Any]:
-            assert self.cycle is not None
             boxes = [p.detections.boxes if p.detections else np.zeros((0, 4)) for p in pictures]
             best = [_best_texts(p) for p in pictures]
             return self.cycle([pixels[p.index] for p in pictures], best, boxes)

