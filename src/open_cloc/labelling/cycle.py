@@ -86,16 +86,15 @@ class CycleScorer:
             raise ValueError(
                 f"every picture needs as many phrases as boxes; got {len(images)} pictures, {counts}"
             )
-        empty = Cycle(np.zeros(0, np.float32), np.zeros(0, np.float32))
-        results = [empty for _ in images]
-        rows = [row for row, own in enumerate(phrases) if len(own)]
-        if rows:
-            unique = [list(dict.fromkeys(phrases[row])) for row in rows]
-            with torch.inference_mode():
-                found = self.grounder.ground(self.grounder.encode([images[row] for row in rows]), unique)
-            for row, own, texts in zip(rows, found, unique):
-                index = [texts.index(phrase) for phrase in phrases[row]]
-                scores = (own.regions * own.texts).sum(-1)[index]
-                overlap = box_iou(own.boxes.cpu()[index], torch.as_tensor(boxes[row], dtype=torch.float64))
-                results[row] = Cycle(scores.float().cpu().numpy(), overlap.diagonal().float().numpy())
-        return results
+        with torch.inference_mode():
+            return [self._compare(*own) for own in zip(images, phrases, boxes)]
+
+    def _compare(self, image: np.ndarray, phrases: Sequence[str], boxes: np.ndarray) -> Cycle:
+        if not len(phrases):
+            return Cycle(np.zeros(0, np.float32), np.zeros(0, np.float32))
+        unique = list(dict.fromkeys(phrases))
+        found = self.grounder.ground(image, unique)
+        index = [unique.index(phrase) for phrase in phrases]
+        score = (found.regions * found.texts).sum(-1)[index]
+        overlap = box_iou(found.boxes.cpu()[index], torch.as_tensor(boxes, dtype=torch.float64)).diagonal()
+        return Cycle(score.float().cpu().numpy(), overlap.float().numpy())

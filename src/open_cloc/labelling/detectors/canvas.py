@@ -85,8 +85,12 @@ class Preprocess:
             content = _scaled(source_hw, *(side / max(source_hw) for side in self.size))
             return Canvas(content, self.size)
         shortest, longest = self.size
-        zoom = min(shortest / min(height, width), longest / max(height, width))
-        content = _scaled(source_hw, zoom, zoom)
+        zoom = min(shortest / min(source_hw), longest / max(source_hw))
+        short = max(1, round(min(source_hw) * zoom))
+        long = max(
+            short, int(max(source_hw) * zoom + 1e-6)
+        )  # as the library rounds: same pixels, same output
+        content = (short, long) if height <= width else (long, short)
         needed = -(-min_area // max(content))  # of the shorter side; only very thin pictures have less
         return Canvas(content, (max(content[0], needed), max(content[1], needed)))
 

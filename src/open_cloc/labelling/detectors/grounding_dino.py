@@ -58,9 +58,10 @@ class GroundingDinoDetector:
         self.max_tokens: int = self.model.config.max_text_len
         tokenizer = self.tokenizer
         self.start, self.stop = tokenizer.cls_token_id, tokenizer.sep_token_id
-        self.full_stop: int = tokenizer.convert_tokens_to_ids(".")
-        # Whatever separates phrases must not occur inside one.
-        self.separators = {self.start, self.stop, self.full_stop, tokenizer.convert_tokens_to_ids("?")}
+        self.full_stop, question = (tokenizer.convert_tokens_to_ids(mark) for mark in (".", "?"))
+        if {self.full_stop, question} & {None, tokenizer.unk_token_id}:
+            raise ValueError(f"{checkpoint.folder}: the tokenizer knows no full stop or no question mark")
+        self.separators = {self.start, self.stop, self.full_stop, question}  # never inside a phrase
         # The model takes its best Q of all places of its maps, so a very thin picture needs padding, masked.
         self.min_area: int = STRIDE**2 * self.model.config.num_queries
         self.provenance: Mapping[str, object] = base_provenance(config, checkpoint, "transformers") | {
