@@ -75,6 +75,8 @@ WORKED = [  # caption, phrases, dropped
     ("a man with a box and two men with boxes", ["a man", "a box"], {"duplicate": 2}),
     ("a glass and a pair of glasses", ["a glass", "a pair", "glasses"], {}),
     ("a man in a white T-shirt", ["a man", "a white t-shirt"], {}),
+    ("a blue-eyed dog near a well-kept lawn", ["a blue-eyed dog", "a well-kept lawn"], {}),
+    ("he holds an id card", ["an id card"], {}),  # spaCy's tokens: i, d
     ("the cat's red ball", ["the cat", "red ball"], {}),
     ("a royalty-free photo of free-range chickens", ["free-range chickens"], {"generic word": 2}),
     ("a  red\nmug\x00and a\ta cat", ["a red mug", "a cat"], {}),
@@ -299,6 +301,12 @@ def test_ngrams_by_hand(ngrams):
     assert texts(found) == ["the red", "the red mug", "red", "red mug", "mug"]
     assert [caption[p.start : p.end] for p in found.kept][:2] == ["the (red", "the (red) mug"]
     assert found.dropped == {"generic word at an edge": 6, "only stop words": 1}
+
+
+def test_ngrams_neither_begin_nor_end_with_a_generic_word(ngrams):
+    (found,) = ngrams(["red photo mug picture"])
+    assert texts(found) == ["red", "red photo mug", "mug"]
+    assert found.dropped == {"generic word at an edge": 6}
 
 
 def test_ngrams_count_repeats_symbols_and_the_limit(ngrams):

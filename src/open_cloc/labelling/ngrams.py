@@ -11,7 +11,7 @@ from typing import NamedTuple
 from open_cloc.labelling.extras import require
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrase, Phrases
-from open_cloc.labelling.words import GENERIC_WORDS, Word, fingerprint, split_words
+from open_cloc.labelling.words import GENERIC_WORDS, MAX_WORD_CHARACTERS, Word, fingerprint, split_words
 
 VERSION = "ngrams/1"
 
@@ -38,7 +38,12 @@ class NGrams:
         """Raises ValueError where spaCy, whose stop words are used, is not installed."""
         self.config = config
         self._stop_words = frozenset(require("spacy.lang.en.stop_words").STOP_WORDS)
-        rules = {"version": VERSION, "generic": GENERIC_WORDS, "stop": self._stop_words}
+        rules = {
+            "version": VERSION,
+            "generic": GENERIC_WORDS,
+            "stop": self._stop_words,
+            "longest_word": MAX_WORD_CHARACTERS,
+        }
         self.provenance: Mapping[str, object] = {
             "rules": VERSION,
             "rules_sha256": fingerprint(rules),

@@ -19,7 +19,7 @@ from open_cloc.labelling.extras import require
 from open_cloc.labelling.ngrams import NGrams
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrase, PhraseRules, Phrases
-from open_cloc.labelling.words import GENERIC_WORDS, fingerprint, split_words
+from open_cloc.labelling.words import GENERIC_WORDS, MAX_WORD_CHARACTERS, fingerprint, split_words
 
 VERSION = "noun_phrases/1"
 GRAMMAR = "NP: <DT>? <JJ.*>* <NN.*>+"
@@ -87,6 +87,8 @@ class NounPhrases:
         rules = {
             "version": VERSION,
             "grammar": GRAMMAR,
+            "hyphens": HYPHENS,
+            "longest_word": MAX_WORD_CHARACTERS,
             "generic": GENERIC_WORDS,
             "stop": self._stop_words,
             "plurals": PLURAL_ENDINGS,
@@ -112,13 +114,13 @@ class NounPhrases:
         compounds = drop_generic(join_hyphens(self._tokens(caption, dropped)), dropped)
         tags = self._tags(compounds)
         words = [_merge(compound) for compound in compounds]
-        singular = {word.text for word, tag in zip(words, tags) if tag in ("NN", "NNP")}
+        known = {word.text for word in words}
         chunks = []
         for start, end in match_noun_phrases(tags):
             if all(word.text in self._stop_words for word in words[start:end]):
                 dropped["only stop words"] += 1
             else:
-                chunks.append(_make_chunk(words[start:end], tags[start:end], singular))
+                chunks.append(_make_chunk(words[start:end], tags[start:end], known))
         kept = [chunk.phrase for chunk in merge_duplicates(chunks, dropped)]
         if len(kept) > self.config.max_phrases:
             dropped["over the limit"] += len(kept) - self.config.max_phrases
@@ -306,24 +308,24 @@ def _skip(tags: Sequence[str], start: int, prefix: str) -> int:
     return start
 
 
-def _make_chunk(words: Sequence[Token], tags: Sequence[str], singular_nouns: set[str]) -> _Chunk:
+def _make_chunk(words: Sequence[Token], tags: Sequence[str], known: set[str]) -> _Chunk:
     text = words[0].text
     for left, right in pairwise(words):
         text += (" " if left.end < right.start else "") + right.text
     compared = [
-        _singular(word.text, singular_nouns) if tag in ("NNS", "NNPS") else word.text
+        _singular(word.text, known) if tag in ("NNS", "NNPS") else word.text
         for word, tag in zip(words, tags)
         if tag != "DT"
     ]
     return _Chunk(Phrase(text, words[0].start, words[-1].end), tuple(compared))
 
 
-def _singular(plural: str, singular_nouns: set[str]) -> str:
-    """The singular of a plural if it is among the caption's nouns, else the plural itself."""
+def _singular(plural: str, known: set[str]) -> str:
+    """The singular of a plural if it is among the caption's words, else the plural itself."""
     if plural in NOT_PLURALS:
         return plural
     for ending, replacement in PLURAL_ENDINGS:
         singular = plural[: -len(ending)] + replacement
-        if plural.endswith(ending) and singular in singular_nouns:
+        if plural.endswith(ending) and singular in known:
             return singular
     return plural
