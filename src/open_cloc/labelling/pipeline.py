@@ -287,7 +287,10 @@ def connected(address: str) -> Iterator[None]:
     """A Ray cluster: the one at an address, or one of this machine alone that ends with the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require("ray")
-    require("ray.data").DataContext.get_current().enable_progress_bars = False  # ours counts pictures
+    context = require("ray.data").DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts pictures
+    context.issue_detectors_config.detectors = []
+    context.target_max_block_size = 1  # a block a batch, so that a unit's batches spread over all actors
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     started = not ray.is_initialized()
     if started:

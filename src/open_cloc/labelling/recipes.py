@@ -19,7 +19,7 @@ def vesl_recaption() -> LabelRecipe:
 
 def ngrams() -> LabelRecipe:
     """The recipe that the paper compares with: all n-grams of the given captions, found by OWLv2 (large)."""
-    return LabelRecipe("ngrams", phrases=PhraseConfig(kind="ngrams"))
+    return LabelRecipe("ngrams", phrases=PhraseConfig(kind="ngrams", max_phrases=300))
 
 
 def cloc() -> LabelRecipe:
