@@ -37,6 +37,7 @@ class CycleScorer:
     Args:
         weights: Folder or hub name.
         device: None takes a GPU if there is one, else the CPU.
+        revision: Of the hub.
 
     Attributes:
         provenance: Which model it is; JSON types only.
@@ -46,8 +47,10 @@ class CycleScorer:
         ValueError: If they are not a CLOC model's.
     """
 
-    def __init__(self, weights: str, device: str | torch.device | None = None) -> None:
-        checkpoint = find_checkpoint(weights)
+    def __init__(
+        self, weights: str, device: str | torch.device | None = None, revision: str | None = None
+    ) -> None:
+        checkpoint = find_checkpoint(weights, revision)
         model_type = read_model_type(checkpoint)
         if model_type != "cloc":
             raise ValueError(f"cycle_weights must be a CLOC model; {weights} holds a {model_type} model")
