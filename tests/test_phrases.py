@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_cloc.labelling import extras, phrases
-from open_cloc.labelling.extras import require
+from open_cloc import extras
+from open_cloc.extras import require
+from open_cloc.labelling import phrases
 from open_cloc.labelling.phrases import find_pipeline, match_noun_phrases, open_phrase_rules
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrases

@@ -13,10 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from open_cloc.data.decode import decode_image
+
+# What decoding raises on bytes that are no picture, and on one that is too large to be meant.
+UNDECODABLE = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
+
+
+def decoding_error(error: Exception) -> str:
+    """What is wrong with a picture, without the memory address that Pillow puts in: logs must repeat."""
+    return "not a known format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,11 @@ class RegionSample:
             return decode_image(self.image if isinstance(self.image, bytes) else self.image.read_bytes())
         except FileNotFoundError:
             raise FileNotFoundError(f"image of sample {self.key!r} not found: {self.image!s}") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except UNDECODABLE as error:
             where = "" if isinstance(self.image, bytes) else f" ({self.image})"
-            raise ValueError(f"image of sample {self.key!r} cannot be decoded{where}: {error}") from error
+            raise ValueError(
+                f"image of sample {self.key!r} cannot be decoded{where}: {decoding_error(error)}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from webdataset import TarWriter
 from webdataset.shardlists import expand_urls
 
 from open_cloc.data.annotations import RawSample, finish
 from open_cloc.data.region_json import encode_json, parse_sample
-from open_cloc.data.samples import RegionSample
+from open_cloc.data.samples import UNDECODABLE, RegionSample, decoding_error
 from open_cloc.data.shard_index import (
     ShardIndex,
     UnreadableShardError,
@@ -213,9 +213,11 @@ def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes
         with Image.open(io.BytesIO(encoded)) as picture:
             suffix, (width, height) = STORED_AS.get(picture.format or ""), picture.size
             picture.load()  # the header of a file that was cut short is whole
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UNDECODABLE as error:
         where = f" ({sample.image})" if isinstance(sample.image, Path) else ""
-        raise ValueError(f"image of sample {sample.key!r} cannot be decoded{where}: {error}") from error
+        raise ValueError(
+            f"image of sample {sample.key!r} cannot be decoded{where}: {decoding_error(error)}"
+        ) from error
     if suffix and not 0 < storage.max_side < max(height, width):
         return suffix, encoded, (height, width)
     return encode_picture(sample.pixels(), storage._replace(array_format="png"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from open_cloc.labelling.extras import require
+from open_cloc.extras import require
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrase, Phrases
 from open_cloc.labelling.words import GENERIC_WORDS, MAX_WORD_CHARACTERS, Word, fingerprint, split_words

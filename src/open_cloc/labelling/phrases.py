@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from open_cloc.labelling.extras import require
+from open_cloc.extras import require
 from open_cloc.labelling.ngrams import NGrams
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrase, PhraseRules, Phrases

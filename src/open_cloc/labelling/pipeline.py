@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.labelling.extras import require
+from open_cloc.extras import require
 from open_cloc.labelling.filter import check_filter
 from open_cloc.labelling.provenance import describe, differences, downstream, upstream
 from open_cloc.labelling.recipe import LabelRecipe
@@ -111,13 +111,17 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
     if recipe.caption.kind == "given":  # not worth a process of its own
         steps.insert(0, ((caption, phrases), run.phrasers, light))
     else:
-        local = heavy if recipe.caption.kind == "local" else light
-        steps[:0] = [((caption,), run.captioners, local), ((phrases,), run.phrasers, light)]
+        asked = heavy if recipe.caption.kind == "local" else light
+        if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
+            asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
+        steps[:0] = [((caption,), run.captioners, asked), ((phrases,), run.phrasers, light)]
     for stages, count, resources in steps:
         stream = stream.map(
             _OnRows,
             fn_constructor_args=(stages, tuple(sys.path)),
-            compute=data.ActorPoolStrategy(size=count),
+            compute=data.ActorPoolStrategy(
+                size=count, max_tasks_in_flight_per_actor=2 * int(resources.get("max_concurrency", 1))
+            ),
             **resources,
         )
     for row in stream.iter_rows():

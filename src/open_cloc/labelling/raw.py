@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from open_cloc.labelling.extras import require
+from open_cloc.extras import require
 from open_cloc.labelling.source import Picture
 from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases
 

@@ -1,7 +1,7 @@
 """What a labelling run does, as frozen dataclasses; `recipes.RECIPES` holds ours by name.
 
-Each stage's `kind` may also be `package.module:factory`, a function that takes the config (and the device, for
-captioners and detectors) and returns what `types` asks for.
+Each stage's `kind` may also be `package.module:factory`, a function that takes the config (and, for
+captioners and detectors, the device) and returns what `types` asks for.
 """
 
 from __future__ import annotations

@@ -90,9 +90,7 @@ class Captioner(Protocol):
 
     provenance: Mapping[str, object]
 
-    def __call__(
-        self, images: Sequence[bytes], captions: Sequence[Sequence[str]]
-    ) -> list[Caption | Failure]:
+    def __call__(self, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> list[Caption | Failure]:
         """Encoded pictures and their given captions (possibly none) -> a new caption each."""
         ...
 

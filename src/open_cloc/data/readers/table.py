@@ -373,7 +373,7 @@ class ParquetRows:
 
 def _parquet(file: Path) -> Any:
     """An open `pyarrow.parquet.ParquetFile`."""
-    from open_cloc.labelling.extras import require
+    from open_cloc.extras import require
 
     pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:

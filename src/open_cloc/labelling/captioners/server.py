@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from open_cloc.extras import require
 from open_cloc.labelling.captioners.pictures import data_url, one_line
-from open_cloc.labelling.extras import require
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
 

@@ -16,7 +16,7 @@ from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.model.load import HUB_ID
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".distcp"}  # all that a model is made of
+SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}  # all that a model is made of
 
 
 class Checkpoint(NamedTuple):

@@ -1,4 +1,4 @@
-"""The heavy libraries of labelling come with an extra and are imported where they are needed."""
+"""Heavy libraries come with an extra and are imported where they are needed."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def require(module: str) -> Any:
         if module != missing and not module.startswith(f"{missing}."):
             raise
         raise ValueError(
-            f"labelling needs {missing!r}, which is not installed: pip install 'open-cloc[label]'"
+            f"{missing!r} is needed here, and not installed: pip install 'open-cloc[label]'"
         ) from error
