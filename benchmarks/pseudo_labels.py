@@ -105,20 +105,20 @@ def start_training(name: str, data: Path, options: Options) -> subprocess.Popen[
         return None
     arguments = {
         "--data.train": f"shards:{data}",
-        "--data.loader.shuffle": "True",
         "--run.samples": str(options.samples),
         "--run.seed": str(options.seed),
         "--run.output": str(folder),
     }
     command = [sys.executable, "-m", "open_cloc.cli", "train", "scenes-cloc"]
-    command += [part for pair in arguments.items() for part in pair]
+    command += ["--data.loader.shuffle", *(part for pair in arguments.items() for part in pair)]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "60"})
 
 
 def finish(*processes: subprocess.Popen[bytes] | None) -> None:
-    for process in processes:
-        if process is not None and process.wait():
-            raise SystemExit(f"training failed: {process.args!r}")
+    """Wait for trainings; raise if one failed, once all have ended."""
+    failed = [p.args for p in processes if p is not None and p.wait()]
+    if failed:
+        raise SystemExit(f"training failed: {failed[0]!r}")
 
 
 def recipe_of(kind: str, options: Options) -> LabelRecipe:
