@@ -87,7 +87,9 @@ class DetectStage:
         if cycle_weights:
             from open_cloc.labelling.cycle import CycleScorer
 
-            self.cycle = CycleScorer(config.weights if cycle_weights == "detector" else cycle_weights, device)
+            own = cycle_weights == "detector"
+            weights, revision = (config.weights, config.revision) if own else (cycle_weights, None)
+            self.cycle = CycleScorer(weights, device, revision)
 
     def __call__(self, batch: Batch) -> Batch:
         pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
