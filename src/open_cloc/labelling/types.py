@@ -73,8 +73,8 @@ class Detections:
     Attributes:
         boxes: (N, 4) float32 normalised `xyxy` of the whole picture, inside it.
         scores: (N, P) float32 in [0, 1]: how well each box fits each of the picture's phrases.
-        dropped: What was left out, counted by cause: boxes (`not finite`), or words of phrases that are too long
-            for the detector.
+        dropped: What was left out, counted by cause: boxes (`not finite`), or words of phrases that were too
+            long for the detector.
     """
 
     boxes: np.ndarray
