@@ -28,7 +28,7 @@ from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.raw import read_raw, write_raw
 from open_cloc.labelling.recipe import DetectorConfig, FilterConfig, LabelRecipe, LabelRunConfig, PhraseConfig
 from open_cloc.labelling.report import write_report
-from open_cloc.labelling.source import Picture, plan_units, read_batches
+from open_cloc.labelling.source import Picture, known_pictures, plan_units, read_batches
 from open_cloc.labelling.stats import merge_stats
 from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases
 
@@ -239,6 +239,7 @@ def test_units_and_batches_follow_from_the_input(tmp_path: Path) -> None:
         ("00002", 0, 1, 2),
     ]
     assert [p.key for b in batches for p in b.pictures] == [scene.key for scene in scenes]
+    assert known_pictures(units) == COUNT
     assert [(u.start, u.stop) for u in plan_units("scenes:val,num_samples=5", 2)] == [(0, 2), (2, 4), (4, 5)]
 
 

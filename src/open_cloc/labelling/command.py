@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from open_cloc.labelling.diff import compare, format_comparison
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.recipes import RECIPES
 from open_cloc.labelling.report import format_summary, write_report
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes: 0 labelled, and as `open-cloc` for errors."""
+    """Exit codes: 0 labelled, 130 interrupted, and as `open-cloc` for errors."""
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
@@ -87,7 +90,11 @@ def main(argv: Sequence[str]) -> int:
     )
     from open_cloc.labelling.pipeline import label  # the stages' libraries take seconds
 
-    label(options.recipe, options.source, options.output, options.overwrite)
+    try:
+        label(options.recipe, options.source, options.output, options.overwrite)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is left", file=sys.stderr)
+        return INTERRUPTED
     return _report(options.output)
 
 

@@ -28,7 +28,7 @@ from open_cloc.labelling.filter import check_filter
 from open_cloc.labelling.provenance import describe, differences, downstream, upstream
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.shard import label_mark, raw_mark, read_mark, save_raw, save_shard, write_json
-from open_cloc.labelling.source import Batch, Picture, Unit, plan_units, read_batches
+from open_cloc.labelling.source import Batch, Picture, Unit, known_pictures, plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
 
 RUN_FILE = "label.json"  # of the output folder: what the run is
@@ -194,7 +194,9 @@ def _run(output: Path, recipe: LabelRecipe, undetected: Sequence[Unit], unfilter
     by_name = {unit.name: unit for unit in undetected}
     bad = BadSamples(recipe.run.max_bad_fraction)
     parts: dict[str, list[Batch]] = {}
-    with _writers(output, recipe) as write, tqdm(desc="labelling", unit="img", unit_scale=True) as bar:
+    total = known_pictures(undetected)
+    bar = tqdm(desc="labelling", total=total, unit="img", unit_scale=True)
+    with _writers(output, recipe) as write, bar:
         for unit in unfiltered:
             write(unit, None)
         for batch in labelled_batches(undetected, recipe) if undetected else ():
@@ -290,12 +292,13 @@ def _share(ray: Any, run: Any, detectors: int) -> float:
 def connected(address: str) -> Iterator[None]:
     """A Ray cluster: the one at an address, or one of this machine alone that ends with the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
     ray = require("ray")
     context = require("ray.data").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
     context.issue_detectors_config.detectors = []
     context.target_max_block_size = 1  # a block a batch, so that a unit's batches spread over all actors
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
         place = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}

@@ -6,9 +6,11 @@ again, or spread over another number of machines, computes the very same numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -119,6 +121,18 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
     ]
 
 
+def known_pictures(units: Sequence[Unit]) -> int | None:
+    """How many samples units have, by bounds or by `sizes.json` beside local shards; None if unknown."""
+    total = 0
+    for unit in units:
+        tar = _tar(unit.spec)
+        count = _sizes_beside(tar.parent).get(tar.name) if unit.stop is None else unit.stop
+        if count is None:
+            return None
+        total += count - unit.start
+    return total
+
+
 def read_batches(unit: Unit, batch_size: int) -> Iterator[Batch]:
     """Read a unit. Samples that cannot be read go along as failures, so that they are counted."""
     dataset, rows = unit.samples()
@@ -144,6 +158,19 @@ def _encoded(sample: RegionSample) -> bytes:
     if isinstance(sample.image, np.ndarray):
         return encode_picture(sample.image, Storage())[1]
     return sample.image.read_bytes()
+
+
+def _tar(spec: str) -> Path:
+    return Path(spec.partition(":")[2].partition(",")[0])
+
+
+@lru_cache(maxsize=64)
+def _sizes_beside(folder: Path) -> dict[str, int]:
+    try:
+        sizes = json.loads((folder / "sizes.json").read_text())
+    except (OSError, ValueError):  # only the progress bar's total depends on it
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
 
 
 @lru_cache(maxsize=2)
