@@ -741,6 +741,15 @@ def test_cycle_equals_the_predictor_asked_twice(folders):
     assert json.loads(json.dumps(scorer.provenance)) == scorer.provenance
 
 
+def test_a_cloc_detector_knows_its_own_cycle_score(folders):
+    images, phrases = pictures()[:4], PHRASES[:4]
+    found = detector(folders["cloc"])(images, phrases)
+    whole = [np.tile([0.0, 0.0, 1.0, 1.0], (len(own), 1)) for own in phrases]
+    expected = CycleScorer(str(folders["cloc"]), "cpu")(images, phrases, whole)
+    for own, cosines in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own.cycle, cosines, atol=1e-5)
+
+
 def test_cycle_refuses_what_does_not_fit(folders):
     scorer = CycleScorer(str(folders["cloc"]), "cpu")
     with pytest.raises(ValueError, match="as many phrases as boxes"):

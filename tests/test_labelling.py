@@ -343,6 +343,10 @@ def test_wrong_requests(tmp_path: Path) -> None:
     for wrong, message in (
         (replace(mine, filter=FilterConfig(min_score=2)), r"filter.min_score must lie in \[0, 1\]; got 2"),
         (replace(mine, filter=FilterConfig(min_cycle=0.1)), "needs a cycle score"),
+        (
+            replace(mine, detect=DetectorConfig(), cycle_weights="detector"),
+            "needs a CLOC model as detector; got detect.kind 'transformers'",
+        ),
         (replace(mine, run=LabelRunConfig(batch_size=0)), "run.batch_size must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -29,7 +29,7 @@ from open_cloc.labelling.provenance import describe, differences, downstream, up
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.shard import label_mark, raw_mark, read_mark, save_raw, save_shard, write_json
 from open_cloc.labelling.source import Batch, Picture, Unit, known_pictures, plan_units, read_batches
-from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
+from open_cloc.labelling.stages import OWN, CaptionStage, DetectStage, PhraseStage, Stage
 
 RUN_FILE = "label.json"  # of the output folder: what the run is
 LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
@@ -85,6 +85,10 @@ def check_run(recipe: LabelRecipe) -> None:
             raise ValueError(f"run.{name} must be at least 1; got {getattr(recipe.run, name)}")
     if recipe.run.detectors < 0:
         raise ValueError(f"run.detectors must be at least 0; got {recipe.run.detectors}")
+    if recipe.cycle_weights == OWN and recipe.detect.kind == "transformers":
+        raise ValueError(
+            f"cycle_weights {OWN!r} needs a CLOC model as detector; got detect.kind {recipe.detect.kind!r}"
+        )
     if not 0 <= recipe.run.max_bad_fraction <= 1:
         raise ValueError(f"run.max_bad_fraction must lie in [0, 1]; got {recipe.run.max_bad_fraction}")
 

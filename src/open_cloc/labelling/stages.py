@@ -20,6 +20,7 @@ from open_cloc.labelling.source import Batch, Picture
 from open_cloc.labelling.types import Failure
 
 Made = TypeVar("Made")
+OWN = "detector"  # as `cycle_weights`: the detecting model
 
 
 def opened(config: Any, ours: str, *arguments: Any) -> Any:
@@ -83,13 +84,12 @@ class DetectStage:
 
     def __init__(self, config: DetectorConfig, cycle_weights: str, device: str) -> None:
         self.detector = opened(config, "open_cloc.labelling.detectors:open_detector", device)
+        self.own_cycle = cycle_weights == OWN
         self.cycle: Any = None
-        if cycle_weights:
+        if cycle_weights and not self.own_cycle:
             from open_cloc.labelling.cycle import CycleScorer
 
-            own = cycle_weights == "detector"
-            weights, revision = (config.weights, config.revision) if own else (cycle_weights, None)
-            self.cycle = CycleScorer(weights, device, revision)
+            self.cycle = CycleScorer(cycle_weights, device)
 
     def __call__(self, batch: Batch) -> Batch:
         pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
@@ -107,6 +107,8 @@ class DetectStage:
         batch = _step(
             batch, "detect", self.detector.provenance, detect, lambda p, found: replace(p, detections=found)
         )
+        if self.own_cycle:
+            batch = replace(batch, pictures=tuple(_with_own_cycle(p) for p in batch.pictures))
         if self.cycle is not None:
             batch = _step(
                 batch, "cycle", self.cycle.provenance, cycle, lambda p, scores: replace(p, cycle=scores)
@@ -143,6 +145,14 @@ def _decoded(picture: Picture) -> np.ndarray | Failure:
 
 def _or_failed(picture: Picture, pixels: np.ndarray | Failure | None) -> Picture:
     return picture.failed(pixels) if isinstance(pixels, Failure) else picture
+
+
+def _with_own_cycle(picture: Picture) -> Picture:
+    """A CLOC detector has looked for each phrase already."""
+    found = picture.detections
+    if found is None or found.cycle is None:
+        return picture
+    return replace(picture, cycle=found.cycle[found.scores.argmax(1)] if len(found.boxes) else None)
 
 
 def _texts(picture: Picture) -> list[str]:

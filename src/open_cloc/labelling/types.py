@@ -75,11 +75,13 @@ class Detections:
         scores: (N, P) float32 in [0, 1]: how well each box fits each of the picture's phrases.
         dropped: What was left out, counted by cause: boxes (`not finite`), or words of phrases that were too
             long for the detector.
+        cycle: (P,) float32 cosine of each phrase and the box that was found for it, from a CLOC model.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     dropped: Mapping[str, int] = field(default_factory=dict)
+    cycle: np.ndarray | None = None
 
 
 class Captioner(Protocol):

@@ -10,6 +10,7 @@ Shapes: P phrases of the picture, D shared embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +103,11 @@ class ClocDetector:
         for image, own in zip(images, phrases):
             asked = [self.config.prompt.replace("{}", phrase) for phrase in own]
             found = self.grounder.ground(image, asked)
-            results.append(keep_boxes(found.boxes, self._scores(found), self.config))
+            kept = keep_boxes(found.boxes, self._scores(found), self.config)
+            if isinstance(kept, Detections):
+                cosines = (found.regions.float() * found.texts.float()).sum(-1)
+                kept = replace(kept, cycle=cosines.cpu().numpy())
+            results.append(kept)
         return results
 
     def _scores(self, found: Grounded) -> Tensor:
