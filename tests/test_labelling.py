@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -28,7 +31,9 @@ from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.raw import read_raw, write_raw
 from open_cloc.labelling.recipe import DetectorConfig, FilterConfig, LabelRecipe, LabelRunConfig, PhraseConfig
 from open_cloc.labelling.report import write_report
+from open_cloc.labelling.shard import save_raw, save_shard
 from open_cloc.labelling.source import Picture, known_pictures, plan_units, read_batches
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
 from open_cloc.labelling.stats import merge_stats
 from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases
 
@@ -52,6 +57,36 @@ def cluster() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
+
+
+class Labelled(NamedTuple):
+    """A finished run that tests share and must not change.
+
+    Attributes:
+        source: Its input.
+        scenes: What the input was made from, with true boxes.
+        folder: Where its detector looks how to behave.
+        output: What it wrote.
+    """
+
+    source: str
+    scenes: list[RegionSample]
+    folder: Path
+    output: Path
+
+
+@pytest.fixture(scope="module")
+def labelled(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    folder = tmp_path_factory.mktemp("labelled")
+    source, scenes = captions_only(folder / "in")
+    counts = merge_stats(label(recipe(folder), source, folder / "out"))
+    assert counts["pictures"] == counts["written"] == COUNT
+    return Labelled(source, scenes, folder, folder / "out")
+
+
+def copy_of(labelled: Labelled, output: Path) -> Path:
+    shutil.copytree(labelled.output, output)
+    return output
 
 
 def captions_only(folder: Path, count: int = COUNT) -> tuple[str, list[RegionSample]]:
@@ -84,14 +119,11 @@ def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().splitlines())
 
 
-def test_scenes_are_labelled(cluster: None, tmp_path: Path) -> None:
-    source, scenes = captions_only(tmp_path / "in")
-    counts = merge_stats(label(recipe(tmp_path), source, tmp_path / "out"))
-    assert counts["pictures"] == counts["written"] == COUNT
-    labelled = ShardDataset(str(tmp_path / "out"))
-    assert [str(key) for key in labelled.keys] == [scene.key for scene in scenes]
+def test_scenes_are_labelled(labelled: Labelled) -> None:
+    dataset, scenes = ShardDataset(str(labelled.output)), labelled.scenes
+    assert [str(key) for key in dataset.keys] == [scene.key for scene in scenes]
     right = 0
-    for sample, scene in zip((labelled[i] for i in range(COUNT)), scenes):
+    for sample, scene in zip((dataset[i] for i in range(COUNT)), scenes):
         assert sample.captions[0] == scene.captions[0]
         np.testing.assert_array_equal(sample.pixels(), scene.pixels())
         for region in sample.regions:
@@ -102,62 +134,62 @@ def test_scenes_are_labelled(cluster: None, tmp_path: Path) -> None:
             box = truth.get(region.text.removeprefix("a ").removeprefix("an "))
             right += box is not None and float(np.abs(np.subtract(box, region.box)).max()) < 0.06
     assert right > 0.5 * sum(len(scene.regions) for scene in scenes)
-    sizes = json.loads((tmp_path / "out" / "sizes.json").read_text())
+    sizes = json.loads((labelled.output / "sizes.json").read_text())
     assert sizes == {"00000.tar": 5, "00001.tar": 5, "00002.tar": 2}
 
 
-def test_another_filter_reruns_the_last_stage_alone(cluster: None, tmp_path: Path) -> None:
-    source, _ = captions_only(tmp_path / "in")
-    label(recipe(tmp_path), source, tmp_path / "out")
-    before, made = calls(tmp_path), checksums(tmp_path / "out")
-    label(recipe(tmp_path), source, tmp_path / "out")
-    assert checksums(tmp_path / "out") == made
-    strict = label(recipe(tmp_path, min_score=0.5), source, tmp_path / "out")
-    assert calls(tmp_path) == before
+def test_another_filter_reruns_the_last_stage_alone(labelled: Labelled, tmp_path: Path) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    before, made = calls(labelled.folder), checksums(labelled.output)
+    label(recipe(labelled.folder), labelled.source, output)
+    assert checksums(output) == made
+    strict = label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
+    assert calls(labelled.folder) == before
     assert merge_stats(strict)["filtered"]["score"] > 0
-    label(recipe(tmp_path, min_score=0.5), source, tmp_path / "fresh")
-    remade, fresh = checksums(tmp_path / "out"), checksums(tmp_path / "fresh")
-    assert remade == fresh
+    label(recipe(labelled.folder, min_score=0.5), labelled.source, tmp_path / "fresh")
+    remade = checksums(output)
+    assert remade == checksums(tmp_path / "fresh")
     assert remade["raw/00000_boxes.parquet"] == made["raw/00000_boxes.parquet"]
     assert remade["00000.tar"] != made["00000.tar"]
-    changes = compare(tmp_path / "out", tmp_path / "fresh")
-    assert changes == {"made": [], "came out": []}
+    assert compare(output, tmp_path / "fresh") == {"made": [], "came out": []}
 
 
-def test_labels_made_otherwise_are_refused(cluster: None, tmp_path: Path) -> None:
-    source, _ = captions_only(tmp_path / "in")
-    mine = recipe(tmp_path)
-    label(mine, source, tmp_path / "out")
+def test_labels_made_otherwise_are_refused(labelled: Labelled, tmp_path: Path) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    mine = recipe(labelled.folder)
     other = replace(mine, phrases=replace(mine.phrases, max_phrases=1))
     with pytest.raises(ValueError, match=r"phrases\.max_phrases was 20, now 1"):
-        label(other, source, tmp_path / "out")
-    label(other, source, tmp_path / "out", overwrite=True)
+        label(other, labelled.source, output)
+    assert checksums(output) == checksums(labelled.output)
+    label(other, labelled.source, output, overwrite=True)
+    changes = compare(output, labelled.output)
+    assert ("recipe.phrases.max_phrases", 1, 20) in changes["made"]
+    assert any(what == "regions" for what, _, _ in changes["came out"])
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "file").touch()
     with pytest.raises(FileExistsError, match="must be new"):
-        label(mine, source, tmp_path / "strange", overwrite=True)
-    label(mine, source, tmp_path / "first")
-    changes = compare(tmp_path / "out", tmp_path / "first")
-    assert ("recipe.phrases.max_phrases", 1, 20) in changes["made"]
-    assert any(what == "regions" for what, _, _ in changes["came out"])
+        label(mine, labelled.source, tmp_path / "strange", overwrite=True)
 
 
-def test_a_dead_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
-    source, _ = captions_only(tmp_path / "in")
-    label(recipe(tmp_path), source, tmp_path / "out")
-    undisturbed = checksums(tmp_path / "out")
-    (tmp_path / "die").touch()
-    label(recipe(tmp_path), source, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "die").exists()
-    assert checksums(tmp_path / "out") == undisturbed
+def test_a_dead_worker_changes_nothing(labelled: Labelled, tmp_path: Path) -> None:
+    (labelled.folder / "die").touch()
+    label(recipe(labelled.folder), labelled.source, tmp_path / "out")
+    assert not (labelled.folder / "die").exists()
+    assert checksums(tmp_path / "out") == checksums(labelled.output)
 
 
-def test_a_stage_that_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path) -> None:
+def test_what_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path) -> None:
     source, _ = captions_only(tmp_path / "in")
     (tmp_path / "raise").write_text("out of sockets")
     with pytest.raises(ChildProcessError, match="a labelling worker failed: RuntimeError: out of sockets"):
         label(recipe(tmp_path), source, tmp_path / "out")
     (tmp_path / "raise").unlink()
+    in_the_way = tmp_path / "out" / "raw" / "00001_boxes.parquet.part"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(ChildProcessError, match=r"a labelling worker failed: .*00001_boxes"):
+        label(recipe(tmp_path), source, tmp_path / "out")
+    assert not (tmp_path / "out" / "raw" / "00001.json").exists()
+    in_the_way.rmdir()
     assert merge_stats(label(recipe(tmp_path), source, tmp_path / "out"))["written"] == COUNT
 
 
@@ -184,17 +216,15 @@ def test_bad_pictures_are_counted(cluster: None, tmp_path: Path) -> None:
         label(strict, f"folder:{folder}", tmp_path / "strict")
 
 
-def test_the_report(cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, _ = captions_only(tmp_path / "in")
-    label(recipe(tmp_path), source, tmp_path / "out")
-    report = write_report(tmp_path / "out")
+def test_the_report(labelled: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    report = write_report(output)
     total = report["counts"]["histograms"]["regions a picture"]
     assert sum(int(key) * count for key, count in total.items()) == report["counts"]["regions"]
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "Most frequent phrases" in page
-    assert Image.open(tmp_path / "out" / "sheet.jpg").width > 300
-    assert main(["report", str(tmp_path / "out")]) == 0
-    assert main(["diff", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
+    assert "Most frequent phrases" in (output / "report.html").read_text()
+    assert Image.open(output / "sheet.jpg").width > 300
+    assert main(["report", str(output)]) == 0
+    assert main(["diff", str(output), str(labelled.output)]) == 0
     assert "made: the same" in capsys.readouterr().out
 
 
@@ -208,24 +238,22 @@ label(recipe(Path(sys.argv[2])), sys.argv[3], sys.argv[4])
 """
 
 
-def test_a_killed_driver_starts_again(tmp_path: Path) -> None:
-    source, _ = captions_only(tmp_path / "in")
-    folder, output = tmp_path, tmp_path / "out"
-    command = [sys.executable, "-c", COMMAND, str(Path(__file__).parent), str(folder), source, str(output)]
-    (folder / "slow").touch()
+def test_a_killed_driver_starts_again(labelled: Labelled, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = [str(Path(__file__).parent), str(labelled.folder), labelled.source, str(output)]
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    (labelled.folder / "slow").touch()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(output.glob("raw/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    (labelled.folder / "slow").unlink()
     assert list(output.glob("raw/*.json"))
     assert len(list(output.glob("*_label.json"))) < 3
-    (folder / "slow").unlink()
     subprocess.run(command, check=True, capture_output=True)
-    assert len(list(output.glob("*_label.json"))) == 3
-    subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
-    assert checksums(output) == checksums(tmp_path / "undisturbed")
+    assert checksums(output) == checksums(labelled.output)
 
 
 def test_units_and_batches_follow_from_the_input(tmp_path: Path) -> None:
@@ -241,6 +269,33 @@ def test_units_and_batches_follow_from_the_input(tmp_path: Path) -> None:
     assert [p.key for b in batches for p in b.pictures] == [scene.key for scene in scenes]
     assert known_pictures(units) == COUNT
     assert [(u.start, u.stop) for u in plan_units("scenes:val,num_samples=5", 2)] == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_a_full_disk_leaves_no_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = captions_only(tmp_path / "in", 5)
+    (unit,) = plan_units(source, 1000)
+    mine = recipe(tmp_path)
+    stages = [
+        CaptionStage(mine.caption, "cpu"),
+        PhraseStage(mine.phrases),
+        DetectStage(mine.detect, "", "cpu"),
+    ]
+    batches = list(read_batches(unit, 2))
+    for stage in stages:
+        batches = [stage(batch) for batch in batches]
+    save_raw(tmp_path / "out", unit, [p for b in batches for p in b.pictures], batches[0].made_by, mine)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("open_cloc.data.shards.save_index", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_shard(tmp_path / "out", unit, mine)
+    assert not list((tmp_path / "out").glob("*_label.json"))
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert save_shard(tmp_path / "out", unit, mine)["written"] == 5
+    assert len(ShardDataset(str(tmp_path / "out"))) == 5
 
 
 def test_raw_detections_round_trip(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Frozen dataclasses from and to plain dicts, without silently dropped keys."""
+"""Recipes by name; frozen dataclasses from and to plain dicts, without silently dropped keys."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,3 +50,29 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, list) and "tuple" in str(hint):
         return tuple(value)
     return value
+
+
+def find_recipe(name: str, recipes: Mapping[str, Callable[[], T]], what: str = "recipe") -> Callable[[], T]:
+    """A recipe function by its name, or as `package.module:function`.
+
+    Args:
+        name: What the user gave.
+        recipes: Ours.
+        what: They are, for messages.
+
+    Raises:
+        ValueError: If there is none; lists those there are.
+    """
+    if name in recipes:
+        return recipes[name]
+    if ":" in name:
+        module, _, function = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"no {what} at {name!r}: {error}") from error
+    near = difflib.get_close_matches(name, recipes, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"unknown {what} {name!r}; expected one of {', '.join(recipes)} or package.module:function{hint}"
+    )

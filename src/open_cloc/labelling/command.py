@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from open_cloc.config import find_recipe
 from open_cloc.labelling.diff import compare, format_comparison
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.recipes import RECIPES
@@ -38,28 +37,6 @@ class Options:
     overwrite: bool = False
 
 
-def find_recipe(name: str) -> Callable[[], LabelRecipe]:
-    """A recipe function by its key in `RECIPES`, or as `package.module:function`.
-
-    Raises:
-        ValueError: If there is none; lists those there are.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no labelling recipe at {name!r}: {error}") from error
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"unknown labelling recipe {name!r}; expected one of {', '.join(RECIPES)} "
-        f"or package.module:function{hint}"
-    )
-
-
 def usage() -> str:
     lines = [f"  {name:16s} {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
     return (
@@ -79,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     verbs: dict[str, Callable[..., int]] = {"report": _report, "diff": _diff}
     if argv[0] in verbs:
         return tyro.cli(verbs[argv[0]], args=list(argv[1:]), prog=f"open-cloc label {argv[0]}")
-    recipe = find_recipe(argv[0])()
+    recipe = find_recipe(argv[0], RECIPES, "labelling recipe")()
     if not isinstance(recipe, LabelRecipe):
         raise ValueError(f"recipe {argv[0]!r} must return a LabelRecipe; got {type(recipe).__name__}")
     options = tyro.cli(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from open_cloc.config import find_recipe
 from open_cloc.training.loop import FINAL_FOLDER, train
 from open_cloc.training.parallel import Ranks, join_ranks
 from open_cloc.training.recipe import Recipe
@@ -19,27 +18,6 @@ from open_cloc.training.recipes import RECIPES
 from open_cloc.training.verify import verify_resume
 
 STOPPED = 143  # what a shell reports for SIGTERM
-
-
-def find_recipe(name: str) -> Callable[[], Recipe]:
-    """A recipe function by its key in `RECIPES`, or as `package.module:function`.
-
-    Raises:
-        ValueError: If there is none; lists those there are.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no recipe at {name!r}: {error}") from error
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)} or package.module:function{hint}"
-    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
-    default = find_recipe(argv[0])()
+    default = find_recipe(argv[0], RECIPES)()
     if not isinstance(default, Recipe):
         raise ValueError(f"recipe {argv[0]!r} must return a Recipe; got {type(default).__name__}")
     options = tyro.cli(

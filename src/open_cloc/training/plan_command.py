@@ -12,8 +12,8 @@ from typing import Annotated
 import torch
 import tyro
 
+from open_cloc.config import find_recipe
 from open_cloc.losses.contrastive import DENSE_PAIRS
-from open_cloc.training.command import find_recipe
 from open_cloc.training.plan import (
     Hardware,
     Measured,
@@ -25,6 +25,7 @@ from open_cloc.training.plan import (
     start,
 )
 from open_cloc.training.recipe import Recipe
+from open_cloc.training.recipes import RECIPES
 
 GIB = 2**30
 SMALL_REGION_COST = 0.15  # of the forward pass: below, fewer regions would save little
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N] [--check]")
         return 0 if argv else 2
-    default = find_recipe(argv[0])()
+    default = find_recipe(argv[0], RECIPES)()
     prog = f"open-cloc plan {argv[0]}"
     options = tyro.cli(Options, args=list(argv[1:]), default=Options(default), prog=prog)
     recipe, hardware = options.recipe, options.hardware
