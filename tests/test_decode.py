@@ -84,7 +84,7 @@ def test_broken_pictures_get_pillows_message_with_the_sample(data: bytes, tmp_pa
         pillow(data)
     with pytest.raises(ValueError, match="image of sample 'k' cannot be decoded") as ours:
         RegionSample("k", data).pixels()
-    assert str(theirs.value).partition("<")[0] in str(ours.value)
+    assert str(theirs.value).partition(" <")[0] in str(ours.value)
     (tmp_path / "x.jpg").write_bytes(data)
     with pytest.raises(ValueError, match=r"cannot be decoded \(.*x\.jpg\)"):
         RegionSample("k", tmp_path / "x.jpg").pixels()

@@ -29,8 +29,8 @@ UNDECODABLE = (
 
 
 def decoding_error(error: Exception) -> str:
-    """What is wrong with a picture, without the memory address that Pillow puts in: logs must repeat."""
-    return "not a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+    """What is wrong with a picture, without the memory address that Pillow puts in: reruns say the same."""
+    return str(error).partition(" <")[0] if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 @dataclass(frozen=True)
