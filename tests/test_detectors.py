@@ -148,6 +148,7 @@ def model_with_effect(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("detectors")
+    torch.manual_seed(0)  # for what has one dimension
     return {
         "owlv2": make_owl(root / "owlv2", "owlv2"),
         "owlvit": make_owl(root / "owlvit", "owlvit"),
@@ -653,10 +654,15 @@ def test_bfloat16_is_near_float32(folders, model_type):
         detector(folders[model_type], dtype="bfloat16")(images, phrases),
     ):
         assert rough.scores.dtype == np.float32
-        assert abs(exact.scores.max() - rough.scores.max()) < 0.1
-        if model_type != "grounding-dino":  # with random weights it chooses its queries by a hair
-            iou = box_iou(torch.from_numpy(exact.boxes), torch.from_numpy(rough.boxes))
-            assert iou.amax(1).mean() > 0.9
+        if model_type == "grounding-dino":  # with random weights it chooses its queries by a hair
+            assert abs(exact.scores.max() - rough.scores.max()) < 0.1
+            continue
+        # A sliver at the border may be inside for one and outside for the other.
+        wide = (exact.boxes[:, 2:] - exact.boxes[:, :2]).min(1) > 0.05
+        apart = np.abs(exact.boxes[wide, None] - rough.boxes[None]).max(-1)  # (wide, N)
+        assert wide.sum() >= 2
+        assert apart.min(1).max() < 0.02
+        assert np.abs(exact.scores[wide] - rough.scores[apart.argmin(1)]).max() < 0.1
 
 
 def test_wrong_pictures_are_refused(folders):
