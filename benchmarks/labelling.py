@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from open_cloc.data.transforms import resize
 from open_cloc.labelling.pipeline import connected, labelled_batches
 from open_cloc.labelling.recipe import DetectorConfig, LabelRecipe, LabelRunConfig, PhraseConfig
 from open_cloc.labelling.source import Batch, plan_units, read_batches
-from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
 
 SIZE_HW = (360, 480)  # of the pictures
 MAX_TOKENS = 16
@@ -121,7 +122,7 @@ def loop_rate(folder: Path, batches: list[Batch], count: int) -> float:
     return (len(pictures) - 1) / (time.perf_counter() - started)
 
 
-def stage_process(make: Callable[[], Any], batches: list[Batch], ready: Any, seconds: Any) -> None:
+def stage_process(make: Callable[[], Stage], batches: list[Batch], ready: Any, seconds: Any) -> None:
     """Run a stage over batches once all processes are ready."""
     torch.set_num_threads(1)
     stage = make()
@@ -133,7 +134,7 @@ def stage_process(make: Callable[[], Any], batches: list[Batch], ready: Any, sec
     seconds.put(time.perf_counter() - started)
 
 
-def stage_rate(make: Callable[[], Any], batches: list[Batch], processes: int) -> float:
+def stage_rate(make: Callable[[], Stage], batches: list[Batch], processes: int) -> float:
     """Pictures a second of a stage alone, in so many processes at a time."""
     context = multiprocessing.get_context("spawn")
     ready, seconds = context.Barrier(processes), context.Queue()
@@ -160,16 +161,6 @@ def pipeline_rate(recipe: LabelRecipe, source: str) -> tuple[float, float]:
     return count / (last - first), first - started
 
 
-class Make:
-    """What a stage process builds; a class, since it is sent to another process."""
-
-    def __init__(self, stage: Any, *arguments: Any) -> None:
-        self.stage, self.arguments = stage, arguments
-
-    def __call__(self) -> Any:
-        return self.stage(*self.arguments)
-
-
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
@@ -185,9 +176,9 @@ def main() -> None:
             run=LabelRunConfig(batch_size=8),
         )
         source = f"shards:{folder / 'in'}"
-        captions = Make(CaptionStage, recipe.caption, "cpu")
-        phrases = Make(PhraseStage, recipe.phrases)
-        detect = Make(DetectStage, recipe.detect, "", "cpu")
+        captions = partial(CaptionStage, recipe.caption, "cpu")
+        phrases = partial(PhraseStage, recipe.phrases)
+        detect = partial(DetectStage, recipe.detect, "", "cpu")
         started = time.perf_counter()
         read = [batch for unit in plan_units(source, 1000) for batch in read_batches(unit, 8)]
         reading = options.pictures / (time.perf_counter() - started)

@@ -21,12 +21,13 @@ class ColourDetector:
     """Finds 'a red umbrella' as whatever is red. The folder in `weights` says how it misbehaves.
 
     A file `slow` makes each batch take a while; `die` kills the process once; `raise` raises its content.
-    Each call leaves a line in `calls`.
+    A file `version` makes it another one. Each call leaves a line in `calls`.
     """
 
     def __init__(self, config: DetectorConfig, device: str) -> None:
-        self.provenance = {"name": "colour", "near": NEAR}
         self.folder = Path(config.weights)
+        version = self.folder / "version"
+        self.provenance = {"name": "colour", "near": NEAR, "version": version.exists()}
 
     def __call__(
         self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]

@@ -161,7 +161,9 @@ def test_labels_made_otherwise_are_refused(labelled: Labelled, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"phrases\.max_phrases was 20, now 1"):
         label(other, labelled.source, output)
     assert checksums(output) == checksums(labelled.output)
+    (output / "mine.txt").write_text("not of a run")
     label(other, labelled.source, output, overwrite=True)
+    assert (output / "mine.txt").read_text() == "not of a run"
     changes = compare(output, labelled.output)
     assert ("recipe.phrases.max_phrases", 1, 20) in changes["made"]
     assert any(what == "regions" for what, _, _ in changes["came out"])
@@ -169,6 +171,17 @@ def test_labels_made_otherwise_are_refused(labelled: Labelled, tmp_path: Path) -
     (tmp_path / "strange" / "file").touch()
     with pytest.raises(FileExistsError, match="must be new"):
         label(mine, labelled.source, tmp_path / "strange", overwrite=True)
+
+
+def test_a_model_that_changed_under_its_name_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    for mark in ("raw/00001.json", "00001_label.json"):
+        (output / mark).unlink()
+    (labelled.folder / "version").touch()
+    with pytest.raises(ValueError, match=r"made otherwise: detect\.version was False, now True"):
+        label(recipe(labelled.folder), labelled.source, output)
+    (labelled.folder / "version").unlink()
+    assert not (output / "00001_label.json").exists()
 
 
 def test_a_dead_worker_changes_nothing(labelled: Labelled, tmp_path: Path) -> None:

@@ -66,13 +66,26 @@ def find_recipe(name: str, recipes: Mapping[str, Callable[[], T]], what: str = "
     if name in recipes:
         return recipes[name]
     if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no {what} at {name!r}: {error}") from error
+        return import_object(name, what)
     near = difflib.get_close_matches(name, recipes, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(
         f"unknown {what} {name!r}; expected one of {', '.join(recipes)} or package.module:function{hint}"
     )
+
+
+def import_object(target: str, what: str) -> Any:
+    """Import `package.module:name`.
+
+    Args:
+        target: Where it is.
+        what: It is, for the message.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no {what} at {target!r}: {error}") from error

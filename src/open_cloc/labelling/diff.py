@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from open_cloc.labelling.provenance import differences
-from open_cloc.labelling.report import collect, summary
-
-COUNTS = ("pictures", "written", "phrases", "raw_boxes", "regions", "without_region")
-CAUSES = ("failures", "phrases_dropped", "boxes_dropped", "filtered")
+from open_cloc.labelling.report import LEFT_OUT, TOTALS, collect, summary
 
 
 def compare(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
@@ -41,7 +38,7 @@ def _outcome(report: dict[str, Any]) -> dict[str, Any]:
     if not counts:
         return {}
     means = {name: round(value, 2) for name, value in summary(counts).items()}
-    return {name: counts[name] for name in (*COUNTS, *CAUSES)} | means
+    return {name: counts[name] for name in (*TOTALS, *LEFT_OUT)} | means
 
 
 def _short(value: Any) -> str:

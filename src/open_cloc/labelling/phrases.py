@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from open_cloc.config import import_object
 from open_cloc.extras import require
 from open_cloc.labelling.ngrams import NGrams
 from open_cloc.labelling.recipe import PhraseConfig
@@ -152,17 +153,18 @@ KINDS: dict[str, Callable[[PhraseConfig], PhraseRules]] = {"noun_phrases": NounP
 
 
 def open_phrase_rules(config: PhraseConfig) -> PhraseRules:
-    """Phrase rules by their kind.
+    """Phrase rules by their kind, or `package.module:Name` of a callable of the config.
 
     Raises:
         ValueError: If the kind is unknown, a limit is below 1, or what the rules need is not installed.
     """
-    if config.kind not in KINDS:
+    if config.kind not in KINDS and ":" not in config.kind:
         raise ValueError(f"unknown phrases.kind {config.kind!r}; expected one of {', '.join(KINDS)}")
     for name in ("max_phrases", "max_words", "ngram_words"):
         if getattr(config, name) < 1:
             raise ValueError(f"phrases.{name} must be at least 1; got {getattr(config, name)}")
-    return KINDS[config.kind](config)
+    rules = KINDS.get(config.kind) or import_object(config.kind, "phrase rules")
+    return rules(config)
 
 
 def join_hyphens(tokens: Sequence[Token]) -> list[Sequence[Token]]:

@@ -9,16 +9,16 @@ A unit is done when its mark is there, and a run that is started again does the 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import pickle
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -26,15 +26,37 @@ from open_cloc.data.bad_samples import BadSample, BadSamples
 from open_cloc.extras import require
 from open_cloc.labelling.filter import check_filter
 from open_cloc.labelling.provenance import describe, differences, downstream, upstream
-from open_cloc.labelling.recipe import LabelRecipe
-from open_cloc.labelling.shard import label_mark, raw_mark, read_mark, save_raw, save_shard, write_json
+from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
+from open_cloc.labelling.shard import (
+    RUN_FILE,
+    label_mark,
+    raw_mark,
+    read_mark,
+    remove_run,
+    save_raw,
+    save_shard,
+    write_json,
+)
 from open_cloc.labelling.source import Batch, Picture, Unit, known_pictures, plan_units, read_batches
 from open_cloc.labelling.stages import OWN, CaptionStage, DetectStage, PhraseStage, Stage
 
-RUN_FILE = "label.json"  # of the output folder: what the run is
 LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
 Step = tuple[type[Stage], tuple[Any, ...]]  # a stage and what it is made with
 READ_TASKS = 4096  # at most; each reads its units one after the other
+
+
+class Actors(NamedTuple):
+    """Processes that run the same stages.
+
+    Attributes:
+        steps: Which ones, one after the other.
+        processes: How many.
+        resources: What Ray shall give to each.
+    """
+
+    steps: Sequence[Step]
+    processes: int
+    resources: dict[str, float]
 
 
 def label(
@@ -46,7 +68,7 @@ def label(
         recipe: What to do. Another filter than the earlier run's reruns the last stage alone.
         source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
         output: Folder of the labelled shards; every machine of a cluster must see it.
-        overwrite: Delete what an earlier run left there, whatever made it.
+        overwrite: Delete the files of an earlier run there, whatever made them, and nothing else.
 
     Returns:
         Each unit's counts, in order.
@@ -66,7 +88,8 @@ def label(
     unfiltered = [unit for unit in units if unit not in undetected and not _is_labelled(output, unit, recipe)]
     if undetected or unfiltered:
         with connected(recipe.run.address), _plain_errors():
-            _run(output, recipe, undetected, unfiltered)
+            made_by = next((m["made_by"] for m in map(read_mark, _marks(output, units)) if m), None)
+            _run(output, recipe, undetected, unfiltered, made_by)
     marks = [read_mark(label_mark(output, unit.name)) for unit in units]
     counts = [mark["counts"] for mark in marks if mark is not None]
     written = zip(units, counts)
@@ -98,41 +121,45 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
 
     Batches come in no order.
     """
-    ray = require("ray")
     data = require("ray.data")
-    run = recipe.run
-    gpus = run.gpus_per_actor if run.gpus_per_actor >= 0 else float(ray.cluster_resources().get("GPU", 0) > 0)
-    device = "cuda" if gpus else "cpu"
-    detectors = run.detectors or _actors(ray.cluster_resources(), gpus)
-    light = {"num_cpus": LIGHT}
-    heavy = {"num_cpus": LIGHT, "num_gpus": gpus} if gpus else {"num_cpus": _share(ray, run, detectors)}
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
-    stream = stream.flat_map(_Read(run.batch_size), **light)
-    caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
-    detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
-    steps: list[tuple[Sequence[Step], int, dict[str, float]]] = [((detect,), detectors, heavy)]
-    if recipe.caption.kind == "given":  # not worth a process of its own
-        steps.insert(0, ((caption, phrases), run.phrasers, light))
-    else:
-        asked = heavy if recipe.caption.kind == "local" else light
-        if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
-            asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
-        steps[:0] = [((caption,), run.captioners, asked), ((phrases,), run.phrasers, light)]
-    for stages, count, resources in steps:
+    stream = stream.flat_map(_Read(recipe.run.batch_size), num_cpus=LIGHT)
+    for actors in _plan_actors(recipe, require("ray").cluster_resources()):
         stream = stream.map(
             _OnRows,
-            fn_constructor_args=(stages, tuple(sys.path)),
+            fn_constructor_args=(actors.steps, tuple(sys.path)),
             compute=data.ActorPoolStrategy(
-                size=count, max_tasks_in_flight_per_actor=2 * int(resources.get("max_concurrency", 1))
+                size=actors.processes,
+                max_tasks_in_flight_per_actor=2 * int(actors.resources.get("max_concurrency", 1)),
             ),
-            **resources,
+            **actors.resources,
         )
     for row in stream.iter_rows():
         batch = pickle.loads(row["batch"])
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
+    """The actors of all stages, in order, with what each needs of the cluster."""
+    run = recipe.run
+    gpus = run.gpus_per_actor if run.gpus_per_actor >= 0 else float(cluster.get("GPU", 0) > 0)
+    device = "cuda" if gpus else "cpu"
+    detectors = run.detectors or max(1, int(cluster["GPU"] / gpus if gpus else cluster.get("CPU", 1)))
+    light = {"num_cpus": LIGHT}
+    heavy = {"num_cpus": LIGHT, "num_gpus": gpus} if gpus else {"num_cpus": _share(cluster, run, detectors)}
+    caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
+    detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
+    if recipe.caption.kind == "given":  # not worth a process of its own
+        first = [Actors((caption, phrases), run.phrasers, light)]
+    else:
+        asked = heavy if recipe.caption.kind == "local" else light
+        if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
+            asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
+        first = [Actors((caption,), run.captioners, asked), Actors((phrases,), run.phrasers, light)]
+    return [*first, Actors((detect,), detectors, heavy)]
 
 
 class _Read:
@@ -193,8 +220,14 @@ def _import_from(path: Sequence[str]) -> None:
     sys.path.extend(entry for entry in path if entry not in sys.path)
 
 
-def _run(output: Path, recipe: LabelRecipe, undetected: Sequence[Unit], unfiltered: Sequence[Unit]) -> None:
-    """Do what is left to do."""
+def _run(
+    output: Path,
+    recipe: LabelRecipe,
+    undetected: Sequence[Unit],
+    unfiltered: Sequence[Unit],
+    made_by: dict[str, Any] | None,
+) -> None:
+    """Do what is left to do; `made_by` is what the stages said of themselves when the rest was done."""
     by_name = {unit.name: unit for unit in undetected}
     bad = BadSamples(recipe.run.max_bad_fraction)
     parts: dict[str, list[Batch]] = {}
@@ -204,6 +237,8 @@ def _run(output: Path, recipe: LabelRecipe, undetected: Sequence[Unit], unfilter
         for unit in unfiltered:
             write(unit, None)
         for batch in labelled_batches(undetected, recipe) if undetected else ():
+            if made_by is not None and batch.made_by.keys() == made_by.keys():
+                _refuse_changes(output, made_by, json.loads(json.dumps(batch.made_by)))
             bar.update(len(batch.pictures))
             failures = [p.failure for p in batch.pictures if p.failure is not None]
             bad.add(len(batch.pictures) - len(failures), [BadSample(*failure, False) for failure in failures])
@@ -263,16 +298,24 @@ def _open_output(
         )
     now = {"source": source, "units": [asdict(unit) for unit in units], "recipe": upstream(recipe)}
     if found is not None and overwrite:
-        shutil.rmtree(output)
+        remove_run(output, [unit["name"] for unit in found["units"]])
     elif found is not None:
-        changes = list(differences({name: found.get(name) for name in now}, now))
-        if changes:
-            raise ValueError(
-                f"{output} holds labels that were made otherwise: {describe(changes)[:500]}; "
-                "give another folder, or --overwrite"
-            )
+        _refuse_changes(output, {name: found.get(name) for name in now}, now)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / RUN_FILE, {"name": recipe.name, **now, "filter": downstream(recipe)["filter"]})
+
+
+def _refuse_changes(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changes = list(differences(before, now))
+    if changes:
+        raise ValueError(
+            f"{output} holds labels that were made otherwise: {describe(changes)[:500]}; "
+            "give another folder, or --overwrite"
+        )
+
+
+def _marks(output: Path, units: Sequence[Unit]) -> Iterator[Path]:
+    return (raw_mark(output, unit.name) for unit in units)
 
 
 def _is_labelled(output: Path, unit: Unit, recipe: LabelRecipe) -> bool:
@@ -280,14 +323,9 @@ def _is_labelled(output: Path, unit: Unit, recipe: LabelRecipe) -> bool:
     return mark is not None and mark["recipe"] == upstream(recipe) | downstream(recipe)
 
 
-def _actors(resources: dict[str, float], gpus: float) -> int:
-    """One detecting actor a GPU share, or one a core."""
-    return max(1, int(resources["GPU"] / gpus) if gpus else int(resources.get("CPU", 1)))
-
-
-def _share(ray: Any, run: Any, detectors: int) -> float:
+def _share(cluster: dict[str, float], run: LabelRunConfig, detectors: int) -> float:
     """CPUs for each detecting actor, such that reading and the light stages always find some too."""
-    cpus = ray.cluster_resources().get("CPU", 1)
+    cpus = cluster.get("CPU", 1)
     light = LIGHT * (run.captioners + run.phrasers) + max(LIGHT, 0.05 * cpus)
     return max(LIGHT, int((cpus - light) / detectors * 100) / 100)
 

@@ -42,6 +42,11 @@ def read_raw(folder: Path, unit: str) -> Iterator[Picture]:
         yield _picture(row, boxes.get(row["index"], []))
 
 
+def raw_files(folder: Path, unit: str) -> tuple[Path, Path]:
+    """Where a unit's pictures and boxes are."""
+    return _path(folder, unit, "pictures"), _path(folder, unit, "boxes")
+
+
 def _path(folder: Path, unit: str, what: str) -> Path:
     return folder / f"{unit}_{what}.parquet"
 

@@ -102,7 +102,7 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class LabelRunConfig:
-    """How the work is done; nothing here changes a label.
+    """How the work is done; nothing here changes a label, but `batch_size` in the last digits.
 
     Attributes:
         batch_size: Pictures that share a forward pass. It is fixed by the input, never by scheduling.

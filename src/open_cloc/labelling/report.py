@@ -14,7 +14,7 @@ from PIL import Image
 
 from open_cloc.data.shards import ShardDataset
 from open_cloc.data.sheet import contact_sheet
-from open_cloc.labelling.shard import label_mark, read_mark, write_json
+from open_cloc.labelling.shard import RUN_FILE, label_mark, read_mark, write_json
 from open_cloc.labelling.stats import mean_of, merge_stats
 
 # METHOD 5: what the paper's 300 million labelled pictures have, by alt-text and by VESL.
@@ -23,6 +23,17 @@ PAPER = {
     "tokens of a region's text": (3.9, 2.1),
     "tokens of a caption": (17.1, 44.9),
 }
+TOTALS = (
+    "pictures",
+    "written",
+    "phrases",
+    "without_phrase",
+    "raw_boxes",
+    "regions",
+    "without_region",
+    "given_regions_replaced",
+)
+LEFT_OUT = ("failures", "phrases_dropped", "boxes_dropped", "filtered")
 PHRASES_SHOWN = 40
 SHEET_SIZE = 16
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -37,7 +48,7 @@ def collect(output: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If the folder holds no labelling run.
     """
-    run = read_mark(output / "label.json")
+    run = read_mark(output / RUN_FILE)
     if run is None:
         raise FileNotFoundError(f"no labelling run in {output}: it has no label.json")
     marks = {u["name"]: read_mark(label_mark(output, u["name"])) for u in run["units"]}
@@ -89,7 +100,7 @@ def format_summary(report: Mapping[str, Any]) -> str:
         f"shards, {counts['regions']:,} regions, {counts['without_region']:,} pictures without one"
     ]
     lines += [f"  {name}: {value:.1f}" for name, value in report["summary"].items()]
-    for name in ("failures", "phrases_dropped", "boxes_dropped", "filtered"):
+    for name in LEFT_OUT:
         if counts[name]:
             causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))
             lines.append(f"  {name.replace('_', ' ')}: {causes}")
@@ -108,27 +119,12 @@ def _sheet(output: Path) -> Image.Image | None:
 
 def _page(report: Mapping[str, Any], has_sheet: bool) -> str:
     counts = report["counts"]
+    certificate = {name: report[name] for name in ("recipe", "made_by", "software")}
     parts = [
         f"<h1>Labels of {_text(report['source'])}</h1>",
         f"<p>Recipe <code>{_text(report['name'])}</code>, "
         f"{report['labelled_units']} of {report['units']} shards.</p>",
-        _table(
-            ("", "count"),
-            [
-                (name.replace("_", " "), counts[name])
-                for name in (
-                    "pictures",
-                    "written",
-                    "phrases",
-                    "without_phrase",
-                    "raw_boxes",
-                    "regions",
-                    "without_region",
-                    "given_regions_replaced",
-                )
-                if name in counts
-            ],
-        ),
+        _table(("", "count"), [(name.replace("_", " "), counts[name]) for name in TOTALS]),
         "<h2>Beside the paper's labels</h2>",
         _table(
             ("mean", "these", "paper, alt-text", "paper, VESL"),
@@ -137,26 +133,36 @@ def _page(report: Mapping[str, Any], has_sheet: bool) -> str:
         "<h2>Contact sheet</h2><img src='sheet.jpg' alt='labelled pictures'>" if has_sheet else "",
         "<h2>Distributions</h2>",
         f"<img alt='histograms' src='data:image/png;base64,{_plots(counts['histograms'])}'>",
-        "<h2>Left out, by cause</h2>",
+        *_left_out(counts),
+        *_phrases(counts),
+        f"<h2>Made by</h2><pre>{_text(json.dumps(certificate, indent=2, ensure_ascii=False))}</pre>",
     ]
-    for name in ("failures", "phrases_dropped", "boxes_dropped", "filtered"):
-        title = name.replace("_", " ")
-        parts.append(f"<h3>{title}</h3>" + _table(("cause", "count"), counts[name].items()))
-    examples = [message for messages in counts["failure_examples"].values() for message in messages]
-    parts += [f"<p class='bad'>{_text(message)}</p>" for message in examples]
-    common = sorted(counts["top_phrases"].items(), key=lambda item: (-item[1], item[0]))[:PHRASES_SHOWN]
-    parts.append("<h2>Most frequent phrases</h2><div class='columns'>" + _table(("", ""), common) + "</div>")
-    if counts["worst_cycle"]:
-        parts.append("<h2>Lowest cycle scores</h2>")
-        parts.append(_table(("cycle", "sample", "phrase", "score"), counts["worst_cycle"]))
-    certificate = {name: report[name] for name in ("recipe", "made_by", "software")}
-    parts.append(f"<h2>Made by</h2><pre>{_text(json.dumps(certificate, indent=2, ensure_ascii=False))}</pre>")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         f"<title>Labels: {_text(report['name'])}</title><style>{STYLE}</style>"
         + "\n".join(parts)
         + "</html>\n"
     )
+
+
+def _left_out(counts: Mapping[str, Any]) -> list[str]:
+    """What went no further at each stage, by cause, with examples of failures."""
+    parts = ["<h2>Left out, by cause</h2>"]
+    for name in LEFT_OUT:
+        title = name.replace("_", " ")
+        parts.append(f"<h3>{title}</h3>" + _table(("cause", "count"), counts[name].items()))
+    examples = [message for messages in counts["failure_examples"].values() for message in messages]
+    return parts + [f"<p class='bad'>{_text(message)}</p>" for message in examples]
+
+
+def _phrases(counts: Mapping[str, Any]) -> list[str]:
+    """The most frequent phrases, and the regions that the model itself does not find again."""
+    common = sorted(counts["top_phrases"].items(), key=lambda item: (-item[1], item[0]))[:PHRASES_SHOWN]
+    parts = ["<h2>Most frequent phrases</h2><div class='columns'>" + _table(("", ""), common) + "</div>"]
+    if counts["worst_cycle"]:
+        parts.append("<h2>Lowest cycle scores</h2>")
+        parts.append(_table(("cycle", "sample", "phrase", "score"), counts["worst_cycle"]))
+    return parts
 
 
 def _table(head: Sequence[str], rows: Any) -> str:

@@ -18,11 +18,13 @@ from open_cloc.data.samples import Region, RegionSample
 from open_cloc.data.shards import Storage, write_shard
 from open_cloc.labelling.filter import select_regions
 from open_cloc.labelling.provenance import downstream, software, upstream
-from open_cloc.labelling.raw import read_raw, write_raw
+from open_cloc.labelling.raw import raw_files, read_raw, write_raw
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.source import Picture, Unit
 from open_cloc.labelling.stats import RegionStats, picture_stats
 
+RUN_FILE = "label.json"  # of the output folder: what the run is
+REPORT_FILES = ("report.html", "report.json", "sheet.jpg")
 RAW = "raw"
 
 
@@ -80,13 +82,7 @@ def save_shard(output: Path, unit: Unit, recipe: LabelRecipe) -> dict[str, Any]:
     certificate = read_mark(raw_mark(output, unit.name))
     assert certificate is not None, unit
     tar = output / f"{unit.name}.tar"
-    for old in (
-        label_mark(output, unit.name),
-        tar,
-        tar.with_name(f"{unit.name}_stats.json"),
-        tar.with_name(f"{unit.name}_index.npz"),
-    ):
-        old.unlink(missing_ok=True)
+    _remove_shard(output, unit.name)
     pictures = list(read_raw(output / RAW, unit.name))
     stats, filtered = RegionStats(), dict[str, int]()
     good = [picture for picture in pictures if picture.failure is None]
@@ -103,6 +99,25 @@ def save_shard(output: Path, unit: Unit, recipe: LabelRecipe) -> dict[str, Any]:
         },
     )
     return counts
+
+
+def remove_run(output: Path, units: Sequence[str]) -> None:
+    """Remove a run's files, and nothing else that lies in its folder.
+
+    Marks go before what they vouch for, and what makes the folder a run goes last: it can be removed again.
+    """
+    for unit in units:
+        _remove_shard(output, unit)
+        for path in (raw_mark(output, unit), *raw_files(output / RAW, unit)):
+            path.unlink(missing_ok=True)
+    for name in ("sizes.json", *REPORT_FILES, RUN_FILE):
+        (output / name).unlink(missing_ok=True)
+
+
+def _remove_shard(output: Path, unit: str) -> None:
+    """Remove a labelled shard, its mark first."""
+    for name in (f"{unit}_label.json", f"{unit}.tar", f"{unit}_stats.json", f"{unit}_index.npz"):
+        (output / name).unlink(missing_ok=True)
 
 
 def _samples(

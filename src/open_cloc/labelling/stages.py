@@ -7,7 +7,6 @@ A stage that raises stops the run; what is wrong with one picture becomes its `f
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -23,25 +22,6 @@ Made = TypeVar("Made")
 OWN = "detector"  # as `cycle_weights`: the detecting model
 
 
-def opened(config: Any, ours: str, *arguments: Any) -> Any:
-    """What a config's `kind` names: ours, or `package.module:factory` that takes the same arguments.
-
-    Args:
-        config: A stage's.
-        ours: `package.module:factory` for the kinds that have names; imported only if it is needed.
-        arguments: Besides the config.
-
-    Raises:
-        ValueError: If there is no such factory.
-    """
-    module, _, name = (config.kind if ":" in config.kind else ours).partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"nothing at {config.kind!r}: {error}") from error
-    return factory(config, *arguments)
-
-
 class Stage(Protocol):
     """One step of the pipeline."""
 
@@ -52,7 +32,9 @@ class CaptionStage:
     """Gives each picture the caption that its phrases come from."""
 
     def __init__(self, config: CaptionConfig, device: str) -> None:
-        self.captioner = opened(config, "open_cloc.labelling.captioners:open_captioner", device)
+        from open_cloc.labelling.captioners import open_captioner
+
+        self.captioner = open_captioner(config, device)
 
     def __call__(self, batch: Batch) -> Batch:
         def caption(pictures: Sequence[Picture]) -> list[Any]:
@@ -65,7 +47,9 @@ class PhraseStage:
     """Finds the phrases of captions."""
 
     def __init__(self, config: PhraseConfig) -> None:
-        self.rules = opened(config, "open_cloc.labelling.phrases:open_phrase_rules")
+        from open_cloc.labelling.phrases import open_phrase_rules
+
+        self.rules = open_phrase_rules(config)
 
     def __call__(self, batch: Batch) -> Batch:
         def find(pictures: Sequence[Picture]) -> list[Any]:
@@ -83,7 +67,9 @@ class DetectStage:
     """
 
     def __init__(self, config: DetectorConfig, cycle_weights: str, device: str) -> None:
-        self.detector = opened(config, "open_cloc.labelling.detectors:open_detector", device)
+        from open_cloc.labelling.detectors import open_detector
+
+        self.detector = open_detector(config, device)
         self.own_cycle = cycle_weights == OWN
         self.cycle: Any = None
         if cycle_weights and not self.own_cycle:
@@ -92,7 +78,8 @@ class DetectStage:
             self.cycle = CycleScorer(cycle_weights, device)
 
     def __call__(self, batch: Batch) -> Batch:
-        pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
+        # arrays, for the pictures that come out of this without a failure
+        pixels: dict[int, Any] = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
         decoded = [_or_failed(p, pixels.get(p.index)) for p in batch.pictures]
         batch = replace(batch, pictures=tuple(decoded))
 

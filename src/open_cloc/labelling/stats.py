@@ -19,7 +19,7 @@ BIN = 0.05  # of score and cycle histograms
 
 def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
     """Counts of what the stages before the filter did."""
-    stats: dict[str, Any] = {"pictures": 0, "phrases": 0, "raw_boxes": 0}
+    stats: dict[str, Any] = {"pictures": 0, "phrases": 0, "without_phrase": 0, "raw_boxes": 0}
     failures, examples = Counter[str](), dict[str, list[str]]()
     phrases_dropped, boxes_dropped = Counter[str](), Counter[str]()
     for picture in pictures:
@@ -31,7 +31,7 @@ def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
         if picture.phrases is not None:
             stats["phrases"] += len(picture.phrases.kept)
             phrases_dropped.update(picture.phrases.dropped)
-            stats["without_phrase"] = stats.get("without_phrase", 0) + (not picture.phrases.kept)
+            stats["without_phrase"] += not picture.phrases.kept
         if picture.detections is not None:
             stats["raw_boxes"] += len(picture.detections.boxes)
             boxes_dropped.update(picture.detections.dropped)
@@ -114,7 +114,7 @@ def count_tokens(text: str) -> int:
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer  # imports torch: half a second
+    from open_clip.tokenizer import SimpleTokenizer  # imports all of open_clip: seconds
 
     return SimpleTokenizer()
 

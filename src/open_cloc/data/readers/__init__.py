@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from open_cloc.config import import_object
 from open_cloc.data.annotations import SampleDataset
 
 __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
@@ -36,7 +36,7 @@ def open_reader(spec: str) -> SampleDataset:
         FileNotFoundError: If the path does not exist.
     """
     name, rest = _split_format(spec)
-    factory = _import(READERS.get(name, name))
+    factory: Callable[..., SampleDataset] = import_object(READERS.get(name, name), "reader")
     path, *texts = re.split(r",(?=[A-Za-z_]\w*=)", rest)
     options = dict(text.split("=", 1) for text in texts)
     parameters = inspect.signature(factory).parameters.values()
@@ -107,11 +107,3 @@ def _split_format(spec: str) -> tuple[str, str]:
             f"unknown data {spec!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
         )
     return name, rest
-
-
-def _import(target: str) -> Callable[..., SampleDataset]:
-    module, _, name = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"no reader at {target!r}: {error}") from error

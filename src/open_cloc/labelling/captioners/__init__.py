@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-
+from open_cloc.config import import_object
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Captioner
 
@@ -30,9 +29,7 @@ def open_captioner(config: CaptionConfig, device: str = "cpu") -> Captioner:
         FileNotFoundError: If a local model is not there.
         ConnectionError: If a server is not there.
     """
-    target = CAPTIONERS.get(config.kind, config.kind)
-    module, colon, name = target.partition(":")
-    if not colon:
+    if config.kind not in CAPTIONERS and ":" not in config.kind:
         kinds = ", ".join(CAPTIONERS)
         raise ValueError(f"caption.kind must be {kinds} or package.module:Name; got {config.kind!r}")
     for field, least in (("max_new_tokens", 1), ("requests", 1), ("retries", 0)):
@@ -40,8 +37,4 @@ def open_captioner(config: CaptionConfig, device: str = "cpu") -> Captioner:
             raise ValueError(f"caption.{field} must be at least {least}; got {getattr(config, field)}")
     if not config.timeout > 0:
         raise ValueError(f"caption.timeout must be more than 0 seconds; got {config.timeout}")
-    try:
-        captioner = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"no captioner at {target!r}: {error}") from error
-    return captioner(config, device)
+    return import_object(CAPTIONERS.get(config.kind, config.kind), "captioner")(config, device)

@@ -8,6 +8,7 @@ import io
 from PIL import Image, UnidentifiedImageError
 
 from open_cloc.data.decode import decode_image
+from open_cloc.data.samples import UNDECODABLE
 from open_cloc.labelling.types import Failure
 
 SENT_AS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> media type
@@ -17,7 +18,7 @@ def decoded(image: bytes) -> Image.Image | Failure:
     """An encoded picture as RGB, or why it cannot be one."""
     try:
         return Image.fromarray(decode_image(image))
-    except Exception as error:  # one labelled item; Pillow raises a dozen kinds on damaged files
+    except UNDECODABLE as error:
         return unreadable(error)
 
 
@@ -28,7 +29,7 @@ def data_url(image: bytes) -> str | Failure:
             kind = SENT_AS.get(picture.format or "")
         if kind is None:
             kind, image = "png", _as_png(image)
-    except Exception as error:  # as above
+    except UNDECODABLE as error:
         return unreadable(error)
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 

@@ -289,17 +289,20 @@ class ServerCaptioner:
 
     def _said(self, response: Any) -> str:
         """What the server said, on one short line; never our key, which some repeat."""
-        text = response.text
-        try:
-            document = json.loads(text)
-            error = document.get("error", document)
-            text = str(error.get("message") or error.get("detail") or text)
-        except (ValueError, AttributeError):
-            pass
-        text = one_line(text)
+        text = one_line(_message_in(response.text))
         if self._key:
             text = text.replace(self._key, "***")
         return text[:SHOWN] or "nothing"
+
+
+def _message_in(text: str) -> str:
+    """The message of an error in one of the forms that servers use; any other text as it is."""
+    try:
+        document = json.loads(text)
+        error = document.get("error", document)
+        return str(error.get("message") or error.get("detail") or text)
+    except (ValueError, AttributeError):  # no JSON, or JSON of another form
+        return text
 
 
 def _text_of(response: Any) -> str:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from open_cloc.labelling.detectors import grounding_dino, owl
+from open_cloc.config import import_object
 from open_cloc.labelling.detectors.checkpoint import (
     Checkpoint,
     check_config,
     find_checkpoint,
     read_model_type,
 )
-from open_cloc.labelling.detectors.cloc import ClocDetector
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detector
 from open_cloc.model.load import choose_device
 
 KINDS = ("transformers", "cloc")
-# By transformers' name of the architecture.
-TRANSFORMERS: dict[str, Callable[[DetectorConfig, Checkpoint, torch.device], Detector]] = {
-    **dict.fromkeys(owl.TYPES, owl.OwlDetector),
-    **dict.fromkeys(grounding_dino.TYPES, grounding_dino.GroundingDinoDetector),
+_HERE = "open_cloc.labelling.detectors"
+# transformers' name of the architecture, or `cloc` -> `module:class`. Imported only when used.
+DETECTORS = {
+    "owlv2": f"{_HERE}.owl:OwlDetector",
+    "owlvit": f"{_HERE}.owl:OwlDetector",
+    "grounding-dino": f"{_HERE}.grounding_dino:GroundingDinoDetector",
+    "mm-grounding-dino": f"{_HERE}.grounding_dino:GroundingDinoDetector",
+    "cloc": f"{_HERE}.cloc:ClocDetector",
 }
 
 
@@ -30,7 +31,8 @@ def open_detector(config: DetectorConfig, device: str | torch.device | None = No
     """Load a detector.
 
     Args:
-        config: Which one, and what it keeps.
+        config: Which one, and what it keeps; its `kind` is one of `KINDS`, or `package.module:Name` of a
+            callable of the same two arguments.
         device: None takes a GPU if there is one, else the CPU.
 
     Raises:
@@ -38,19 +40,19 @@ def open_detector(config: DetectorConfig, device: str | torch.device | None = No
         ValueError: If they are of another kind of model than `kind` says, or a setting is out of range.
     """
     check_config(config)
+    if ":" in config.kind:
+        return import_object(config.kind, "detector")(config, device)
     if config.kind not in KINDS:
         raise ValueError(f"unknown detect.kind {config.kind!r}; expected one of {', '.join(KINDS)}")
     target = choose_device(device)
     checkpoint = find_checkpoint(config.weights, config.revision)
     model_type = read_model_type(checkpoint)
     _check_type(model_type, config, checkpoint)
-    if config.kind == "cloc":
-        return ClocDetector(config, checkpoint, target)
-    return TRANSFORMERS[model_type](config, checkpoint, target)
+    return import_object(DETECTORS[model_type], "detector")(config, checkpoint, target)
 
 
 def _check_type(model_type: str, config: DetectorConfig, checkpoint: Checkpoint) -> None:
-    known = {"cloc"} if config.kind == "cloc" else set(TRANSFORMERS)
+    known = {"cloc"} if config.kind == "cloc" else DETECTORS.keys() - {"cloc"}
     if model_type in known:
         return
     hint = "; set detect.kind to cloc" if model_type == "cloc" else ""

@@ -23,7 +23,6 @@ from open_cloc.labelling.detectors.texts import drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 
-TYPES = ("grounding-dino", "mm-grounding-dino")
 STRIDE = 8  # of the finest map, in pixels
 
 

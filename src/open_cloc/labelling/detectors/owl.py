@@ -22,8 +22,6 @@ from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 
-TYPES = ("owlv2", "owlvit")
-
 
 class OwlDetector:
     """A `Detector`; see `open_detector`.
