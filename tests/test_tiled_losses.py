@@ -415,6 +415,37 @@ def test_no_matrix_of_all_pairs(kind: str, ids: bool, monkeypatch: pytest.Monkey
         torch.testing.assert_close(sum(losses()), dense, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("ids", [False, True])
+def test_kept_tiles_change_nothing_and_are_bounded(ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right, text_ids = phrases(103, 24)
+    options = {"text_ids": text_ids} if ids else {}
+    columns = len(text_ids.unique()) if ids else 103
+    tiles, size = 7 * -(-columns // 16), 16 * 16 * left.element_size()
+    made, found = [], []
+    original = tiled._Tiles._make
+    monkeypatch.setattr(tiled._Tiles, "_make", lambda *args: made.append(1) or original(*args))
+    for kept in (0, 10, tiles):
+        monkeypatch.setattr(tiled, "KEPT_BYTES", kept * size)
+        made.clear()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            found.append(results(tiled_pairs, "softmax", left, right, tile=16, **options))
+        assert len(made) == 2 * tiles - kept
+        assert len([x for x in saved if x.dim() == 2 and x.shape[1] <= 16]) == kept
+    for other in found[1:]:
+        assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+def test_two_backward_passes_give_the_same() -> None:
+    left, right, _ = phrases(103, 24)
+    left.requires_grad_()
+    pairs = tiled_pairs(left, right, torch.ones(103, dtype=torch.bool), 0, 0.9, tile=16)
+    loss = softmax_loss(pairs, torch.tensor([14.3], dtype=left.dtype))
+    first, second = (torch.autograd.grad(loss, left, retain_graph=True)[0] for _ in range(2))
+    assert first.any()
+    assert torch.equal(first, second)
+
+
 @KINDS
 def test_no_list_of_all_pairs_where_texts_have_collapsed(kind: str) -> None:
     """As badly trained text towers make them: memory must not grow in that very moment."""

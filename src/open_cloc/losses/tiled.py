@@ -2,7 +2,8 @@
 
 What makes it exact and fast:
 
-* The backward pass makes each tile's logits again; nothing of n x m elements exists at any time.
+* The backward pass makes each tile again, save the first ones, which the forward pass keeps up to a fixed
+  size (`KEPT_BYTES`); nothing of n x m elements exists at any time.
 * Positives stay out of the tiles: a row's loss is `softplus(logsumexp of negatives - positive)`, so that a
   nearly solved batch loses no digits.
 * One exponential serves rows and columns, as both subtract the same shift. Where a sum leaves the range in
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ from open_cloc.losses.unit_rows import unit_rows
 
 TILE = {"cpu": 1024}  # rows and columns of a tile that fits the cache
 DEVICE_TILE = 4096  # on accelerators, where starting a kernel costs more than its memory
+KEPT_BYTES = 88 * 2**20  # of exponentials from forward to backward pass: all of them up to 4,700 pairs
 # Logits up to this are exponentiated as they are: e^60 times a million columns is far from float32's end.
 SAFE_EXPONENT = 60.0
 # Sums whose logarithm is this far above the smallest normal number have lost nothing to underflow.
@@ -214,34 +217,65 @@ def _slices(num: int, size: int) -> Iterator[slice]:
 
 
 class _Tiles:
-    """The logits of a pair matrix, one tile after the other in one buffer."""
+    """A pair matrix, one tile after the other in one buffer.
 
-    def __init__(self, left: Tensor, right: Tensor, layout: Layout) -> None:
-        self.layout = layout
+    Args:
+        left: (rows, D) features as given.
+        right: (texts, D) text features as given.
+        layout: Which of them are rows and columns.
+        finish: What a tile holds is made of its logits by this, in place; the logits themselves if None.
+        kept: The first tiles, finished; filled up to `KEPT_BYTES`. None: none are kept.
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        layout: Layout,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        kept: list[Tensor] | None = None,
+    ) -> None:
+        self.layout, self.finish, self.kept = layout, finish, kept
         self.left, self.right = unit_rows(left, layout.rows), unit_rows(right, layout.columns)
         self.buffer = torch.empty(layout.tile**2, dtype=self.left.lengths.dtype, device=left.device)
 
     def row(self, rows: slice, scaled: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Columns, their unit features (t, D) and logits (t, t) of a row of tiles; -inf where no negatives.
+        """Columns, their unit features (t, D) and the tile (t, t), for each tile of a row of tiles.
 
-        The logits may be overwritten, and are gone with the next tile.
+        A tile is gone with the next one. It may be overwritten, unless tiles are kept.
         """
-        threshold = self.layout.unlisted_above
-        texts = self.right[self.layout.own[rows]] if threshold is not None else None  # (t, D)
-        for part, excluded in zip(self.layout.column_slices(), self.layout.excluded_tiles(rows)):
+        texts = None if self.layout.unlisted_above is None else self.right[self.layout.own[rows]]  # (t, D)
+        parts = list(self.layout.column_slices())
+        first = rows.start // self.layout.tile * len(parts)
+        for number, (part, excluded) in enumerate(zip(parts, self.layout.excluded_tiles(rows)), first):
             columns = self.right[part]
-            logits = self.buffer[: len(scaled) * len(columns)].view(len(scaled), len(columns))
-            torch.mm(scaled, columns.T, out=logits)
-            logits.view(-1).index_fill_(0, excluded, -torch.inf)
-            if texts is not None and threshold is not None:
-                logits.masked_fill_(texts @ columns.T > threshold, -torch.inf)
-            yield part, columns, logits
+            if self.kept is None:
+                yield part, columns, self._make(scaled, columns, texts, excluded, self.buffer)
+                continue
+            if number == len(self.kept) and (number + 1) * self.buffer.nbytes <= KEPT_BYTES:
+                room = self.buffer.new_empty(len(scaled) * len(columns))
+                self.kept.append(self._make(scaled, columns, texts, excluded, room))
+            if number < len(self.kept):
+                yield part, columns, self.kept[number]
+            else:
+                yield part, columns, self._make(scaled, columns, texts, excluded, self.buffer)
+
+    def _make(
+        self, scaled: Tensor, columns: Tensor, texts: Tensor | None, excluded: Tensor, room: Tensor
+    ) -> Tensor:
+        """A tile: -inf where there are no negatives, then finished."""
+        logits = room[: len(scaled) * len(columns)].view(len(scaled), len(columns))
+        torch.mm(scaled, columns.T, out=logits)
+        logits.view(-1).index_fill_(0, excluded, -torch.inf)
+        if texts is not None and self.layout.unlisted_above is not None:
+            logits.masked_fill_(texts @ columns.T > self.layout.unlisted_above, -torch.inf)
+        return logits if self.finish is None else self.finish(logits)
 
     def all(self, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, columns and logits of every tile."""
+        """Rows and columns of every tile, and the tile."""
         for rows in self.layout.row_slices():
-            for part, _, logits in self.row(rows, self.left[rows].mul_(scale)):
-                yield rows, part, logits
+            for part, _, tile in self.row(rows, self.left[rows].mul_(scale)):
+                yield rows, part, tile
 
     def positives(self) -> Tensor:
         """(n,) cosine of each row and its own text."""
@@ -249,13 +283,19 @@ class _Tiles:
         return self.left.cosines(rows, self.right, self.layout.own)
 
 
+def _exponentials(shift: float, logits: Tensor) -> Tensor:
+    return (logits.sub_(shift) if shift else logits).exp_()
+
+
 def _shifted_logsumexps(tiles: _Tiles, scale: float, shift: float) -> tuple[Tensor, Tensor] | None:
-    """Log-sum-exps by row (n,) and column (u,), by one exp a pair; None if sums may have lost digits."""
+    """Log-sum-exps by row (n,) and column (u,), by one exp a pair; None if sums may have lost digits.
+
+    The tiles are `_exponentials`.
+    """
     layout = tiles.layout
     rows = torch.zeros(len(layout.rows), dtype=tiles.buffer.dtype, device=tiles.buffer.device)
     columns = torch.zeros_like(layout.counts)
-    for i, j, logits in tiles.all(scale):
-        exponentials = (logits.sub_(shift) if shift else logits).exp_()
+    for i, j, exponentials in tiles.all(scale):
         rows[i] += exponentials @ layout.counts[j]
         columns[j] += exponentials.sum(0)
     smallest = torch.finfo(rows.dtype).tiny * math.exp(UNDERFLOW_MARGIN)
@@ -292,19 +332,22 @@ class _LogSumExps(torch.autograd.Function):
     def forward(
         ctx: Any, left: Tensor, right: Tensor, scale: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tiles = _Tiles(left, right, layout)
         value = float(scale)
         shift = max(0.0, value - SAFE_EXPONENT)
+        kept: list[Tensor] | None = [] if any(ctx.needs_input_grad) else None
+        tiles = _Tiles(left, right, layout, partial(_exponentials, shift), kept)
         sums = _shifted_logsumexps(tiles, value, shift)
+        if sums is None:
+            tiles, kept = _Tiles(left, right, layout), None
         rows, columns = sums or _running_logsumexps(tiles, value)
-        ctx.save_for_backward(left, right, scale, rows, columns)
+        ctx.save_for_backward(left, right, scale, rows, columns, *(kept or ()))
         ctx.layout, ctx.shift = layout, shift if sums else None
         return tiles.positives(), rows, columns
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, positive_grad: Tensor, row_grad: Tensor, column_grad: Tensor) -> tuple[Any, ...]:
-        left, right, scale, rows, columns = ctx.saved_tensors
+        left, right, scale, rows, columns, *kept = ctx.saved_tensors
         counts, shift = ctx.layout.counts, ctx.shift
 
         def running(logits: Tensor, i: slice, j: slice) -> Tensor:
@@ -312,15 +355,16 @@ class _LogSumExps(torch.autograd.Function):
             return weights.addcmul_((logits - columns[j]).exp_(), column_grad[j])
 
         if shift is None:
-            return (*_gradients(left, right, scale, ctx.layout, positive_grad, running), None)
+            tiles = _Tiles(left, right, ctx.layout)
+            return (*_gradients(tiles, left, right, scale, positive_grad, running), None)
         row_factor = row_grad * (shift - rows).exp()
         column_factor = column_grad * (shift - columns).exp()
 
-        def shifted(logits: Tensor, i: slice, j: slice) -> Tensor:
-            exponentials = (logits.sub_(shift) if shift else logits).exp_()
-            return exponentials.mul_(torch.addcmul(column_factor[j], row_factor[i, None], counts[j]))
+        def shifted(exponentials: Tensor, i: slice, j: slice) -> Tensor:
+            return torch.addcmul(column_factor[j], row_factor[i, None], counts[j]).mul_(exponentials)
 
-        return (*_gradients(left, right, scale, ctx.layout, positive_grad, shifted), None)
+        tiles = _Tiles(left, right, ctx.layout, partial(_exponentials, shift), kept)
+        return (*_gradients(tiles, left, right, scale, positive_grad, shifted), None)
 
 
 class _SoftplusSums(torch.autograd.Function):
@@ -350,38 +394,35 @@ class _SoftplusSums(torch.autograd.Function):
             bias_grad.add_(weights.sum())
             return weights
 
-        gradients = _gradients(left, right, scale, ctx.layout, positive_grad, weights)
+        gradients = _gradients(_Tiles(left, right, ctx.layout), left, right, scale, positive_grad, weights)
         return (*gradients, bias_grad, None)
 
 
 def _gradients(
-    left: Tensor, right: Tensor, scale: Tensor, layout: Layout, positive_grad: Tensor, weights: Weights
+    tiles: _Tiles, left: Tensor, right: Tensor, scale: Tensor, positive_grad: Tensor, weights: Weights
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for left and right features and the scale.
 
     Args:
-        left: As given to the forward pass; so are `right`, `scale` and `layout`.
+        tiles: Of the pair matrix.
+        left: As given to the forward pass; so are `right` and `scale`.
         right: See there.
         scale: See there.
-        layout: See there.
         positive_grad: (n,) for the positive cosines.
-        weights: Logits of a tile, its rows and its columns -> their gradients (t, t).
+        weights: A tile, its rows and its columns -> the gradients for its logits (t, t).
     """
     # backward() may run inside the caller's autocast, and these products stay in float32.
     with torch.autocast(left.device.type, enabled=False):
-        tiles = _Tiles(left, right, layout)
-        value = float(scale)
-        left_grad = torch.zeros_like(left)
-        column_grad = torch.zeros(
-            len(layout.columns), left.shape[1], dtype=tiles.buffer.dtype, device=left.device
-        )
+        layout, value = tiles.layout, float(scale)
+        left_grad, right_grad = torch.zeros_like(left), torch.zeros_like(right)
+        column_grad = right_grad[: len(layout.columns)].to(tiles.buffer.dtype)  # shares memory if it can
         scale_grad = torch.zeros((), dtype=tiles.buffer.dtype, device=left.device)
         for i in layout.row_slices():
             unit = tiles.left[i]
             scaled = unit * value
             grad = torch.zeros_like(unit)
-            for j, columns, logits in tiles.row(i, scaled):
-                pull = weights(logits, i, j)
+            for j, columns, tile in tiles.row(i, scaled):
+                pull = weights(tile, i, j)
                 grad.addmm_(pull, columns)
                 column_grad[j].addmm_(pull.T, scaled)
             scale_grad += (grad * unit).sum()
@@ -389,19 +430,9 @@ def _gradients(
             grad.mul_(value).addcmul_(tiles.right[layout.own[i]], positive)
             column_grad.index_add_(0, layout.own[i], unit * positive)
             left_grad[layout.rows[i]] = tiles.left.without_length(grad, unit, i).to(left.dtype)
-        return (
-            left_grad,
-            _right_gradient(tiles, right, column_grad),
-            scale_grad.to(scale.dtype).view_as(scale),
-        )
-
-
-def _right_gradient(tiles: _Tiles, right: Tensor, column_grad: Tensor) -> Tensor:
-    """The gradient for the right features, from that for the unit columns (u, D), which is overwritten."""
-    layout = tiles.layout
-    for j in layout.column_slices():
-        tiles.right.without_length(column_grad[j], tiles.right[j], j)
-    column_grad = column_grad.to(right.dtype)
-    if len(layout.columns) == len(right):  # ascending and distinct: every text in its place
-        return column_grad
-    return torch.zeros_like(right).index_copy_(0, layout.columns, column_grad)
+        # Columns ascend, so none lies before its place in `column_grad`: the last ones can go there first.
+        for j in reversed(list(layout.column_slices())):
+            gradient = tiles.right.without_length(column_grad[j].clone(), tiles.right[j], j)
+            column_grad[j] = 0
+            right_grad[layout.columns[j]] = gradient.to(right.dtype)
+        return left_grad, right_grad, scale_grad.to(scale.dtype).view_as(scale)
