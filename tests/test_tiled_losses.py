@@ -421,13 +421,13 @@ def test_kept_tiles_change_nothing_and_are_bounded(ids: bool, monkeypatch: pytes
     options = {"text_ids": text_ids} if ids else {}
     columns = len(text_ids.unique()) if ids else 103
     tiles, size = 7 * -(-columns // 16), 16 * 16 * left.element_size()
-    made, found = [], []
+    made, found, saved = [], [], []
     original = tiled._Tiles._make
     monkeypatch.setattr(tiled._Tiles, "_make", lambda *args: made.append(1) or original(*args))
     for kept in (0, 10, tiles):
         monkeypatch.setattr(tiled, "KEPT_BYTES", kept * size)
         made.clear()
-        saved = []
+        saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
             found.append(results(tiled_pairs, "softmax", left, right, tile=16, **options))
         assert len(made) == 2 * tiles - kept
