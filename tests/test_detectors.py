@@ -546,6 +546,10 @@ def test_a_picture_size_that_is_not_the_models_own(folders, tmp_path):
     assert raw[0].boxes.shape == (36, 4)
     (found,) = own([picture((30, 60))], [["dog"]])
     assert len(found.boxes)
+    asked = detector(folders["owlv2"], image_size=96)
+    assert asked.provenance["preprocess"] == own.provenance["preprocess"]
+    (same,) = asked([picture((30, 60))], [["dog"]])
+    np.testing.assert_array_equal(same.boxes, found.boxes)
 
 
 def test_what_the_checkpoint_says_of_its_pictures_is_followed(tmp_path):
@@ -613,6 +617,7 @@ def test_provenance_is_json_and_tells_models_apart(folders, model_type, tmp_path
         ({"prompt": "dog"}, ValueError, "prompt"),
         ({"raw_score": 2}, ValueError, "raw_score"),
         ({"max_boxes": 0}, ValueError, "max_boxes"),
+        ({"image_size": -1}, ValueError, "image_size"),
         ({"revision": "main"}, ValueError, "hub"),
         ({"kind": "cloc"}, ValueError, "holds a owlv2 model"),
     ],
@@ -630,6 +635,8 @@ def test_models_that_are_no_detectors(folders, tmp_path):
         open_detector(DetectorConfig(weights=str(tmp_path)), "cpu")
     with pytest.raises(ValueError, match=r"set detect\.kind to cloc"):
         open_detector(DetectorConfig(weights=str(folders["cloc"])), "cpu")
+    with pytest.raises(ValueError, match="image_size is for OWL models"):
+        open_detector(DetectorConfig(weights=str(folders["grounding-dino"]), image_size=96), "cpu")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "owlv2"}))
     with pytest.raises(FileNotFoundError, match="safetensors"):
         open_detector(DetectorConfig(weights=str(tmp_path)), "cpu")

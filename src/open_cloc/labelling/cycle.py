@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from open_cloc.labelling.detectors.checkpoint import base_provenance, find_checkpoint, read_model_type
+from open_cloc.labelling.checkpoint import find_checkpoint, read_model_type
 from open_cloc.labelling.detectors.cloc import Grounder
+from open_cloc.labelling.detectors.common import base_provenance
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.model.load import choose_device, load_model
 

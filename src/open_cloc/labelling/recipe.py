@@ -68,6 +68,7 @@ class DetectorConfig:
         max_boxes: Most raw boxes of a picture, best first.
         prompt: What a phrase is asked as; `{}` stands for it.
         dtype: `float32` or `bfloat16`.
+        image_size: Side of the square that an OWL model sees; 0 as its checkpoint says. The paper took 448.
     """
 
     kind: str = "transformers"
@@ -77,6 +78,7 @@ class DetectorConfig:
     max_boxes: int = 300
     prompt: str = "{}"
     dtype: str = "float32"
+    image_size: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from open_cloc.labelling.captioners.pictures import decoded, one_line
-from open_cloc.labelling.detectors.checkpoint import Checkpoint, find_checkpoint, read_model_type
+from open_cloc.labelling.checkpoint import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
 
@@ -148,16 +148,8 @@ def _load_model(checkpoint: Checkpoint, model_type: str) -> Any:
             f"{folder} holds a model of type {model_type!r}, which is no image-to-text model of transformers "
             f"{transformers.__version__}"
         )
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder} holds no .safetensors; other weights are not opened: they may run code"
-        )
-    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True
-    )
-    missing = sorted(name for name in info["missing_keys"] if ".pooler." not in name)  # captions need none
-    if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} tensors of its model, such as {missing[0]}")
+    # captions need no poolers
+    model = load_safetensors(transformers.AutoModelForImageTextToText, checkpoint, without=".pooler.")
     for name in SAMPLING:
         setattr(model.generation_config, name, None)
     return model

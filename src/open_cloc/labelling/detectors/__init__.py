@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 
 from open_cloc.config import import_object
-from open_cloc.labelling.detectors.checkpoint import (
-    Checkpoint,
-    check_config,
-    find_checkpoint,
-    read_model_type,
-)
+from open_cloc.labelling.checkpoint import Checkpoint, find_checkpoint, read_model_type
+from open_cloc.labelling.detectors.canvas import OWL_SIZES
+from open_cloc.labelling.detectors.common import check_config
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detector
 from open_cloc.model.load import choose_device
@@ -48,6 +45,8 @@ def open_detector(config: DetectorConfig, device: str | torch.device | None = No
     checkpoint = find_checkpoint(config.weights, config.revision)
     model_type = read_model_type(checkpoint)
     _check_type(model_type, config, checkpoint)
+    if config.image_size and model_type not in OWL_SIZES:
+        raise ValueError(f"detect.image_size is for OWL models; {config.weights} holds a {model_type} model")
     return import_object(DETECTORS[model_type], "detector")(config, checkpoint, target)
 
 

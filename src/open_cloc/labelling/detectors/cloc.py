@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from open_cloc.data.transforms import Geometry
-from open_cloc.labelling.detectors.checkpoint import Checkpoint, base_provenance
+from open_cloc.labelling.checkpoint import Checkpoint
+from open_cloc.labelling.detectors.common import base_provenance
 from open_cloc.labelling.detectors.decode import keep_boxes, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache
 from open_cloc.labelling.recipe import DetectorConfig

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from open_cloc.labelling.checkpoint import Checkpoint
 from open_cloc.labelling.detectors.canvas import Canvas, read_preprocess
-from open_cloc.labelling.detectors.checkpoint import Checkpoint, base_provenance, load_transformers
+from open_cloc.labelling.detectors.common import base_provenance, load_transformers
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
 from open_cloc.labelling.detectors.texts import drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig

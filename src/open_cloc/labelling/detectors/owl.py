@@ -8,6 +8,7 @@ Shapes: B pictures, P phrases per picture (padded), N patches, C tower width, D 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from open_cloc.labelling.checkpoint import Checkpoint
 from open_cloc.labelling.detectors.canvas import read_preprocess
-from open_cloc.labelling.detectors.checkpoint import Checkpoint, base_provenance, load_transformers
+from open_cloc.labelling.detectors.common import base_provenance, load_transformers
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig
@@ -40,6 +42,8 @@ class OwlDetector:
         own = self.model.config
         self.towers: Any = getattr(self.model, own.model_type)
         self.preprocess = read_preprocess(checkpoint.folder, own.model_type, own.vision_config.image_size)
+        if config.image_size:
+            self.preprocess = replace(self.preprocess, size=(config.image_size,) * 2)
         self.max_tokens: int = own.text_config.max_position_embeddings
         # Position embeddings are resized only where the picture is not of the model's own size.
         self.resized = self.preprocess.size != (own.vision_config.image_size,) * 2

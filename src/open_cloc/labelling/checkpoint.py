@@ -1,4 +1,4 @@
-"""Find a detector's checkpoint, tell exactly which one it is, and open it."""
+"""Find a stage's checkpoint, tell exactly which one it is, and open it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.model.load import HUB_ID
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}  # all that a model is made of
 
 
@@ -101,61 +98,27 @@ def read_model_type(checkpoint: Checkpoint) -> str:
     return config["model_type"]
 
 
-def load_transformers(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, Any]:
-    """Open a zero-shot detector of transformers and its tokenizer.
+def load_safetensors(auto_model: Any, checkpoint: Checkpoint, without: str | None = None) -> Any:
+    """Open a model of transformers, from safetensors; no code of the repository runs.
 
-    Weights are float32, from safetensors; no code of the repository runs.
+    Args:
+        auto_model: The library's class that finds the right one.
+        checkpoint: Its files.
+        without: Tensors whose names hold this may be missing, as nothing needs them.
 
     Raises:
         FileNotFoundError: If there are no safetensors.
         ValueError: If weights are missing, which the library would draw at random.
     """
-    from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
-
     folder = checkpoint.folder
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{folder} holds no .safetensors; other weights are not opened: they may run code"
         )
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, **options
+    model, info = auto_model.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True
     )
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
-        raise ValueError(f"{folder} lacks {len(names)} tensors of its model, such as {names[0]}")
-    return model.float().to(device).eval(), AutoTokenizer.from_pretrained(folder, **options)
-
-
-def base_provenance(config: DetectorConfig, checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
-    """What every detector says of itself."""
-    import transformers
-
-    return {
-        "kind": kind,
-        "weights": config.weights,
-        "revision": checkpoint.revision,
-        "sha256": checkpoint.sha256,
-        "prompt": config.prompt,
-        "raw_score": config.raw_score,
-        "max_boxes": config.max_boxes,
-        "dtype": config.dtype,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def check_config(config: DetectorConfig) -> None:
-    """Refuse what cannot be meant.
-
-    Raises:
-        ValueError: On a value out of range.
-    """
-    if config.dtype not in DTYPES:
-        raise ValueError(f"detect.dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
-    if config.prompt.count("{}") != 1:
-        raise ValueError(f"detect.prompt must hold {{}} once, for the phrase; got {config.prompt!r}")
-    if not 0 <= config.raw_score <= 1:
-        raise ValueError(f"detect.raw_score must lie in [0, 1]; got {config.raw_score}")
-    if config.max_boxes < 1:
-        raise ValueError(f"detect.max_boxes must be at least 1; got {config.max_boxes}")
+    missing = sorted(name for name in info["missing_keys"] if without is None or without not in name)
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} tensors of its model, such as {missing[0]}")
+    return model
