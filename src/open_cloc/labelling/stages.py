@@ -87,9 +87,7 @@ class DetectStage:
             return self.detector([pixels[p.index] for p in pictures], [_texts(p) for p in pictures])
 
         def cycle(pictures: Sequence[Picture]) -> list[Any]:
-            boxes = [p.detections.boxes if p.detections else np.zeros((0, 4)) for p in pictures]
-            best = [_best_texts(p) for p in pictures]
-            return self.cycle([pixels[p.index] for p in pictures], best, boxes)
+            return self.cycle([pixels[p.index] for p in pictures], [_best_texts(p) for p in pictures])
 
         batch = _step(
             batch, "detect", self.detector.provenance, detect, lambda p, found: replace(p, detections=found)
