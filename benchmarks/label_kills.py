@@ -28,7 +28,7 @@ from benchmarks.timing import verdict, write_json
 WORKERS = {
     "read and phrases": "MapWorker(FlatMap",
     "detect": "MapWorker(Map(_OnRows",
-    "write": "ray::_Writer",
+    "write": "ray::_write_unit",
 }
 # Files that must exist when the driver is killed.
 MOMENTS = {

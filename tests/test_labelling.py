@@ -245,27 +245,64 @@ COMMAND = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_labelling import recipe
+from dataclasses import replace
 from pathlib import Path
 from open_cloc.labelling.pipeline import label
-label(recipe(Path(sys.argv[2])), sys.argv[3], sys.argv[4])
+own = recipe(Path(sys.argv[2]))
+run = replace(own.run, address=sys.argv[5], detectors=int(sys.argv[6]))
+label(replace(own, run=run), sys.argv[3], sys.argv[4])
 """
+
+
+def command(labelled: Labelled, output: Path, address: str = "", detectors: int = 1) -> list[str]:
+    """A run in a process of its own."""
+    arguments = [Path(__file__).parent, labelled.folder, labelled.source, output, address, detectors]
+    return [sys.executable, "-c", COMMAND, *map(str, arguments)]
+
+
+def wait_for_raw_boxes(output: Path) -> None:
+    deadline = time.monotonic() + 180
+    while not list(output.glob("raw/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(output.glob("raw/*.json"))
+    assert len(list(output.glob("*_label.json"))) < 3
 
 
 def test_a_killed_driver_starts_again(labelled: Labelled, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    arguments = [str(Path(__file__).parent), str(labelled.folder), labelled.source, str(output)]
-    command = [sys.executable, "-c", COMMAND, *arguments]
     (labelled.folder / "slow").touch()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(output.glob("raw/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (labelled.folder / "slow").unlink()
-    assert list(output.glob("raw/*.json"))
-    assert len(list(output.glob("*_label.json"))) < 3
-    subprocess.run(command, check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(labelled, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for_raw_boxes(output)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (labelled.folder / "slow").unlink()
+    subprocess.run(command(labelled, output), check=True, capture_output=True)
+    assert checksums(output) == checksums(labelled.output)
+
+
+def test_a_cluster_of_two_machines_one_of_which_dies(labelled: Labelled, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    output = tmp_path / "out"
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        second = machines.add_node(num_cpus=2)
+        machines.wait_for_nodes()
+        (labelled.folder / "slow").touch()
+        process = subprocess.Popen(
+            command(labelled, output, machines.address, 3), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        wait_for_raw_boxes(output)
+        machines.remove_node(second, allow_graceful=False)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    finally:
+        (labelled.folder / "slow").unlink(missing_ok=True)
+        machines.shutdown()
     assert checksums(output) == checksums(labelled.output)
 
 

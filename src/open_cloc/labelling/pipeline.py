@@ -8,7 +8,6 @@ A unit is done when its mark is there, and a run that is started again does the 
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -251,40 +250,32 @@ def _run(
 
 @contextmanager
 def _writers(output: Path, recipe: LabelRecipe) -> Iterator[Callable[[Unit, Sequence[Batch] | None], None]]:
-    """A function that has units written by actors; it waits where they fall behind, in the end for all."""
+    """A function that has units written by tasks; it waits where they fall behind, in the end for all."""
     ray = require("ray")
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Writer)
-    count = recipe.run.writers
-    actors = itertools.cycle([actor.remote(output, recipe, tuple(sys.path)) for _ in range(count)])
+    # Tasks, not actors: a machine that dies takes an actor's calls with it, a task is run again elsewhere.
+    task = ray.remote(num_cpus=0, max_retries=3)(_write_unit)
     writing: list[Any] = []
 
     def write(unit: Unit, batches: Sequence[Batch] | None) -> None:
-        while len(writing) >= 2 * count:
+        while len(writing) >= recipe.run.writers:
             done, writing[:] = ray.wait(writing, num_returns=1)
             ray.get(done)
-        writing.append(next(actors).write.remote(unit, batches))
+        writing.append(task.remote(output, recipe, unit, batches))
 
     yield write
     ray.get(writing)
 
 
-class _Writer:
-    """Writes units, in a process of its own."""
-
-    def __init__(self, output: Path, recipe: LabelRecipe, path: Sequence[str]) -> None:
-        _import_from(path)
-        self.output, self.recipe = output, recipe
-
-    def write(self, unit: Unit, batches: Sequence[Batch] | None) -> None:
-        """Write a unit's raw detections, unless they are there (`batches` is None), and its shard."""
-        if batches is not None:
-            pictures: list[Picture] = []
-            made_by: dict[str, Any] = {}
-            for batch in sorted(batches, key=lambda batch: batch.number):
-                pictures += batch.pictures
-                made_by |= batch.made_by
-            save_raw(self.output, unit, pictures, made_by, self.recipe)
-        save_shard(self.output, unit, self.recipe)
+def _write_unit(output: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch] | None) -> None:
+    """Write a unit's raw detections, unless they are there (`batches` is None), and its shard."""
+    if batches is not None:
+        pictures: list[Picture] = []
+        made_by: dict[str, Any] = {}
+        for batch in sorted(batches, key=lambda batch: batch.number):
+            pictures += batch.pictures
+            made_by |= batch.made_by
+        save_raw(output, unit, pictures, made_by, recipe)
+    save_shard(output, unit, recipe)
 
 
 def _open_output(

@@ -112,7 +112,7 @@ class LabelRunConfig:
         captioners: Actors of the captioning stage.
         detectors: Actors of the detection stage; 0 takes one a GPU, or one on a CPU.
         phrasers: Actors of the phrase stage.
-        writers: Actors that write shards.
+        writers: Shards that are written at a time.
         gpus_per_actor: GPUs of each captioning (`local`) and detecting actor; -1 takes 1 where there are any.
         max_bad_fraction: Share of unusable pictures past which the run stops.
         address: Of a Ray cluster; empty runs on this machine alone.
