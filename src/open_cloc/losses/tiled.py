@@ -249,16 +249,13 @@ class _Tiles:
         first = rows.start // self.layout.tile * len(parts)
         for number, (part, excluded) in enumerate(zip(parts, self.layout.excluded_tiles(rows)), first):
             columns = self.right[part]
-            if self.kept is None:
+            if self.kept is None or (number + 1) * self.buffer.nbytes > KEPT_BYTES:
                 yield part, columns, self._make(scaled, columns, texts, excluded, self.buffer)
                 continue
-            if number == len(self.kept) and (number + 1) * self.buffer.nbytes <= KEPT_BYTES:
+            if number == len(self.kept):
                 room = self.buffer.new_empty(len(scaled) * len(columns))
                 self.kept.append(self._make(scaled, columns, texts, excluded, room))
-            if number < len(self.kept):
-                yield part, columns, self.kept[number]
-            else:
-                yield part, columns, self._make(scaled, columns, texts, excluded, self.buffer)
+            yield part, columns, self.kept[number]
 
     def _make(
         self, scaled: Tensor, columns: Tensor, texts: Tensor | None, excluded: Tensor, room: Tensor
