@@ -87,7 +87,8 @@ def label(
     unfiltered = [unit for unit in units if unit not in undetected and not _is_labelled(output, unit, recipe)]
     if undetected or unfiltered:
         with connected(recipe.run.address), _plain_errors():
-            made_by = next((m["made_by"] for m in map(read_mark, _marks(output, units)) if m), None)
+            raw_marks = (read_mark(raw_mark(output, unit.name)) for unit in units)
+            made_by = next((mark["made_by"] for mark in raw_marks if mark is not None), None)
             _run(output, recipe, undetected, unfiltered, made_by)
     marks = [read_mark(label_mark(output, unit.name)) for unit in units]
     counts = [mark["counts"] for mark in marks if mark is not None]
@@ -303,10 +304,6 @@ def _refuse_changes(output: Path, before: dict[str, Any], now: dict[str, Any]) -
             f"{output} holds labels that were made otherwise: {describe(changes)[:500]}; "
             "give another folder, or --overwrite"
         )
-
-
-def _marks(output: Path, units: Sequence[Unit]) -> Iterator[Path]:
-    return (raw_mark(output, unit.name) for unit in units)
 
 
 def _is_labelled(output: Path, unit: Unit, recipe: LabelRecipe) -> bool:
