@@ -11,10 +11,31 @@ from pathlib import Path
 import numpy as np
 
 from open_cloc.data.scenes import COLOURS
-from open_cloc.labelling.recipe import DetectorConfig
-from open_cloc.labelling.types import Detections, Failure
+from open_cloc.labelling.recipe import CaptionConfig, DetectorConfig
+from open_cloc.labelling.types import Caption, Detections, Failure
 
 NEAR = 60  # distance of colours, of channels up to 255
+
+
+class PatientCaptioner:
+    """Says again what was given; from its third batch on, only once the detector has been called.
+
+    It waits for two minutes at most, and leaves a line in `calls` of its `model` folder for each batch.
+    """
+
+    def __init__(self, config: CaptionConfig, device: str) -> None:
+        self.log = Path(config.model) / "calls"
+        self.provenance = {"name": "patient"}
+
+    def __call__(self, images: Sequence[bytes], given: Sequence[Sequence[str]]) -> list[Caption | Failure]:
+        with self.log.open("a") as log:
+            log.write("captions\n")
+        deadline = time.monotonic() + 120
+        while set(lines := self.log.read_text().splitlines()) == {"captions"} and len(lines) > 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no detector")
+            time.sleep(0.05)
+        return [Caption(texts[0], "patient") for texts in given]
 
 
 class ColourDetector:

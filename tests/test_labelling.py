@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from caption_server import Server, answer, picture_in
 from PIL import Image
 
 from open_cloc.data.samples import RegionSample
@@ -27,9 +29,16 @@ from open_cloc.data.shards import ShardDataset, write_shards
 from open_cloc.labelling.command import main
 from open_cloc.labelling.diff import compare
 from open_cloc.labelling.filter import select_regions
-from open_cloc.labelling.pipeline import label
+from open_cloc.labelling.pipeline import label, plan_actors
 from open_cloc.labelling.raw import read_raw, write_raw
-from open_cloc.labelling.recipe import DetectorConfig, FilterConfig, LabelRecipe, LabelRunConfig, PhraseConfig
+from open_cloc.labelling.recipe import (
+    CaptionConfig,
+    DetectorConfig,
+    FilterConfig,
+    LabelRecipe,
+    LabelRunConfig,
+    PhraseConfig,
+)
 from open_cloc.labelling.report import write_report
 from open_cloc.labelling.shard import save_raw, save_shard
 from open_cloc.labelling.source import Picture, known_pictures, plan_units, read_batches
@@ -229,6 +238,61 @@ def test_bad_pictures_are_counted(cluster: None, tmp_path: Path) -> None:
         label(strict, f"folder:{folder}", tmp_path / "strict")
 
 
+def test_captions_come_from_a_server(labelled: Labelled, tmp_path: Path) -> None:
+    """What each picture's true caption is, a server says; the given ones say nothing."""
+    source = ShardDataset(labelled.source.removeprefix("shards:"))
+    pictures = [source[index] for index in range(COUNT)]
+    said = {picture.image: picture.captions[0] for picture in pictures}
+    write_shards([replace(p, captions=("a photo",)) for p in pictures], tmp_path / "in", samples_per_shard=5)
+    server = Server(lambda _, body: answer(said[picture_in(body)]))
+    try:
+        mine = replace(
+            recipe(labelled.folder), caption=CaptionConfig(kind="server", model="m", url=server.url)
+        )
+        label(mine, f"shards:{tmp_path / 'in'}", tmp_path / "out")
+    finally:
+        server.close()
+    assert len(server.requests) == COUNT
+    found, expected = ShardDataset(str(tmp_path / "out")), ShardDataset(str(labelled.output))
+    for index, scene in enumerate(labelled.scenes):
+        assert found[index].captions == (scene.captions[0], "a photo")
+        assert found[index].regions == expected[index].regions
+    with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
+        notes = [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]
+    assert [note["caption_sources"] for note in notes] == [["server m", "given"]] * 5
+
+
+def test_captions_and_boxes_are_made_at_the_same_time(labelled: Labelled, tmp_path: Path) -> None:
+    caption = CaptionConfig(kind="labelling_fakes:PatientCaptioner", model=str(tmp_path))
+    counts = label(replace(recipe(tmp_path), caption=caption), labelled.source, tmp_path / "out")
+    assert merge_stats(counts)["written"] == COUNT
+
+
+@pytest.mark.parametrize("kind", ["given", "server", "local"])
+@pytest.mark.parametrize("detectors", [0, 1, 3, 7])
+@pytest.mark.parametrize("cpus", [1, 2, 8])
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+def test_all_actors_find_a_place(kind: str, detectors: int, cpus: int, gpus: int) -> None:
+    run = LabelRunConfig(detectors=detectors, captioners=1 if kind != "server" else 2)
+    actors = plan_actors(LabelRecipe("", CaptionConfig(kind=kind), run=run), {"CPU": cpus, "GPU": gpus})
+    for resource, there in (("num_cpus", cpus - 0.1), ("num_gpus", gpus)):  # some is left to read
+        units = [round(a.resources.get(resource, 0) * 10_000) * a.processes for a in actors]  # as Ray counts
+        assert sum(units) <= there * 10_000, (resource, actors)
+    assert actors[-1].processes == (detectors or max(1, (gpus or cpus) - (kind == "local")))
+    assert (actors[-1].resources.get("num_gpus", 0) > 0) == (gpus > 0)
+    device = "cuda" if gpus else "cpu"
+    assert [step[1][-1] for step in (actors[0].steps[0], actors[-1].steps[0])] == [device, device]
+
+
+def test_actors_that_find_no_place_are_refused() -> None:
+    run = LabelRunConfig(gpus_per_actor=1)
+    local = LabelRecipe("", CaptionConfig(kind="local"), run=run)
+    with pytest.raises(ValueError, match=r"1 captioners and 1 detectors .* need 2 GPUs; this machine has 1"):
+        plan_actors(local, {"CPU": 8, "GPU": 1})
+    growing = replace(local, run=replace(run, address="here:6379", detectors=4))
+    assert [a.resources.get("num_gpus") for a in plan_actors(growing, {"CPU": 8})] == [1, None, 1]
+
+
 def test_the_report(labelled: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = copy_of(labelled, tmp_path / "out")
     report = write_report(output)
@@ -247,7 +311,7 @@ sys.path.insert(0, sys.argv[1])
 from test_labelling import recipe
 from dataclasses import replace
 from pathlib import Path
-from open_cloc.labelling.pipeline import label
+from open_cloc.labelling.pipeline import label, plan_actors
 own = recipe(Path(sys.argv[2]))
 run = replace(own.run, address=sys.argv[5], detectors=int(sys.argv[6]))
 label(replace(own, run=run), sys.argv[3], sys.argv[4])

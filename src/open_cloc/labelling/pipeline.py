@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import sys
@@ -41,6 +42,7 @@ from open_cloc.labelling.stages import OWN, CaptionStage, DetectStage, PhraseSta
 
 LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
 Step = tuple[type[Stage], tuple[Any, ...]]  # a stage and what it is made with
+RAY_UNITS = 10_000  # that Ray divides a resource into, rounding
 READ_TASKS = 4096  # at most; each reads its units one after the other
 
 
@@ -125,7 +127,7 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
     stream = stream.flat_map(_Read(recipe.run.batch_size), num_cpus=LIGHT)
-    for actors in _plan_actors(recipe, require("ray").cluster_resources()):
+    for actors in plan_actors(recipe, require("ray").cluster_resources()):
         stream = stream.map(
             _OnRows,
             fn_constructor_args=(actors.steps, tuple(sys.path)),
@@ -142,24 +144,55 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
         yield batch
 
 
-def _plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
-    """The actors of all stages, in order, with what each needs of the cluster."""
+def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
+    """The actors of all stages, in order, with what each needs of a cluster of so many CPUs and GPUs.
+
+    All of them run at the same time, so together they must not ask for more than there is: a stage that waits
+    for its place would stop the run once the stages before it have filled the memory.
+
+    Raises:
+        ValueError: If more GPUs are asked for than this machine has.
+    """
     run = recipe.run
-    gpus = run.gpus_per_actor if run.gpus_per_actor >= 0 else float(cluster.get("GPU", 0) > 0)
-    device = "cuda" if gpus else "cpu"
-    detectors = run.detectors or max(1, int(cluster["GPU"] / gpus if gpus else cluster.get("CPU", 1)))
+    captioners = (
+        0 if recipe.caption.kind in ("given", "server") else run.captioners
+    )  # with a model of their own
+    detectors, heavy = _share_cluster(run, cluster, captioners)
+    device = "cuda" if heavy.get("num_gpus") else "cpu"
     light = {"num_cpus": LIGHT}
-    heavy = {"num_cpus": LIGHT, "num_gpus": gpus} if gpus else {"num_cpus": _share(cluster, run, detectors)}
     caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
     detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
     if recipe.caption.kind == "given":  # not worth a process of its own
         first = [Actors((caption, phrases), run.phrasers, light)]
     else:
-        asked = heavy if recipe.caption.kind == "local" else light
+        asked = heavy if captioners else light
         if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
             asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
         first = [Actors((caption,), run.captioners, asked), Actors((phrases,), run.phrasers, light)]
     return [*first, Actors((detect,), detectors, heavy)]
+
+
+def _share_cluster(
+    run: LabelRunConfig, cluster: dict[str, float], captioners: int
+) -> tuple[int, dict[str, float]]:
+    """How many detecting actors, and what each of them and of the captioners on this cluster asks for."""
+    cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
+    if not (run.gpus_per_actor > 0 or (run.gpus_per_actor < 0 and gpus)):
+        detectors = run.detectors or max(1, int(cpus) - captioners)
+        # What is left when reading and the light stages have theirs, in hundredths as Ray counts.
+        light = LIGHT * (run.captioners + run.phrasers) + max(LIGHT, 0.05 * cpus)
+        return detectors, {"num_cpus": max(LIGHT, int((cpus - light) / (captioners + detectors) * 100) / 100)}
+    each = run.gpus_per_actor if run.gpus_per_actor > 0 else 1
+    detectors = run.detectors or max(1, int(gpus / each) - captioners)
+    actors = captioners + detectors
+    if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
+        each = int(RAY_UNITS / math.ceil(actors / gpus)) / RAY_UNITS
+    elif actors * each > gpus and not run.address:  # a cluster may grow
+        raise ValueError(
+            f"{captioners} captioners and {detectors} detectors of run.gpus_per_actor {each:g} need "
+            f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
+        )
+    return detectors, {"num_cpus": LIGHT, "num_gpus": each}
 
 
 class _Read:
@@ -309,13 +342,6 @@ def _refuse_changes(output: Path, before: dict[str, Any], now: dict[str, Any]) -
 def _is_labelled(output: Path, unit: Unit, recipe: LabelRecipe) -> bool:
     mark = read_mark(label_mark(output, unit.name))
     return mark is not None and mark["recipe"] == upstream(recipe) | downstream(recipe)
-
-
-def _share(cluster: dict[str, float], run: LabelRunConfig, detectors: int) -> float:
-    """CPUs for each detecting actor, such that reading and the light stages always find some too."""
-    cpus = cluster.get("CPU", 1)
-    light = LIGHT * (run.captioners + run.phrasers) + max(LIGHT, 0.05 * cpus)
-    return max(LIGHT, int((cpus - light) / detectors * 100) / 100)
 
 
 @contextmanager

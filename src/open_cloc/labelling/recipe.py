@@ -110,10 +110,11 @@ class LabelRunConfig:
         batch_size: Pictures that share a forward pass. It is fixed by the input, never by scheduling.
         samples_per_shard: Pictures of an output shard, where the input has no shards of its own.
         captioners: Actors of the captioning stage.
-        detectors: Actors of the detection stage; 0 takes one a GPU, or one on a CPU.
+        detectors: Actors of the detection stage; 0 takes one a GPU, or one a CPU, that captioners leave.
         phrasers: Actors of the phrase stage.
         writers: Shards that are written at a time.
-        gpus_per_actor: GPUs of each captioning (`local`) and detecting actor; -1 takes 1 where there are any.
+        gpus_per_actor: GPUs of each captioning (`local`) and detecting actor; -1 takes 1 where there are any,
+            or a share of one where there are more actors than GPUs.
         max_bad_fraction: Share of unusable pictures past which the run stops.
         address: Of a Ray cluster; empty runs on this machine alone.
     """
