@@ -24,9 +24,13 @@ from open_cloc.model.embed import embed_regions
 CANDIDATES = 600  # default size of the grid, at most
 SIZES = (0.16, 0.22, 0.31, 0.44, 0.62, 0.86)  # square root of a candidate's area, relative to the picture
 ASPECTS = (0.5, 1.0, 2.0)  # width over height, relative to the picture's
-AREA_WEIGHT = 0.1  # what a box e times as large gains, in units of the grid's spread of scores
+AREA_WEIGHT = 0.07  # what a box e times as large gains, in units of the grid's spread of scores
 MIN_IOU = 0.25  # with the best box, for a box of the grid to have a vote
-TEMPERATURES = (0.1, 0.05)  # of the votes of the grid and of the close-up, in the same units
+TEMPERATURES = (
+    0.1,
+    0.05,
+    0.1,
+)  # of the votes of the grid, the close-up, and with the head, in the same units
 CLOSE_UP = 0.25  # how far the sides move in the close-up, relative to the box
 MOVES = tuple(itertools.product((-1, 0, 1), repeat=4))  # every way to move the four sides in, out or not
 
@@ -94,7 +98,11 @@ def _search(
     best = _vote(boxes, _rank(boxes, (scores - middle) / spread), TEMPERATURES[0])
     near = _inside(_around(best), *(corner[:, None] for corner in content))  # (B, P, 81, 4)
     scores = _match(model, state, near, text_features)
-    return _vote(near, _rank(near, (scores - middle) / spread), TEMPERATURES[1])
+    found = _vote(near, _rank(near, (scores - middle) / spread), TEMPERATURES[1])
+    # The box head errs in other ways than the search does: where they agree, their mean is better than both.
+    boxes = torch.cat([head_boxes, found[:, :, None]], dim=2)
+    scores = _match(model, state, boxes, text_features)
+    return _vote(boxes, _rank(boxes, (scores - middle) / spread), TEMPERATURES[2])
 
 
 def _rank(boxes: Tensor, scores: Tensor) -> Tensor:
