@@ -15,6 +15,7 @@ from open_cloc.labelling.checkpoint import find_checkpoint, read_model_type
 from open_cloc.labelling.detectors.cloc import Grounder
 from open_cloc.labelling.detectors.common import base_provenance
 from open_cloc.labelling.recipe import DetectorConfig
+from open_cloc.model.grounding import VERSION
 from open_cloc.model.load import choose_device, load_model
 
 
@@ -41,7 +42,7 @@ class CycleScorer:
         self.grounder = Grounder(load_model(checkpoint.folder, choose_device(device)))
         base = base_provenance(DetectorConfig(kind="cloc", weights=weights), checkpoint, "cloc")
         names = ("weights", "revision", "sha256", "torch")
-        self.provenance: Mapping[str, object] = {name: base[name] for name in names}
+        self.provenance: Mapping[str, object] = {name: base[name] for name in names} | {"grounding": VERSION}
 
     def __call__(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """(H, W, 3) uint8 pictures and the N phrases of each, also repeated ones -> (N,) float32 scores."""

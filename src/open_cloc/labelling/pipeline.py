@@ -154,9 +154,8 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
         ValueError: If more GPUs are asked for than this machine has.
     """
     run = recipe.run
-    captioners = (
-        0 if recipe.caption.kind in ("given", "server") else run.captioners
-    )  # with a model of their own
+    has_model = recipe.caption.kind not in ("given", "server")
+    captioners = run.captioners if has_model else 0  # that need a place as detectors do
     detectors, heavy = _share_cluster(run, cluster, captioners)
     device = "cuda" if heavy.get("num_gpus") else "cpu"
     light = {"num_cpus": LIGHT}
@@ -165,7 +164,7 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
     if recipe.caption.kind == "given":  # not worth a process of its own
         first = [Actors((caption, phrases), run.phrasers, light)]
     else:
-        asked = heavy if captioners else light
+        asked = heavy if has_model else light
         if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
             asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
         first = [Actors((caption,), run.captioners, asked), Actors((phrases,), run.phrasers, light)]

@@ -1,9 +1,9 @@
 """From a phrase to its box: the box head's answer, or candidate boxes ranked by their own region embeddings.
 
 The box head learns last, while region embeddings match phrases early. So a grid of boxes is embedded once for
-an image, each phrase takes the mean of the best ones that agree with each other, and again of boxes near it.
-The single best match is usually a tight piece of the thing: hence the mean, and a slight
-preference for larger boxes. `docs/evaluation.md` has the numbers.
+an image, each phrase takes the mean of the best ones that agree with each other, and again of boxes near it,
+and last of that and the box head's. The single best match is usually a tight piece of the thing: hence the
+mean, and a slight preference for larger boxes. `docs/evaluation.md` has the numbers.
 
 Shapes: B images, P phrases per image, K candidate boxes, D shared embedding.
 """
@@ -21,16 +21,13 @@ from torch import Tensor
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
 
+VERSION = "ranked/2"  # labels name it: another one wherever the same model would find other boxes
 CANDIDATES = 600  # default size of the grid, at most
 SIZES = (0.16, 0.22, 0.31, 0.44, 0.62, 0.86)  # square root of a candidate's area, relative to the picture
 ASPECTS = (0.5, 1.0, 2.0)  # width over height, relative to the picture's
 AREA_WEIGHT = 0.07  # what a box e times as large gains, in units of the grid's spread of scores
 MIN_IOU = 0.25  # with the best box, for a box of the grid to have a vote
-TEMPERATURES = (
-    0.1,
-    0.05,
-    0.1,
-)  # of the votes of the grid, the close-up, and with the head, in the same units
+TEMPERATURES = (0.1, 0.05, 0.1)  # of the votes: of the grid, the close-up, and with the box head; same units
 CLOSE_UP = 0.25  # how far the sides move in the close-up, relative to the box
 MOVES = tuple(itertools.product((-1, 0, 1), repeat=4))  # every way to move the four sides in, out or not
 

@@ -26,7 +26,7 @@ from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_regions, embed_texts
-from open_cloc.model.grounding import CANDIDATES, ground_phrases
+from open_cloc.model.grounding import CANDIDATES, VERSION, ground_phrases
 from open_cloc.model.load import load_model
 
 
@@ -87,6 +87,7 @@ class ClocDetector:
             "class": "CLOC",
             "image_size": list(self.grounder.model.preprocess.image_size),
             "candidates": CANDIDATES,
+            "grounding": VERSION,
             "phrase_score": "beside the picture's surest pair"
             if self._clip.logit_bias is None
             else "sigmoid of the logit",
