@@ -285,6 +285,22 @@ def test_ranking_finds_the_box_whose_embedding_is_the_phrase(hidden_boxes):
         assert (box_iou(head.boxes[i], hidden[i : i + 1]) < 0.6).all()  # so it was the ranking
 
 
+def test_a_box_head_has_a_vote_where_it_is_near(hidden_boxes, monkeypatch):
+    model, state, phrases, hidden, content = hidden_boxes
+
+    def overlaps(head):
+        monkeypatch.setattr(model, "ground", lambda *_: head[:, None].expand(-1, 2, -1))
+        boxes = ground_phrases(model, state, phrases, content).boxes
+        return torch.cat([box_iou(boxes[i], hidden[i : i + 1]) for i in range(3)]), boxes
+
+    corners = content[:, [0, 1, 0, 1]] + torch.tensor([0, 0, 0.05, 0.05])
+    others = content[:, [2, 3, 2, 3]] - torch.tensor([0.05, 0.05, 0, 0])
+    alone, boxes = overlaps(corners)
+    torch.testing.assert_close(overlaps(others)[1], boxes)  # what lies elsewhere changes nothing
+    right, _ = overlaps(hidden)
+    assert (right > alone + 0.03).all()
+
+
 def test_grounding_knows_nothing_of_its_neighbours(hidden_boxes):
     model, state, phrases, _, content = hidden_boxes
     together = ground_phrases(model, state, phrases, content, 200)
