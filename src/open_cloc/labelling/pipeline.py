@@ -42,7 +42,7 @@ from open_cloc.labelling.stages import OWN, CaptionStage, DetectStage, PhraseSta
 
 LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
 Step = tuple[type[Stage], tuple[Any, ...]]  # a stage and what it is made with
-RAY_UNITS = 10_000  # that Ray divides a resource into, rounding
+RAY_UNITS = 10_000  # that Ray divides a CPU or a GPU into
 READ_TASKS = 4096  # at most; each reads its units one after the other
 
 
@@ -155,10 +155,8 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
     """
     run = recipe.run
     has_model = recipe.caption.kind not in ("given", "server")
-    captioners = run.captioners if has_model else 0  # that need a place as detectors do
-    detectors, heavy = _share_cluster(run, cluster, captioners)
+    light, heavy, detectors = _share_cluster(run, cluster, run.captioners if has_model else 0)
     device = "cuda" if heavy.get("num_gpus") else "cpu"
-    light = {"num_cpus": LIGHT}
     caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
     detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
     if recipe.caption.kind == "given":  # not worth a process of its own
@@ -173,25 +171,31 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
 
 def _share_cluster(
     run: LabelRunConfig, cluster: dict[str, float], captioners: int
-) -> tuple[int, dict[str, float]]:
-    """How many detecting actors, and what each of them and of the captioners on this cluster asks for."""
+) -> tuple[dict[str, float], dict[str, float], int]:
+    """What a light actor asks for, and a detector as each of so many captioners; how many detectors."""
     cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
-    if not (run.gpus_per_actor > 0 or (run.gpus_per_actor < 0 and gpus)):
-        detectors = run.detectors or max(1, int(cpus) - captioners)
-        # What is left when reading and the light stages have theirs, in hundredths as Ray counts.
-        light = LIGHT * (run.captioners + run.phrasers) + max(LIGHT, 0.05 * cpus)
-        return detectors, {"num_cpus": max(LIGHT, int((cpus - light) / (captioners + detectors) * 100) / 100)}
+    on_gpus = run.gpus_per_actor > 0 or (run.gpus_per_actor < 0 and gpus > 0)
     each = run.gpus_per_actor if run.gpus_per_actor > 0 else 1
-    detectors = run.detectors or max(1, int(gpus / each) - captioners)
+    detectors = run.detectors or max(1, int(gpus / each if on_gpus else cpus) - captioners)
+    others = run.captioners + run.phrasers
+    light = _round_down(min(LIGHT, cpus / 2 / (others + detectors)))
     actors = captioners + detectors
+    if not on_gpus:
+        left = cpus - light * others - max(LIGHT, 0.05 * cpus)  # reading finds a place too
+        return {"num_cpus": light}, {"num_cpus": _round_down(left / actors)}, detectors
     if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
-        each = int(RAY_UNITS / math.ceil(actors / gpus)) / RAY_UNITS
+        each = _round_down(1 / math.ceil(actors / gpus))
     elif actors * each > gpus and not run.address:  # a cluster may grow
         raise ValueError(
             f"{captioners} captioners and {detectors} detectors of run.gpus_per_actor {each:g} need "
             f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
         )
-    return detectors, {"num_cpus": LIGHT, "num_gpus": each}
+    return {"num_cpus": light}, {"num_cpus": light, "num_gpus": each}, detectors
+
+
+def _round_down(share: float) -> float:
+    """To what Ray counts in: it would round up, and the last actor would find no place."""
+    return int(share * RAY_UNITS) / RAY_UNITS
 
 
 class _Read:
