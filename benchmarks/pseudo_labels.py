@@ -38,10 +38,8 @@ from open_cloc.model.cloc import CLOC
 AIM = 0.9  # of the region accuracy of training on the truth
 IOU = 0.5
 TEST_SCENES = 1000
-STUDENT = {
-    "flip": 0.5,
-    "min-crop-scale": 0.7,
-}  # augmentation: eight passes over 16,000 scenes learn them by heart
+# Augmentation of what trains on the 16,000 scenes: it passes over them eight times.
+STUDENT = {"flip": 0.5, "min-crop-scale": 0.7}
 CAPTIONS = {"vesl": "clean", "ngrams": "noisy"}  # kind of labels -> captions that they come from
 WEB_WORDS = (
     "free download",

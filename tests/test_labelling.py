@@ -311,7 +311,7 @@ sys.path.insert(0, sys.argv[1])
 from test_labelling import recipe
 from dataclasses import replace
 from pathlib import Path
-from open_cloc.labelling.pipeline import label, plan_actors
+from open_cloc.labelling.pipeline import label
 own = recipe(Path(sys.argv[2]))
 run = replace(own.run, address=sys.argv[5], detectors=int(sys.argv[6]))
 label(replace(own, run=run), sys.argv[3], sys.argv[4])
