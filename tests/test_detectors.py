@@ -55,6 +55,11 @@ WORDS = [
     "two",
 ]
 SIZE = 64  # canvas of the tiny OWL models
+# Of scores in [0, 1] whose float32 products were made in another place or size of a batch: 4e-7 was seen.
+ROUNDING = 1e-5
+# A box is a mean of boxes up to 20 pixels apart. Their weights are exponentials of scores over 0.05 of the
+# spread of all scores, so rounding (1e-6 of a spread near 1e-2) moves it by some hundredths of a pixel.
+VOTES_PX = 0.1
 PICTURES = [(48, 80), (80, 48), (64, 64), (50, 90), (48, 80), (30, 100), (64, 64), (48, 80)]
 PHRASES = [
     ["dog"],
@@ -438,7 +443,8 @@ def test_long_phrases_keep_their_last_words_and_are_counted(folders, model_type)
     found, expected = own([image, image], [[long], [short]])
     assert found.dropped[CUT] == 1
     assert CUT not in expected.dropped
-    np.testing.assert_array_equal(found.scores, expected.scores)
+    # One question from two rows of a batch: products round by their place in it.
+    np.testing.assert_allclose(found.scores, expected.scores, atol=ROUNDING)
     (found,) = own([image], [["dog", endless, long]])
     assert found.dropped[CUT] == 2
     assert found.scores.shape[1] == 3
@@ -455,7 +461,7 @@ def test_separators_inside_a_phrase_do_not_split_it(folders):
     own = detector(folders["grounding-dino"])
     image = picture((50, 80))
     dotted, plain, nothing = own([image] * 3, [["red . dog ?", "cat"], ["red dog", "cat"], [". ?", "cat"]])
-    np.testing.assert_array_equal(dotted.scores, plain.scores)
+    np.testing.assert_allclose(dotted.scores, plain.scores, atol=ROUNDING)
     assert (nothing.scores[:, 0] == 0).all()
     assert (nothing.scores[:, 1] > 0).any()
 
@@ -701,7 +707,7 @@ def test_cloc_equals_the_predictor(folders):
         np.testing.assert_allclose(found.scores, expected[order], atol=1e-4)
         for row, box in enumerate(found.boxes * size):  # phrases that score alike may have changed places
             alike = boxes_px[np.abs(best - best[order[row]]) < 1e-4]
-            assert np.abs(alike - box).max(1).min() < 0.02
+            assert np.abs(alike - box).max(1).min() < VOTES_PX
 
 
 def test_scores_of_a_sigmoid_model_are_its_own_probabilities(folders):
