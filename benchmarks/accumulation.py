@@ -14,11 +14,11 @@ import tyro
 from torch import Tensor
 
 from benchmarks.timing import print_table, ratios, take_turns, verdict, write_json
-from open_cloc.data.samples import RegionBatch
-from open_cloc.losses import LossConfig, total_loss
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
+from open_cloc.objectives import LossConfig, total_loss
+from open_cloc.samples import RegionBatch
 from open_cloc.training.accumulate import Forward, split_batch
 
 AIMS = {"time": 1.25, "activations": 0.30, "gradient error": 1e-6}

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from benchmarks.pasted_scenes import PastedScenes, photos_of
 from open_cloc.boxes import grid_cells, overlap_fraction
-from open_cloc.data.samples import Features, RegionSample
-from open_cloc.data.transforms import Geometry
-from open_cloc.losses import total_loss
+from open_cloc.canvas import Geometry
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
 from open_cloc.model.prompter import PrompterConfig, pool_boxes
+from open_cloc.objectives import total_loss
+from open_cloc.samples import Features, RegionSample
 from open_cloc.training import optim
 from open_cloc.training.recipes import small_pretrained
 

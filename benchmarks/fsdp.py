@@ -25,13 +25,14 @@ import tyro
 from benchmarks.accumulation import Options as BatchOptions
 from benchmarks.accumulation import make_batch
 from benchmarks.timing import print_table, verdict, write_json
-from open_cloc.data.loader import LoaderConfig
+from open_cloc.data.collate import LoaderConfig
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.training import optim
 from open_cloc.training.checkpoint import Progress, Saver, state_tensors
 from open_cloc.training.loop import Run, train_step
-from open_cloc.training.parallel import join_ranks, spread
+from open_cloc.training.parallelize import spread
+from open_cloc.training.ranks import join_ranks
 from open_cloc.training.recipe import DataConfig, Recipe, RunConfig
 
 RANKS = 2

@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from benchmarks.timing import write_json
-from open_cloc.data.loader import LoaderConfig
+from open_cloc.data.collate import LoaderConfig
 from open_cloc.model import sharded
 from open_cloc.model.create import ModelConfig
 from open_cloc.model.prompter import PrompterConfig

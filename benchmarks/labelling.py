@@ -33,14 +33,16 @@ from transformers import (
 )
 
 from benchmarks.timing import print_table, verdict, write_json
-from open_cloc.data.samples import RegionSample
-from open_cloc.data.scenes import SceneConfig, SceneDataset, vocabulary
-from open_cloc.data.shards import write_shards
-from open_cloc.data.transforms import resize
+from open_cloc.canvas import resize
+from open_cloc.data.scenes.dataset import SceneDataset
+from open_cloc.data.scenes.vocabulary import SceneConfig, vocabulary
+from open_cloc.data.shards.write import write_shards
 from open_cloc.labelling.pipeline import connected, labelled_batches
 from open_cloc.labelling.recipe import DetectorConfig, LabelRecipe, LabelRunConfig, PhraseConfig
-from open_cloc.labelling.source import Batch, plan_units, read_batches
+from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
+from open_cloc.labelling.types import Batch
+from open_cloc.samples import RegionSample
 
 SIZE_HW = (360, 480)  # of the pictures
 MAX_TOKENS = 16

@@ -28,11 +28,13 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from benchmarks.timing import verdict, write_json
+from open_cloc.canvas import Geometry
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.loader import LoaderConfig, RegionLoader
+from open_cloc.data.collate import LoaderConfig
+from open_cloc.data.loader import RegionLoader
 from open_cloc.data.readers import open_reader
-from open_cloc.data.shards import ShardDataset, write_shards
-from open_cloc.data.transforms import Geometry
+from open_cloc.data.shards.read import ShardDataset
+from open_cloc.data.shards.write import write_shards
 
 IMAGE_SIZE = 224
 AIMS = {

@@ -21,11 +21,13 @@ from matplotlib.figure import Figure
 
 from benchmarks.loader import Canvas, NoTokenizer
 from benchmarks.timing import OUTPUT, verdict, write_json
-from open_cloc.data.loader import LoaderConfig, RegionLoader
+from open_cloc.data.collate import LoaderConfig
+from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
-from open_cloc.data.remote import open_shards
-from open_cloc.data.shards import ShardDataset, write_shards
+from open_cloc.data.shards.read import ShardDataset
+from open_cloc.data.shards.remote import open_shards
+from open_cloc.data.shards.write import write_shards
 
 AIM = 0.02  # growth from the middle epoch to the last: by then buffers have found their size
 

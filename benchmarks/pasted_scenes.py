@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from open_cloc.data.readers import open_reader
-from open_cloc.data.samples import Region, RegionSample
+from open_cloc.samples import Region, RegionSample
 
 NUM_HELD_PHOTOS = 24  # the last photos are val's alone, those before them dev's
 DEV_PHRASES = 7  # one in so many of the train phrases is dev's: choices are made on dev, reported on val

@@ -23,9 +23,10 @@ import numpy as np
 import tyro
 
 from benchmarks.timing import print_table, verdict, write_json
-from open_cloc.data.samples import RegionSample
-from open_cloc.data.scenes import SceneConfig, SceneDataset, held_out_phrases, vocabulary
-from open_cloc.data.shards import ShardDataset, write_shards
+from open_cloc.data.scenes.dataset import SceneDataset
+from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
+from open_cloc.data.shards.read import ShardDataset
+from open_cloc.data.shards.write import write_shards
 from open_cloc.evaluation.features import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
 from open_cloc.labelling.pipeline import label
@@ -34,6 +35,7 @@ from open_cloc.labelling.recipes import cloc
 from open_cloc.labelling.report import write_report
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
+from open_cloc.samples import RegionSample
 
 AIM = 0.9  # of the region accuracy of training on the truth
 IOU = 0.5

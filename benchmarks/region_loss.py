@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, verdict, write_json
-from open_cloc.losses import region_text_loss
+from open_cloc.objectives import region_text_loss
 
 THRESHOLD = 0.9
 SCALE = 1 / 0.07  # where CLIP's training starts

@@ -12,7 +12,9 @@ import platform
 import time
 from pathlib import Path
 
-from open_cloc.data.scenes import SceneConfig, SceneDataset, glyph_mask
+from open_cloc.data.scenes.dataset import SceneDataset
+from open_cloc.data.scenes.glyphs import glyph_mask
+from open_cloc.data.scenes.vocabulary import SceneConfig
 
 IMAGE_SIZES = (64, 96)
 

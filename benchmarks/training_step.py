@@ -19,13 +19,13 @@ import tyro
 from torch import Tensor
 
 from benchmarks.timing import kept_for_backward, print_table, ratios, take_turns, verdict, write_json
-from open_cloc.data.samples import RegionBatch
-from open_cloc.losses import total_loss
-from open_cloc.losses.total import LossConfig
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PrompterConfig
+from open_cloc.objectives import total_loss
+from open_cloc.objectives.total import LossConfig
+from open_cloc.samples import RegionBatch
 
 CONTEXT, START, END = 77, 49406, 49407
 NUM_REGIONS = 4

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
-from open_cloc.losses import LossConfig
-from open_cloc.model.cloc import PreprocessConfig
 from open_cloc.model.prompter import PrompterConfig
+from open_cloc.objectives import LossConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Outer:
     [
         Outer(Inner((3, 4), "x"), rate=0.5, free={"a": [1]}),
         Outer(maybe=Inner((5, 6))),
-        PreprocessConfig(image_size=(64, 32), resize_mode="squash", fill=(1, 2, 3)),
+        CanvasConfig(image_size=(64, 32), resize_mode="squash", fill=(1, 2, 3)),
         PrompterConfig(readout="prompt", box_prior=True),
         LossConfig(contrastive="sigmoid"),
     ],
@@ -69,4 +69,4 @@ def test_what_is_no_dict_is_named(values: Any) -> None:
 
 def test_values_are_checked_by_the_dataclass() -> None:
     with pytest.raises(ValueError, match="unknown resize_mode 'crop'"):
-        from_dict(PreprocessConfig, {"resize_mode": "crop"})
+        from_dict(CanvasConfig, {"resize_mode": "crop"})

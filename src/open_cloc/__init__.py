@@ -22,7 +22,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "losses":  # reads as an attribute in the documentation: open_cloc.losses.region_text_loss
+    if name == "losses":  # reads as an attribute in the documentation: open_cloc.objectives.region_text_loss
         return importlib.import_module("open_cloc.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'open_cloc' has no attribute {name!r}")

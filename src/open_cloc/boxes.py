@@ -11,6 +11,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from open_cloc.errors import UserError
+
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -34,13 +36,13 @@ def convert_boxes(boxes: Array, source: str, target: str = "xyxy") -> Array:
         (..., 4) in the same unit.
 
     Raises:
-        ValueError: On an unknown format or a last dimension that is not 4.
+        UserError: On an unknown format or a last dimension that is not 4.
     """
     for name in (source, target):
         if name not in BOX_FORMATS:
-            raise ValueError(f"unknown box format {name!r}; expected one of {', '.join(BOX_FORMATS)}")
+            raise UserError(f"unknown box format {name!r}; expected one of {', '.join(BOX_FORMATS)}")
     if boxes.shape[-1:] != (4,):
-        raise ValueError(f"boxes must have 4 numbers each; got shape {tuple(boxes.shape)}")
+        raise UserError(f"boxes must have 4 numbers each; got shape {tuple(boxes.shape)}")
     a, b, c, d = (boxes[..., i] for i in range(4))
     if source == "xywh":
         a, b, c, d = a, b, a + c, b + d
@@ -76,24 +78,24 @@ def validate_boxes_px(boxes_px: np.ndarray, size_hw: tuple[int, int], where: str
         where: Where the boxes come from, for the message.
 
     Raises:
-        ValueError: Names the first wrong row, what is wrong with it, and the likely cause.
+        UserError: Names the first wrong row, what is wrong with it, and the likely cause.
     """
     suffix = f" ({where})" if where else ""
     if boxes_px.ndim != 2 or boxes_px.shape[1] != 4:
-        raise ValueError(f"boxes must be (R, 4); got shape {tuple(boxes_px.shape)}{suffix}")
+        raise UserError(f"boxes must be (R, 4); got shape {tuple(boxes_px.shape)}{suffix}")
     height, width = size_hw
     slack = 1e-3 * max(height, width)  # rounding of annotations, not a wrong format
     for row, (x1, y1, x2, y2) in enumerate(boxes_px.tolist()):
         box = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] in row {row}"
         if not np.isfinite([x1, y1, x2, y2]).all():
-            raise ValueError(f"boxes must be finite; got {box}{suffix}")
+            raise UserError(f"boxes must be finite; got {box}{suffix}")
         if x2 <= x1 or y2 <= y1:
-            raise ValueError(
+            raise UserError(
                 f"boxes must have x1 < x2 and y1 < y2; got {box}{suffix}: if these are x, y, width, height, "
                 "pass box_format='xywh'"
             )
         if x1 < -slack or y1 < -slack or x2 > width + slack or y2 > height + slack:
-            raise ValueError(
+            raise UserError(
                 f"boxes must lie inside the picture of {width} x {height} pixels; got {box}{suffix}"
             )
 
@@ -122,3 +124,8 @@ def grid_cells(grid_size: tuple[int, int], device: torch.device | None = None) -
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     corners = [xx / columns, yy / rows, (xx + 1) / columns, (yy + 1) / rows]
     return torch.stack(corners, dim=-1).reshape(-1, 4)
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas (...,) of `xyxy` boxes (..., 4); negative for inverted ones."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

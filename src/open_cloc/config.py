@@ -1,14 +1,19 @@
-"""Recipes by name; frozen dataclasses from and to plain dicts, without silently dropped keys."""
+"""Frozen dataclasses from plain dicts, things found by name, and the libraries of extras."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import importlib
+import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from open_cloc.errors import UserError
 
 T = TypeVar("T")
 
@@ -22,17 +27,17 @@ def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T
         where: What is being read, for the message.
 
     Raises:
-        ValueError: On a key that is no field of `cls`, or if `values` is no dict.
+        UserError: On a key that is no field of `cls`, or if `values` is no dict.
     """
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
         got = f"{type(values).__name__} {values!r}"
-        raise ValueError(f"{where or cls.__name__} must be a table of keys and values; got {got}")
+        raise UserError(f"{where or cls.__name__} must be a table of keys and values; got {got}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"unknown key {unknown[0]!r} in {where or cls.__name__}; "
             f"expected one of {', '.join(sorted(hints))}"
         )
@@ -52,25 +57,26 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def find_recipe(name: str, recipes: Mapping[str, Callable[[], T]], what: str = "recipe") -> Callable[[], T]:
-    """A recipe function by its name, or as `package.module:function`.
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """What a table lists under a name, or what `package.module:Name` points to.
 
     Args:
+        table: Ours, by name. A text `module:object` in it is imported when it is asked for.
         name: What the user gave.
-        recipes: Ours.
-        what: They are, for messages.
+        what: What the table lists, for messages, such as `task`.
 
     Raises:
-        ValueError: If there is none; lists those there are.
+        UserError: If there is none; lists those there are, and the nearest one.
     """
-    if name in recipes:
-        return recipes[name]
+    if name in table:
+        found = table[name]
+        return import_object(found, what) if isinstance(found, str) else found
     if ":" in name:
         return import_object(name, what)
-    near = difflib.get_close_matches(name, recipes, n=1)
+    near = difflib.get_close_matches(name, table, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"unknown {what} {name!r}; expected one of {', '.join(recipes)} or package.module:function{hint}"
+    raise UserError(
+        f"unknown {what} {name!r}; expected one of {', '.join(table)} or package.module:Name{hint}"
     )
 
 
@@ -78,14 +84,127 @@ def import_object(target: str, what: str) -> Any:
     """Import `package.module:name`.
 
     Args:
-        target: Where it is.
-        what: It is, for the message.
+        target: The module and the name.
+        what: What is imported, for the message.
 
     Raises:
-        ValueError: If there is none.
+        UserError: If there is none.
     """
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"no {what} at {target!r}: {error}") from error
+        raise UserError(f"no {what} at {target!r}: {error}") from error
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a library that comes with an extra of this package.
+
+    Args:
+        module: Its name, such as `spacy` or `ray.data`.
+        extra: The extra that brings it, such as `label`.
+
+    Raises:
+        UserError: If it is not installed; a library that is there but breaks raises its own error.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if module != missing and not module.startswith(f"{missing}."):
+            raise
+        raise UserError(
+            f"{missing!r} is needed here, and not installed: pip install 'open-cloc[{extra}]'"
+        ) from error
+
+
+# --- specs: KIND:WHAT,option=value -----------------------------------------------------------------
+
+
+class Spec(NamedTuple):
+    """A choice in one text, as data, models, methods and objectives are named: `KIND:WHAT,option=value`.
+
+    Attributes:
+        kind: A key of the table of kinds, or `package.module:Name`.
+        what: What stands behind the colon, such as a path; empty where there is none.
+        options: The named values, still texts.
+    """
+
+    kind: str
+    what: str
+    options: dict[str, str]
+
+
+def parse_spec(text: str, table: Mapping[str, Any]) -> Spec:
+    """Take a spec apart.
+
+    A comma starts an option only where `name=` follows it: paths may hold commas.
+
+    Args:
+        text: Such as `coco:val.json,images=photos` or `my.module:Reader:PATH`.
+        table: The kinds; a kind that is not in it is `package.module:Name`.
+    """
+    head, *rest = re.split(r",(?=[A-Za-z_]\w*=)", text)
+    kind, _, what = head.partition(":")
+    if kind not in table and what:
+        name, _, what = what.partition(":")
+        kind = f"{kind}:{name}"
+    return Spec(kind, what, dict(option.split("=", 1) for option in rest))
+
+
+def call_with_options(
+    factory: Callable[..., T], *arguments: Any, options: Mapping[str, Any], where: str
+) -> T:
+    """Call a factory with options, texts turned into what its annotations ask for.
+
+    Args:
+        factory: A function or class.
+        *arguments: Its first arguments, in order.
+        options: Its named ones, as texts or as values.
+        where: The spec that the options stand in, for messages.
+
+    Raises:
+        UserError: If an option is unknown, lacking, or not of its type.
+    """
+    parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [name for name in options if name not in known]
+    if unknown and not takes_any:
+        expected = f"one of {', '.join(known)}" if known else "none"
+        raise UserError(f"unknown option {unknown[0]!r} in {where!r}; expected {expected}")
+    lacking = [
+        p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in options
+    ]
+    if lacking:
+        raise UserError(f"{where!r} lacks the option {lacking[0]}=...")
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    values = {
+        name: _from_text(value, hints.get(name, str), name, where) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    return factory(*arguments, **values)
+
+
+def _from_text(text: str, hint: Any, name: str, where: str) -> Any:
+    """A text as a number, a truth value, one of several words, or itself."""
+    choices = [c for c in typing.get_args(hint) if c is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        if text not in choices:
+            raise UserError(
+                f"unknown {name} {text!r} in {where!r}; expected one of {', '.join(map(str, choices))}"
+            )
+        return text
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = choices[0]
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{name} in {where!r} must be true or false; got {text!r}")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            kind = "a whole number" if hint is int else "a number"
+            raise UserError(f"{name} in {where!r} must be {kind}; got {text!r}") from None
+    return hint(text) if inspect.isclass(hint) and issubclass(hint, Path) else text

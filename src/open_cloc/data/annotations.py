@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
-from open_cloc.data.samples import Region, RegionSample
+from open_cloc.errors import UserError
+from open_cloc.samples import Region, RegionSample
 
 OK, NOT_FINITE, INVERTED, OUTSIDE, EMPTY = range(5)
 PROBLEMS = ("", "not finite", "inverted", "outside the picture", "without area")
@@ -89,7 +90,7 @@ class RawSample:
         if self.normalized:
             return boxes
         if self.size_hw is None:
-            raise ValueError(f"pixel boxes need the picture's size; got none ({self.where})")
+            raise UserError(f"pixel boxes need the picture's size; got none ({self.where})")
         return normalize_boxes(boxes, self.size_hw)
 
 
@@ -126,12 +127,12 @@ def finish(raw: RawSample) -> RegionSample:
     """Check, clip and normalise a raw sample's boxes; boxes without area are left out.
 
     Raises:
-        ValueError: On a box that is not finite, inverted or outside the picture; names its annotation.
+        UserError: On a box that is not finite, inverted or outside the picture; names its annotation.
     """
     boxes = raw.boxes()
     problems = box_problems(boxes, raw.size_hw)
     for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
-        raise ValueError(describe_problem(raw, int(row), int(problems[row])))
+        raise UserError(describe_problem(raw, int(row), int(problems[row])))
     regions = [
         Region(_as_box(box), region.text, region.score, region.source, region.span, region.cycle)
         for box, region, problem in zip(np.clip(boxes, 0, 1), raw.regions, problems)
@@ -146,12 +147,12 @@ def checked_boxes(sample: RegionSample) -> np.ndarray:
     Datasets from elsewhere may hold pixels or another format; nothing later would notice.
 
     Raises:
-        ValueError: If a box is not finite, inverted or outside the picture.
+        UserError: If a box is not finite, inverted or outside the picture.
     """
     boxes = np.array([region.box for region in sample.regions], np.float64).reshape(-1, 4)
     problems = box_problems(boxes)
     for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
-        raise ValueError(
+        raise UserError(
             f"box is {PROBLEMS[problems[row]]}: got {boxes[row].tolist()}, expected xyxy normalised to "
             f"[0, 1] (sample {sample.key!r}, region {row})"
         )

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from open_cloc.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 MIN_TRIED = 100  # one bad sample among the first few is no measure of the fraction
@@ -33,7 +35,7 @@ class BadSamples:
         """Count the samples that a batch took, and those that it could not take.
 
         Raises:
-            ValueError: If the share of bad ones is past the limit, or one could not be replaced.
+            UserError: If the share of bad ones is past the limit, or one could not be replaced.
         """
         self.tried += good + len(bad)
         for sample in bad:
@@ -47,7 +49,7 @@ class BadSamples:
         if hopeless or too_many:
             causes = ", ".join(f"{cause}: {count}" for cause, count in self.causes.most_common())
             limit = f"past max_bad_fraction={self.max_fraction:g}"
-            raise ValueError(
+            raise UserError(
                 f"{total} of the first {self.tried} samples are bad ({causes}), "
                 f"{limit if too_many else 'all replacements of one of them too'}; the first one: {self.first}"
             )

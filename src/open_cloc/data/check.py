@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from open_cloc.boxes import BOX_FORMATS, convert_boxes
+from open_cloc.boxes import BOX_FORMATS, box_areas, convert_boxes
 from open_cloc.data.annotations import (
     EMPTY,
     INVERTED,
@@ -26,8 +26,7 @@ from open_cloc.data.annotations import (
     describe_problem,
     raw_sample,
 )
-from open_cloc.data.samples import RegionSample
-from open_cloc.data.transforms import box_areas
+from open_cloc.samples import RegionSample
 
 NUM_EXAMPLES = 5  # per finding
 NUM_PHRASES = 15

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.samples import RegionSample
+from open_cloc.errors import UserError
+from open_cloc.samples import RegionSample
 
 PERIOD = 10_000  # positions after which the pattern of a weighted mixture repeats; weights are rounded to it
 PIECE = 1_000  # samples of a dataset without shards that are taken for one
@@ -33,17 +34,17 @@ class Mixture:
             weights: One positive number for each source, in any unit; none for a plain concatenation.
 
         Raises:
-            ValueError: If a source is empty, the weights do not fit, or a weighted mixture is joined without.
+            UserError: If a source is empty, the weights do not fit, or a weighted mixture is joined without.
         """
         if not sources:
-            raise ValueError("a mixture needs at least one dataset; got none")
+            raise UserError("a mixture needs at least one dataset; got none")
         for number, source in enumerate(sources):
             if len(source) == 0:
-                raise ValueError(
+                raise UserError(
                     f"dataset number {number} of the mixture is empty; expected at least one sample"
                 )
             if isinstance(source, Mixture) and source.weights is not None and not len(weights):
-                raise ValueError(
+                raise UserError(
                     f"dataset number {number} is a weighted mixture: its samples have no epoch to join; give "
                     "weights for the whole"
                 )
@@ -86,10 +87,10 @@ def _checked_weights(weights: Sequence[float], num_sources: int) -> np.ndarray:
     """Weights that add up to 1."""
     values = np.array(weights, np.float64)
     if len(values) != num_sources:
-        raise ValueError(f"weights must be one for each of {num_sources} datasets; got {len(values)}")
+        raise UserError(f"weights must be one for each of {num_sources} datasets; got {len(values)}")
     positive = bool(np.isfinite(values).all() and (values > 0).all())
     if not positive or (values / values.sum() * PERIOD < 1).any():
-        raise ValueError(f"weights must be positive, none below 1/{PERIOD} of their sum; got {list(weights)}")
+        raise UserError(f"weights must be positive, none below 1/{PERIOD} of their sum; got {list(weights)}")
     return values / values.sum()
 
 

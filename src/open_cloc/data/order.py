@@ -14,6 +14,7 @@ import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.mixture import PERIOD, Mixture, is_remote, shard_sizes
+from open_cloc.errors import UserError
 
 WINDOW_SHARDS = 16  # shards that are mixed at a time where they are remote
 EPOCH, SHARDS, SAMPLES = 1, 3, 4  # separate random streams of one seed; 2 is the loader's draws
@@ -74,14 +75,14 @@ def laned_order(
         batch_size: Of all ranks together.
 
     Raises:
-        ValueError: If batch or shards cannot be dealt to so many lanes.
+        UserError: If batch or shards cannot be dealt to so many lanes.
     """
     if lanes == 1:
         return order_of(dataset, (seed,), shuffle, shuffle_shards)
     if not shuffle:
-        raise ValueError(f"loader.lanes above 1 needs loader.shuffle; got lanes={lanes}")
+        raise UserError(f"loader.lanes above 1 needs loader.shuffle; got lanes={lanes}")
     if batch_size % lanes:
-        raise ValueError(f"loader.lanes must divide the global batch of {batch_size}; got {lanes}")
+        raise UserError(f"loader.lanes must divide the global batch of {batch_size}; got {lanes}")
     orders = [
         order_of(dataset, (seed, lane), shuffle, shuffle_shards, (lane, lanes)) for lane in range(lanes)
     ]
@@ -150,7 +151,7 @@ class WindowedOrder:
             lane: As for `order_of`.
 
         Raises:
-            ValueError: If the lane is left without samples.
+            UserError: If the lane is left without samples.
         """
         self.dataset, self.seed = dataset, seed
         sizes = shard_sizes(dataset)
@@ -161,7 +162,7 @@ class WindowedOrder:
         self.window_shards = window_shards or len(self.shards)
         self.length = int(self.sizes.sum())
         if not self.length:
-            raise ValueError(f"{len(sizes)} shards cannot feed {lanes} lanes: lower loader.lanes")
+            raise UserError(f"{len(sizes)} shards cannot feed {lanes} lanes: lower loader.lanes")
         self._plan = self._plan_epoch(0)
         self._at = (-1, -1)  # epoch and window of `_samples`
         self._samples = np.empty(0, np.int64)

@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from open_cloc.canvas import Geometry
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.loader import EvaluationBatch, clean_text, evaluation_batches
-from open_cloc.data.samples import RegionSample
-from open_cloc.data.transforms import Geometry
+from open_cloc.errors import UserError
+from open_cloc.evaluation.batches import EvaluationBatch, evaluation_batches
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import METHODS, embed_regions, embed_texts
-from open_cloc.model.grounding import CANDIDATES
+from open_cloc.model.search import CANDIDATES
+from open_cloc.samples import RegionSample
+from open_cloc.texts import clean_text
 
 REGION_METHODS = (*METHODS, "crop")
 
@@ -58,15 +60,13 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+            raise UserError(f"batch_size must be at least 1; got {self.batch_size}")
         if min(self.recall_k, default=1) < 1:
-            raise ValueError(f"recall_k must be at least 1; got {self.recall_k}")
+            raise UserError(f"recall_k must be at least 1; got {self.recall_k}")
         if "{}" not in self.template:
-            raise ValueError(f"template must hold {{}} for the class name; got {self.template!r}")
+            raise UserError(f"template must hold {{}} for the class name; got {self.template!r}")
         if self.candidates < 1:
-            raise ValueError(
-                f"candidates must be at least 1; got {self.candidates}; for none use method head"
-            )
+            raise UserError(f"candidates must be at least 1; got {self.candidates}; for none use method head")
 
 
 class TaskResult(NamedTuple):
@@ -96,13 +96,13 @@ def choose_method(config: EvaluationConfig, methods: Sequence[str], task: str) -
     """The config's method, or the task's first one.
 
     Raises:
-        ValueError: If the task has no such method.
+        UserError: If the task has no such method.
     """
     if not config.method:
         return methods[0]
     if config.method not in methods:
         expected = ", ".join(methods) or "none"
-        raise ValueError(f"unknown method {config.method!r} for {task}; expected {expected}")
+        raise UserError(f"unknown method {config.method!r} for {task}; expected {expected}")
     return config.method
 
 
@@ -117,10 +117,10 @@ def batches(dataset: SampleDataset, model: CLOC, config: EvaluationConfig) -> It
     """Every sample, in order, with a progress bar where someone may be looking.
 
     Raises:
-        ValueError: If there is none, or one cannot be used.
+        UserError: If there is none, or one cannot be used.
     """
     if not len(dataset):
-        raise ValueError("dataset is empty; expected at least one sample")
+        raise UserError("dataset is empty; expected at least one sample")
     steps = evaluation_batches(dataset, model.preprocess, config.batch_size, config.workers)
     total = -(-len(dataset) // config.batch_size)
     return iter(tqdm(steps, total=total, desc="evaluating", unit="batch", leave=False, disable=None))
@@ -151,11 +151,11 @@ def region_texts(sample: RegionSample, config: EvaluationConfig) -> list[str]:
     """Cleaned texts of a sample's regions.
 
     Raises:
-        ValueError: If one is empty; an evaluation leaves no region out.
+        UserError: If one is empty; an evaluation leaves no region out.
     """
     texts = [clean_text(region.text, config.lower_case) for region in sample.regions]
     if not all(texts):
-        raise ValueError(f"region without text: region {texts.index('')} of sample {sample.key!r}")
+        raise UserError(f"region without text: region {texts.index('')} of sample {sample.key!r}")
     return texts
 
 
@@ -171,7 +171,7 @@ def collect_regions(
     """Embed every region of a data set.
 
     Raises:
-        ValueError: If there is no region, or a sample cannot be used.
+        UserError: If there is no region, or a sample cannot be used.
     """
     features: list[Tensor] = []
     texts: list[str] = []
@@ -181,7 +181,7 @@ def collect_regions(
         counts += [len(sample.regions) for sample in batch.samples]
         features.append(embed_batch_regions(model, batch, config, method).cpu())
     if not texts:
-        raise ValueError(f"dataset has no regions in its {len(counts)} images; expected at least one")
+        raise UserError(f"dataset has no regions in its {len(counts)} images; expected at least one")
     image_index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     return RegionFeatures(torch.cat(features), texts, image_index, len(counts))
 

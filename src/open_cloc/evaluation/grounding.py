@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import UserError
 from open_cloc.evaluation.features import (
     EvaluationConfig,
     TaskResult,
@@ -24,7 +25,7 @@ from open_cloc.evaluation.features import (
 )
 from open_cloc.evaluation.regions import group_masks
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.grounding import ground_phrases
+from open_cloc.model.search import ground_phrases
 
 GROUNDING_METHODS = ("ranked", "head")
 IOU_THRESHOLD = 0.5
@@ -109,5 +110,5 @@ def _ground_all(model: CLOC, dataset: SampleDataset, config: EvaluationConfig, c
             texts += phrases
             num_regions += len(own_texts)
     if not texts:
-        raise ValueError(f"dataset has no regions in its {num_images} images; expected at least one")
+        raise UserError(f"dataset has no regions in its {num_images} images; expected at least one")
     return _Grounded(torch.cat(ious), torch.cat(scores), texts, num_regions, num_images)

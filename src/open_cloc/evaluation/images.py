@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.loader import clean_text
-from open_cloc.data.samples import RegionSample
+from open_cloc.errors import UserError
 from open_cloc.evaluation.features import (
     EvaluationConfig,
     TaskResult,
@@ -24,6 +23,8 @@ from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, to
 from open_cloc.evaluation.regions import Classes, embed_classes
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_texts
+from open_cloc.samples import RegionSample
+from open_cloc.texts import clean_text
 
 
 def collect_images(
@@ -42,13 +43,13 @@ def label_of(sample: RegionSample, config: EvaluationConfig) -> str:
     """An image's class: `metadata["label"]`, or else its only caption.
 
     Raises:
-        ValueError: If there is neither.
+        UserError: If there is neither.
     """
     label = sample.metadata.get("label")
     if label is None and len(sample.captions) == 1:
         label = sample.captions[0]
     if not isinstance(label, str) or not label.strip():
-        raise ValueError(
+        raise UserError(
             f"zeroshot_classification needs metadata['label'] or exactly one caption, the class name; got "
             f"{label!r} and {len(sample.captions)} captions in sample {sample.key!r}"
         )
@@ -82,7 +83,7 @@ def zeroshot_retrieval(model: CLOC, dataset: SampleDataset, config: EvaluationCo
     captions = [[clean_text(text, config.lower_case) for text in sample.captions] for sample in samples]
     for sample, texts in zip(samples, captions):
         if not texts or not all(texts):
-            raise ValueError(f"zeroshot_retrieval needs captions; got {texts} in sample {sample.key!r}")
+            raise UserError(f"zeroshot_retrieval needs captions; got {texts} in sample {sample.key!r}")
     with autocast(model, config):
         text_features = embed_texts(model, [text for texts in captions for text in texts]).cpu()
     image_labels = torch.arange(len(samples))

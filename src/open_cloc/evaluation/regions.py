@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.loader import clean_text
+from open_cloc.errors import UserError
 from open_cloc.evaluation.features import (
     REGION_METHODS,
     EvaluationConfig,
@@ -29,6 +29,7 @@ from open_cloc.evaluation.features import (
 from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, top_matches
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import METHODS, embed_texts
+from open_cloc.texts import clean_text
 
 
 class Classes(NamedTuple):
@@ -41,12 +42,12 @@ class Classes(NamedTuple):
         """Each text's class, (X,).
 
         Raises:
-            ValueError: If a text is not a class name.
+            UserError: If a text is not a class name.
         """
         index = {name: i for i, name in enumerate(self.names)}
         unknown = [text for text in texts if text not in index]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{unknown[0]!r} is none of the {len(index)} classes ({self.source}); expected every text of "
                 "the data set among them"
             )
@@ -72,14 +73,14 @@ def group_masks(texts: Sequence[str], config: EvaluationConfig) -> dict[str, Ten
     """Which regions each group of the config holds, by their texts: name -> (X,) bool.
 
     Raises:
-        ValueError: If a group holds none.
+        UserError: If a group holds none.
     """
     masks = {}
     for name, members in config.groups.items():
         cleaned = {clean_text(member, config.lower_case) for member in members}
         masks[name] = torch.tensor([text in cleaned for text in texts])
         if not masks[name].any():
-            raise ValueError(f"group {name!r} holds no region of the data set; expected at least one")
+            raise UserError(f"group {name!r} holds no region of the data set; expected at least one")
     return masks
 
 
@@ -193,7 +194,7 @@ def _with_wrong_boxes(
             texts += own_texts
             cosines.append(_mean_cosine(rows[0][-1]))
     if not texts:
-        raise ValueError(
+        raise UserError(
             f"prompt_gain needs an image with two different region texts; got none of {num_images}"
         )
     return [torch.cat(kept) for kept in rows], texts, cosines, num_images

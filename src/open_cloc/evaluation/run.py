@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.samples import RegionSample
+from open_cloc.errors import UserError
 from open_cloc.evaluation.features import EvaluationConfig, TaskResult
 from open_cloc.evaluation.grounding import grounding
 from open_cloc.evaluation.images import zeroshot_classification, zeroshot_retrieval
 from open_cloc.evaluation.regions import prompt_gain, region_retrieval, zeroshot_region_classification
 from open_cloc.model.cloc import CLOC
+from open_cloc.samples import RegionSample
 
 Task = Callable[[CLOC, SampleDataset, EvaluationConfig], TaskResult]
 
@@ -38,7 +39,7 @@ class FirstSamples:
 
     def __init__(self, dataset: SampleDataset, limit: int) -> None:
         if limit < 1:
-            raise ValueError(f"limit must be at least 1; got {limit}")
+            raise UserError(f"limit must be at least 1; got {limit}")
         self.dataset, self.length = dataset, min(limit, len(dataset))
 
     def __len__(self) -> int:
@@ -59,11 +60,11 @@ def task_name(name: str) -> str:
     """A task's name with underscores.
 
     Raises:
-        ValueError: If there is no such task.
+        UserError: If there is no such task.
     """
     known = name.replace("-", "_")
     if known not in TASKS:
-        raise ValueError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+        raise UserError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
     return known
 
 
@@ -92,7 +93,7 @@ def evaluate(
         `dataset`, `model`, `pretrained`, `task`, `metrics`, `language` and `protocol`; plain JSON types.
 
     Raises:
-        ValueError: On an unknown task or method, or a sample that cannot be used.
+        UserError: On an unknown task or method, or a sample that cannot be used.
     """
     config = config or EvaluationConfig()
     task = task_name(task)

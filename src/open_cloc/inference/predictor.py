@@ -13,19 +13,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.boxes import convert_boxes, denormalize_boxes, normalize_boxes, validate_boxes_px
-from open_cloc.data.samples import RegionSample
-from open_cloc.data.transforms import Geometry
+from open_cloc.canvas import Geometry
+from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions, embed_texts
-from open_cloc.model.grounding import CANDIDATES, ground_phrases
 from open_cloc.model.load import load_model
+from open_cloc.model.search import CANDIDATES, ground_phrases
+from open_cloc.pictures import Picture, read_pixels
 
-Picture: TypeAlias = "str | Path | Image.Image | np.ndarray"
 Box: TypeAlias = tuple[float, float, float, float]
 
 
@@ -37,8 +36,8 @@ def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -
         device: None takes a GPU if there is one, else the CPU.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository.
-        ValueError: If it holds no CLOC model.
+        MissingFileError: If there is no such folder or repository.
+        UserError: If it holds no CLOC model.
     """
     return Predictor(load_model(path_or_hub_id, device))
 
@@ -75,8 +74,8 @@ class Predictor:
         """Run the image tower once; later calls without an image use its result.
 
         Raises:
-            FileNotFoundError: If the picture is a path that does not exist.
-            ValueError: If it cannot be decoded, or is an array of another form.
+            MissingFileError: If the picture is a path that does not exist.
+            UserError: If it cannot be decoded, or is an array of another form.
         """
         self._image = self._encode(image)
         return self
@@ -91,7 +90,7 @@ class Predictor:
         """Texts, taken as they are -> (T, D) float32 of unit length.
 
         Raises:
-            ValueError: If there is no text, one is empty, or this is one string instead of a list.
+            UserError: If there is no text, one is empty, or this is one string instead of a list.
         """
         return _numpy(self._embed_texts(texts, "texts"))
 
@@ -108,7 +107,7 @@ class Predictor:
             normalized: The boxes are in [0, 1] of the picture's width and height.
 
         Raises:
-            ValueError: If a box is not finite, inverted or outside the picture, or the format is unknown.
+            UserError: If a box is not finite, inverted or outside the picture, or the format is unknown.
             RuntimeError: If there is no picture.
         """
         return _numpy(self._embed_regions(self._get(image), boxes, box_format, normalized))
@@ -140,14 +139,14 @@ class Predictor:
             probability.
 
         Raises:
-            ValueError: As `encode_regions`, and if labels are missing, empty or repeated, or `top_k` < 1.
+            UserError: As `encode_regions`, and if labels are missing, empty or repeated, or `top_k` < 1.
         """
         if top_k < 1:
-            raise ValueError(f"top_k must be at least 1; got {top_k}")
+            raise UserError(f"top_k must be at least 1; got {top_k}")
         text_features = self._embed_texts(labels, "labels")
         if len(set(labels)) < len(labels):
             repeated = next(label for label in labels if list(labels).count(label) > 1)
-            raise ValueError(f"labels must be distinct; got {repeated!r} more than once")
+            raise UserError(f"labels must be distinct; got {repeated!r} more than once")
         regions = self._embed_regions(self._get(image), boxes, box_format, normalized)
         scores, order = self._probabilities(regions @ text_features.T).topk(min(top_k, len(labels)), dim=-1)
         return [
@@ -216,40 +215,22 @@ class Predictor:
         return logits.softmax(-1) if clip.logit_bias is None else (logits + clip.logit_bias).sigmoid()
 
 
-def read_pixels(image: Picture) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB.
-
-    Raises:
-        FileNotFoundError: If it is a path that does not exist.
-        ValueError: If it cannot be decoded, or is something else.
-    """
-    if isinstance(image, (str, Path)):
-        return RegionSample(Path(image).name, Path(image)).pixels()
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"image must be a path, a PIL image or an array; got {type(image).__name__}")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"image array must be (H, W, 3) uint8 RGB; got {image.dtype} {image.shape}")
-    return image
-
-
 def boxes_of_picture(
     boxes: ArrayLike, size_hw: tuple[int, int], box_format: str = "xyxy", normalized: bool = False
 ) -> np.ndarray:
     """A user's boxes -> (R, 4) float64 normalised `xyxy` of the picture, checked and clipped.
 
     Raises:
-        ValueError: If they are not numbers, not (R, 4), not finite, inverted or outside the picture.
+        UserError: If they are not numbers, not (R, 4), not finite, inverted or outside the picture.
     """
     try:
         array = np.asarray(boxes, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"boxes must be (R, 4) numbers; got {boxes!r:.80}") from None
+        raise UserError(f"boxes must be (R, 4) numbers; got {boxes!r:.80}") from None
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"boxes must be (R, 4), a row of 4 numbers per box; got shape {array.shape}")
+        raise UserError(f"boxes must be (R, 4), a row of 4 numbers per box; got shape {array.shape}")
     xyxy = convert_boxes(array, box_format)
     boxes_px = denormalize_boxes(xyxy, size_hw) if normalized else xyxy
     given = f"{'normalised' if normalized else 'pixel'} {box_format}"
@@ -260,12 +241,12 @@ def boxes_of_picture(
 def check_texts(texts: Sequence[str], what: str) -> None:
     """Refuse an empty list, empty texts, and one string where a list belongs."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise ValueError(f"{what} must be a list of strings; got {type(texts).__name__}")
+        raise UserError(f"{what} must be a list of strings; got {type(texts).__name__}")
     if not texts:
-        raise ValueError(f"{what} must hold at least one text; got none")
+        raise UserError(f"{what} must hold at least one text; got none")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{what} must be non-empty strings; got {text!r} in row {row}")
+            raise UserError(f"{what} must be non-empty strings; got {text!r} in row {row}")
 
 
 def _numpy(features: Tensor) -> np.ndarray:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from open_cloc.labelling.checkpoint import find_checkpoint, read_model_type
+from open_cloc.errors import UserError
 from open_cloc.labelling.detectors.cloc import Grounder
 from open_cloc.labelling.detectors.common import base_provenance
+from open_cloc.labelling.hub import find_checkpoint, read_model_type
 from open_cloc.labelling.recipe import DetectorConfig
-from open_cloc.model.grounding import VERSION
 from open_cloc.model.load import choose_device, load_model
+from open_cloc.model.search import VERSION
 
 
 class CycleScorer:
@@ -30,15 +31,15 @@ class CycleScorer:
         provenance: Which model it is; JSON types only.
 
     Raises:
-        FileNotFoundError: If there are no such weights.
-        ValueError: If they are not a CLOC model's.
+        MissingFileError: If there are no such weights.
+        UserError: If they are not a CLOC model's.
     """
 
     def __init__(self, weights: str, device: str | torch.device | None = None) -> None:
         checkpoint = find_checkpoint(weights)
         model_type = read_model_type(checkpoint)
         if model_type != "cloc":
-            raise ValueError(f"cycle_weights must be a CLOC model; {weights} holds a {model_type} model")
+            raise UserError(f"cycle_weights must be a CLOC model; {weights} holds a {model_type} model")
         self.grounder = Grounder(load_model(checkpoint.folder, choose_device(device)))
         base = base_provenance(DetectorConfig(kind="cloc", weights=weights), checkpoint, "cloc")
         names = ("weights", "revision", "sha256", "torch")

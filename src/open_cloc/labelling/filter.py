@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from open_cloc.errors import UserError
 from open_cloc.labelling.recipe import FilterConfig
 from open_cloc.labelling.types import Detections
 
@@ -35,7 +36,7 @@ def check_filter(config: FilterConfig, has_cycle: bool) -> None:
     """Refuse what cannot be meant.
 
     Raises:
-        ValueError: On a value out of range, or a cycle limit where no cycle score is made.
+        UserError: On a value out of range, or a cycle limit where no cycle score is made.
     """
     for name, low, high in (
         ("min_score", 0, 1),
@@ -45,11 +46,11 @@ def check_filter(config: FilterConfig, has_cycle: bool) -> None:
         ("min_cycle", -1, 1),
     ):
         if not low <= getattr(config, name) <= high:
-            raise ValueError(f"filter.{name} must lie in [{low}, {high}]; got {getattr(config, name)}")
+            raise UserError(f"filter.{name} must lie in [{low}, {high}]; got {getattr(config, name)}")
     if config.max_regions < 0:
-        raise ValueError(f"filter.max_regions must be at least 0; got {config.max_regions}")
+        raise UserError(f"filter.max_regions must be at least 0; got {config.max_regions}")
     if config.min_cycle > -1 and not has_cycle:
-        raise ValueError("filter.min_cycle needs a cycle score; set cycle_weights to a CLOC model")
+        raise UserError("filter.min_cycle needs a cycle score; set cycle_weights to a CLOC model")
 
 
 def select_regions(detections: Detections, cycle: np.ndarray | None, config: FilterConfig) -> Kept:

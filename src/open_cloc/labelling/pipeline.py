@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from open_cloc.config import require
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.extras import require
+from open_cloc.errors import ExistingFileError, UserError, WorkerDiedError
 from open_cloc.labelling.filter import check_filter
-from open_cloc.labelling.provenance import describe, differences, downstream, upstream
-from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
-from open_cloc.labelling.shard import (
+from open_cloc.labelling.output import (
     RUN_FILE,
     label_mark,
     raw_mark,
@@ -37,8 +36,11 @@ from open_cloc.labelling.shard import (
     save_shard,
     write_json,
 )
-from open_cloc.labelling.source import Batch, Picture, Unit, known_pictures, plan_units, read_batches
+from open_cloc.labelling.provenance import describe, differences, downstream, upstream
+from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
+from open_cloc.labelling.source import Unit, known_pictures, plan_units, read_batches
 from open_cloc.labelling.stages import OWN, CaptionStage, DetectStage, PhraseStage, Stage
+from open_cloc.labelling.types import Batch, Picture
 
 LIGHT = 0.1  # CPUs that a stage asks for that mostly waits or is quick
 Step = tuple[type[Stage], tuple[Any, ...]]  # a stage and what it is made with
@@ -75,10 +77,10 @@ def label(
         Each unit's counts, in order.
 
     Raises:
-        FileExistsError: If the folder holds something else.
-        ValueError: If it holds labels that were made otherwise, the recipe or the input is wrong, or too many
+        ExistingFileError: If the folder holds something else.
+        UserError: If it holds labels that were made otherwise, the recipe or the input is wrong, or too many
             pictures cannot be used.
-        ChildProcessError: If a worker fails for another reason, such as a full disk.
+        WorkerDiedError: If a worker fails for another reason, such as a full disk.
     """
     check_filter(recipe.filter, bool(recipe.cycle_weights))
     check_run(recipe)
@@ -103,19 +105,19 @@ def check_run(recipe: LabelRecipe) -> None:
     """Refuse numbers that cannot be meant.
 
     Raises:
-        ValueError: Names the field.
+        UserError: Names the field.
     """
     for name in ("batch_size", "samples_per_shard", "captioners", "phrasers", "writers"):
         if getattr(recipe.run, name) < 1:
-            raise ValueError(f"run.{name} must be at least 1; got {getattr(recipe.run, name)}")
+            raise UserError(f"run.{name} must be at least 1; got {getattr(recipe.run, name)}")
     if recipe.run.detectors < 0:
-        raise ValueError(f"run.detectors must be at least 0; got {recipe.run.detectors}")
+        raise UserError(f"run.detectors must be at least 0; got {recipe.run.detectors}")
     if recipe.cycle_weights == OWN and recipe.detect.kind == "transformers":
-        raise ValueError(
+        raise UserError(
             f"cycle_weights {OWN!r} needs a CLOC model as detector; got detect.kind {recipe.detect.kind!r}"
         )
     if not 0 <= recipe.run.max_bad_fraction <= 1:
-        raise ValueError(f"run.max_bad_fraction must lie in [0, 1]; got {recipe.run.max_bad_fraction}")
+        raise UserError(f"run.max_bad_fraction must lie in [0, 1]; got {recipe.run.max_bad_fraction}")
 
 
 def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:
@@ -123,11 +125,11 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
 
     Batches come in no order.
     """
-    data = require("ray.data")
+    data = require("ray.data", "label")
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
     stream = stream.flat_map(_Read(recipe.run.batch_size), num_cpus=LIGHT)
-    for actors in plan_actors(recipe, require("ray").cluster_resources()):
+    for actors in plan_actors(recipe, require("ray", "label").cluster_resources()):
         stream = stream.map(
             _OnRows,
             fn_constructor_args=(actors.steps, tuple(sys.path)),
@@ -151,7 +153,7 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
     for its place would stop the run once the stages before it have filled the memory.
 
     Raises:
-        ValueError: If more GPUs are asked for than this machine has.
+        UserError: If more GPUs are asked for than this machine has.
     """
     run = recipe.run
     has_model = recipe.caption.kind not in ("given", "server")
@@ -186,7 +188,7 @@ def _share_cluster(
     if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
         each = _round_down(1 / math.ceil(actors / gpus))
     elif actors * each > gpus and not run.address:  # a cluster may grow
-        raise ValueError(
+        raise UserError(
             f"{captioners} captioners and {detectors} detectors of run.gpus_per_actor {each:g} need "
             f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
         )
@@ -288,7 +290,7 @@ def _run(
 @contextmanager
 def _writers(output: Path, recipe: LabelRecipe) -> Iterator[Callable[[Unit, Sequence[Batch] | None], None]]:
     """A function that has units written by tasks; it waits where they fall behind, in the end for all."""
-    ray = require("ray")
+    ray = require("ray", "label")
     # Tasks, not actors: a machine that dies takes an actor's calls with it, a task is run again elsewhere.
     task = ray.remote(num_cpus=0, max_retries=3)(_write_unit)
     writing: list[Any] = []
@@ -321,7 +323,7 @@ def _open_output(
     """Make the output folder, or make sure that what it holds was made by this recipe from this input."""
     found = read_mark(output / RUN_FILE)
     if found is None and output.exists() and any(output.iterdir()):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"output folder must be new, empty or of an earlier labelling run; got {output}"
         )
     now = {"source": source, "units": [asdict(unit) for unit in units], "recipe": upstream(recipe)}
@@ -336,7 +338,7 @@ def _open_output(
 def _refuse_changes(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     changes = list(differences(before, now))
     if changes:
-        raise ValueError(
+        raise UserError(
             f"{output} holds labels that were made otherwise: {describe(changes)[:500]}; "
             "give another folder, or --overwrite"
         )
@@ -352,8 +354,8 @@ def connected(address: str) -> Iterator[None]:
     """A Ray cluster: the one at an address, or one of this machine alone that ends with the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
-    ray = require("ray")
-    context = require("ray.data").DataContext.get_current()
+    ray = require("ray", "label")
+    context = require("ray.data", "label").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
     context.issue_detectors_config.detectors = []
     context.target_max_block_size = 1  # a block a batch, so that a unit's batches spread over all actors
@@ -372,13 +374,13 @@ def connected(address: str) -> Iterator[None]:
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """What a writer raised, without Ray's wrapping."""
-    ray = require("ray")
+    ray = require("ray", "label")
     try:
         yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise type(cause)(str(cause)) from None
-        raise ChildProcessError(f"a labelling worker failed: {type(cause).__name__}: {cause}") from error
+        raise WorkerDiedError(f"a labelling worker failed: {type(cause).__name__}: {cause}") from error
     except ray.exceptions.RayError as error:
-        raise ChildProcessError(f"the Ray cluster failed: {error}") from error
+        raise WorkerDiedError(f"the Ray cluster failed: {error}") from error

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from open_cloc.extras import require
-from open_cloc.labelling.source import Picture
-from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases
+from open_cloc.config import require
+from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases, Picture
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 
@@ -32,9 +31,9 @@ def read_raw(folder: Path, unit: str) -> Iterator[Picture]:
     """Read back what `write_raw` wrote.
 
     Raises:
-        FileNotFoundError: If there is none.
+        MissingFileError: If there is none.
     """
-    parquet = require("pyarrow.parquet")
+    parquet = require("pyarrow.parquet", "label")
     boxes: dict[int, list[dict]] = {}
     for row in parquet.read_table(_path(folder, unit, "boxes")).to_pylist():
         boxes.setdefault(row["index"], []).append(row)
@@ -107,7 +106,7 @@ def _picture(row: dict[str, Any], boxes: list[dict]) -> Picture:
 
 
 def _picture_schema() -> Any:
-    pa = require("pyarrow")
+    pa = require("pyarrow", "label")
     phrase = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
     return pa.schema(
         [
@@ -126,7 +125,7 @@ def _picture_schema() -> Any:
 
 
 def _box_schema() -> Any:
-    pa = require("pyarrow")
+    pa = require("pyarrow", "label")
     return pa.schema(
         [
             ("index", pa.int64()),
@@ -141,7 +140,7 @@ def _box_schema() -> Any:
 
 
 def _write(path: Path, rows: list[dict], schema: Any) -> None:
-    pa, parquet = require("pyarrow"), require("pyarrow.parquet")
+    pa, parquet = require("pyarrow", "label"), require("pyarrow.parquet", "label")
     part = path.with_name(path.name + ".part")
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), part, compression="zstd")
     part.replace(path)

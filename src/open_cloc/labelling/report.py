@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from open_cloc.data.shards import ShardDataset
-from open_cloc.data.sheet import contact_sheet
-from open_cloc.labelling.shard import RUN_FILE, label_mark, read_mark, write_json
+from open_cloc.data.shards.read import ShardDataset
+from open_cloc.draw import contact_sheet
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.labelling.output import RUN_FILE, label_mark, read_mark, write_json
 from open_cloc.labelling.stats import mean_of, merge_stats
 
 # METHOD 5: what the paper's 300 million labelled pictures have, by alt-text and by VESL.
@@ -46,11 +47,11 @@ def collect(output: Path) -> dict[str, Any]:
     """The counts of all labelled shards, with the run's certificate.
 
     Raises:
-        FileNotFoundError: If the folder holds no labelling run.
+        MissingFileError: If the folder holds no labelling run.
     """
     run = read_mark(output / RUN_FILE)
     if run is None:
-        raise FileNotFoundError(f"no labelling run in {output}: it has no label.json")
+        raise MissingFileError(f"no labelling run in {output}: it has no label.json")
     marks = {u["name"]: read_mark(label_mark(output, u["name"])) for u in run["units"]}
     done = [mark for mark in marks.values() if mark is not None]
     return {
@@ -79,7 +80,7 @@ def write_report(output: Path) -> dict[str, Any]:
     """Write the three files; returns what `report.json` holds."""
     report = collect(output)
     if not report["counts"]:
-        raise ValueError(f"nothing is labelled yet in {output}")
+        raise UserError(f"nothing is labelled yet in {output}")
     report["summary"] = summary(report["counts"])
     write_json(output / "report.json", report)
     sheet = _sheet(output)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,10 +16,12 @@ import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers import guess_spec, open_reader
-from open_cloc.data.remote import list_shards
-from open_cloc.data.samples import RegionSample
-from open_cloc.data.shards import Storage, encode_picture, expand_paths
-from open_cloc.labelling.types import Caption, Detections, Failure, Phrases
+from open_cloc.data.shards.read import expand_paths
+from open_cloc.data.shards.remote import list_shards
+from open_cloc.data.shards.write import Storage, encode_picture
+from open_cloc.errors import UserError
+from open_cloc.labelling.types import Batch, Failure, Picture
+from open_cloc.samples import RegionSample
 
 
 @dataclass(frozen=True)
@@ -44,55 +46,6 @@ class Unit:
         return dataset, range(self.start, len(dataset) if self.stop is None else self.stop)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture on its way through the stages.
-
-    Attributes:
-        index: Of the sample in its dataset.
-        key: Of the sample.
-        image: Encoded; empty once it is no longer needed.
-        given: The captions that came with it.
-        caption: The text that phrases are taken from.
-        phrases: Of the caption.
-        detections: Of the phrases.
-        cycle: (N,) cosine of each box's best phrase and the box that is found for it; None if nobody asked.
-        failure: Why it goes no further.
-    """
-
-    index: int
-    key: str
-    image: bytes = b""
-    given: tuple[str, ...] = ()
-    caption: Caption | None = None
-    phrases: Phrases | None = None
-    detections: Detections | None = None
-    cycle: np.ndarray | None = None
-    failure: Failure | None = None
-
-    def failed(self, failure: Failure) -> Picture:
-        return replace(self, failure=failure, image=b"")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures that share a forward pass.
-
-    Attributes:
-        unit: Name of their unit.
-        number: Which of the unit's batches this is.
-        of: How many the unit has.
-        pictures: In the input's order.
-        made_by: What each stage says of itself, by stage.
-    """
-
-    unit: str
-    number: int
-    of: int
-    pictures: tuple[Picture, ...]
-    made_by: dict[str, dict] = field(default_factory=dict)
-
-
 def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
     """Cut an input into units: a tar each for shards, equal numbers of samples for anything else.
 
@@ -101,8 +54,8 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
         samples_per_shard: For inputs that have no shards of their own.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is nothing that a reader knows, or holds no samples.
+        MissingFileError: If it is not there.
+        UserError: If it is nothing that a reader knows, or holds no samples.
     """
     spec = guess_spec(source)
     name, _, rest = spec.partition(":")
@@ -113,7 +66,7 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
         return [Unit(f"{number:05d}", each) for number, each in enumerate(specs)]
     total = len(_opened(spec))
     if not total:
-        raise ValueError(f"no pictures to label ({source})")
+        raise UserError(f"no pictures to label ({source})")
     starts = range(0, total, samples_per_shard)
     return [
         Unit(f"{number:05d}", spec, start, min(total, start + samples_per_shard))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from open_cloc.data.samples import RegionSample
-from open_cloc.labelling.source import Picture
+from open_cloc.labelling.types import Picture
+from open_cloc.samples import RegionSample
 
 TOP_PHRASES = 1000  # kept a shard; a rarer phrase is not among the most frequent of a run
 WORST = 20  # regions with the lowest cycle score, kept a shard

@@ -9,7 +9,7 @@ Shape legend: B pictures, N boxes, P phrases of a picture, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -119,3 +119,52 @@ class Detector(Protocol):
     ) -> list[Detections | Failure]:
         """(H, W, 3) uint8 pictures and the phrases of each (possibly none) -> detections each."""
         ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on its way through the stages.
+
+    Attributes:
+        index: Of the sample in its dataset.
+        key: Of the sample.
+        image: Encoded; empty once it is no longer needed.
+        given: The captions that came with it.
+        caption: The text that phrases are taken from.
+        phrases: Of the caption.
+        detections: Of the phrases.
+        cycle: (N,) cosine of each box's best phrase and the box that is found for it; None if nobody asked.
+        failure: Why it goes no further.
+    """
+
+    index: int
+    key: str
+    image: bytes = b""
+    given: tuple[str, ...] = ()
+    caption: Caption | None = None
+    phrases: Phrases | None = None
+    detections: Detections | None = None
+    cycle: np.ndarray | None = None
+    failure: Failure | None = None
+
+    def failed(self, failure: Failure) -> Picture:
+        return replace(self, failure=failure, image=b"")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that share a forward pass.
+
+    Attributes:
+        unit: Name of their unit.
+        number: Which of the unit's batches this is.
+        of: How many the unit has.
+        pictures: In the input's order.
+        made_by: What each stage says of itself, by stage.
+    """
+
+    unit: str
+    number: int
+    of: int
+    pictures: tuple[Picture, ...]
+    made_by: dict[str, dict] = field(default_factory=dict)

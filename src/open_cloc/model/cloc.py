@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -17,42 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor, nn
 
 from open_cloc.boxes import grid_cells, overlap_fraction
+from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
-from open_cloc.data.samples import Features, RegionBatch
+from open_cloc.errors import MissingFileError
 from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
 from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
 from open_cloc.model.text_buckets import split_by_length
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """How a picture becomes the tower's input.
-
-    Attributes:
-        image_size: (height, width) of the canvas in pixels.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        resize_mode: `longest`: long side resized, then padded (the paper); or `squash`. Never a centre crop:
-            boxes must survive.
-        interpolation: `bicubic` or `bilinear`.
-        fill: Colour of the padding, RGB in 0..255.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
-    resize_mode: Literal["longest", "squash"] = "longest"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    fill: tuple[int, int, int] = (122, 116, 104)
-
-    def __post_init__(self) -> None:
-        if self.resize_mode not in ("longest", "squash"):
-            raise ValueError(f"unknown resize_mode {self.resize_mode!r}; expected longest or squash")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"unknown interpolation {self.interpolation!r}; expected bicubic or bilinear")
+from open_cloc.samples import Features, RegionBatch
 
 
 @dataclass(frozen=True)
@@ -93,7 +64,7 @@ class CLOC(
     Args:
         model_cfg: open_clip's model config of the towers.
         prompter: How prompts are read out, as a `PrompterConfig` or its dict.
-        preprocess: What the tower expects of its input, as a `PreprocessConfig` or its dict.
+        preprocess: What the tower expects of its input, as a `CanvasConfig` or its dict.
 
     Attributes:
         clip: open_clip's `CustomTextCLIP` with `visual`, `text`, `logit_scale` (shape (1,)), `logit_bias`.
@@ -109,11 +80,11 @@ class CLOC(
         self,
         model_cfg: Mapping[str, Any],
         prompter: PrompterConfig | Mapping[str, Any] | None = None,
-        preprocess: PreprocessConfig | Mapping[str, Any] | None = None,
+        preprocess: CanvasConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model_cfg = dict(model_cfg)
-        self.preprocess = from_dict(PreprocessConfig, preprocess or {}, "preprocess")
+        self.preprocess = from_dict(CanvasConfig, preprocess or {}, "preprocess")
         prompter_config = from_dict(PrompterConfig, prompter or {}, "prompter")
         # What save_pretrained writes: everything that changes numbers, and nothing of this machine.
         self._hub_mixin_config = {
@@ -229,8 +200,8 @@ class CLOC(
         """Load a folder that `save_pretrained` wrote, or a hub repository of that layout.
 
         Raises:
-            FileNotFoundError: If there is no such folder or repository, or a file of it is missing.
-            ValueError: If its config or weights are not CLOC's, or do not fit each other.
+            MissingFileError: If there is no such folder or repository, or a file of it is missing.
+            UserError: If its config or weights are not CLOC's, or do not fit each other.
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
@@ -238,7 +209,7 @@ class CLOC(
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"model {str(folder)!r} is neither a local folder nor a hub repository that can be reached"
             ) from error
 

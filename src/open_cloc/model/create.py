@@ -12,8 +12,10 @@ import open_clip
 import torch
 from torch import nn
 
+from open_cloc.canvas import OPENAI_MEAN, OPENAI_STD
+from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model import towers, weights
-from open_cloc.model.cloc import CLOC, OPENAI_MEAN, OPENAI_STD
+from open_cloc.model.cloc import CLOC
 from open_cloc.model.prompter import PrompterConfig
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class ModelConfig:
         embed_dim: D, for joined towers.
         context_length: Longest text in tokens, for joined towers.
         image_size: Pixels a side; 0 keeps the architecture's.
-        resize_mode: `longest` or `squash`; see `PreprocessConfig`.
+        resize_mode: `longest` or `squash`; see `CanvasConfig`.
         sigmoid: Start the logit scale at 10 and the bias at -10, as the sigmoid losses need.
         prompter: The Prompter.
     """
@@ -63,8 +65,8 @@ def create_model(config: ModelConfig) -> CLOC:
     """Build the model that a recipe asks for, with its starting weights.
 
     Raises:
-        ValueError: On an unknown name, or weights that do not fit.
-        FileNotFoundError: If a local file or folder is missing.
+        UserError: On an unknown name, or weights that do not fit.
+        MissingFileError: If a local file or folder is missing.
     """
     folder = Path(config.pretrained) if config.pretrained else None
     if folder is not None and (folder / weights.CONFIG_NAME).is_file() and not _is_open_clip(folder):
@@ -100,7 +102,7 @@ def _resolve(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], Path 
     preprocess: dict[str, Any] = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic"}
     named = [name for name in ("architecture", "model_cfg", "timm_model") if getattr(config, name)]
     if len(named) > 1:
-        raise ValueError(f"give one of architecture, model_cfg, timm_model; got {' and '.join(named)}")
+        raise UserError(f"give one of architecture, model_cfg, timm_model; got {' and '.join(named)}")
     if config.timm_model:
         return *_resolve_joined(config), None
     if not named:
@@ -123,7 +125,7 @@ def _resolve(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], Path 
         return _resolve_folder(path, preprocess)
     if not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.architecture)) or "none"
-        raise ValueError(
+        raise UserError(
             f"pretrained {config.pretrained!r} is neither a local file or folder nor a tag of "
             f"{config.architecture or 'this model_cfg'}; its tags: {tags}"
         )
@@ -139,7 +141,7 @@ def _resolve_folder(
 ) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """A folder in open_clip's layout: `open_clip_config.json` beside the weights."""
     if not str(folder) or not _is_open_clip(folder):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model {str(folder)!r}: expected an open_clip architecture, or a folder that holds "
             f"{OPEN_CLIP_CONFIG} or CLOC's {weights.CONFIG_NAME}"
         )
@@ -147,7 +149,7 @@ def _resolve_folder(
     found = [folder / name for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")]
     existing = [path for path in found if path.is_file()]
     if not existing:
-        raise FileNotFoundError(f"{folder} holds no weights; expected {' or '.join(p.name for p in found)}")
+        raise MissingFileError(f"{folder} holds no weights; expected {' or '.join(p.name for p in found)}")
     given = config.get("preprocess_cfg", {})
     preprocess |= {k: given[k] for k in ("mean", "std", "interpolation") if k in given}
     return config["model_cfg"], preprocess, existing[0]
@@ -157,7 +159,7 @@ def _resolve_joined(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]
     import timm
 
     if not config.text_tower:
-        raise ValueError(f"timm_model {config.timm_model!r} needs a text_tower folder")
+        raise UserError(f"timm_model {config.timm_model!r} needs a text_tower folder")
     model_cfg = towers.joined_towers_cfg(
         config.timm_model,
         config.text_tower,
@@ -184,7 +186,7 @@ def _load_open_clip(clip: nn.Module, path: Path) -> None:
         load_checkpoint(clip, str(path), strict=True)
     except (RuntimeError, KeyError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[:2]
-        raise ValueError(f"weights of another architecture: {path}: {' '.join(first_line)}") from error
+        raise UserError(f"weights of another architecture: {path}: {' '.join(first_line)}") from error
 
 
 def _load_joined_towers(model: CLOC, config: ModelConfig) -> None:
@@ -210,7 +212,7 @@ def _load_joined_towers(model: CLOC, config: ModelConfig) -> None:
             config.text_tower, add_pooling_layer=False, output_loading_info=True
         )
         if missing := sorted(report["missing_keys"]):  # transformers would start them at random
-            raise ValueError(
+            raise UserError(
                 f"weights of another architecture: {config.text_tower} lack {len(missing)} tensors such as "
                 f"{missing[0]!r}"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.prompter import ROI_SIZE
 
@@ -47,7 +48,7 @@ def embed_regions(model: CLOC, state: ImageState, boxes: Tensor, method: str = "
         (B, R, D) float32 of unit length.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown region method {method!r}; expected one of {', '.join(METHODS)}")
+        raise UserError(f"unknown region method {method!r}; expected one of {', '.join(METHODS)}")
     size = max(1, MAX_FLOATS // _floats_per_box(model, state, method))
     chunks = [
         F.normalize(METHODS[method](model, state, chunk).float(), dim=-1)

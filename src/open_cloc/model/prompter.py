@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from open_cloc.boxes import convert_boxes, denormalize_boxes, grid_cells, overlap_fraction
+from open_cloc.errors import UserError
 from open_cloc.model.prompt_layer import ImageTerms, PromptLayer, select
 from open_cloc.model.prompts import BoxPrompt, TextPrompt
 
@@ -64,7 +65,7 @@ class PrompterConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"unknown prompter.{name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
                 )
 

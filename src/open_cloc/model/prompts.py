@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from open_cloc.errors import UserError
+
 TOKENS_PER_BOX = 2  # top-left and bottom-right corner
 
 
@@ -25,7 +27,7 @@ class PositionCode(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         if width % 2:
-            raise ValueError(f"the position code needs an even width; got {width}")
+            raise UserError(f"the position code needs an even width; got {width}")
         self.register_buffer("frequencies", torch.randn(2, width // 2))
 
     def forward(self, points: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from open_cloc.errors import UserError
+
 T = TypeVar("T")
 
 # That one process reads or writes alone is what is meant. Not a context: writing happens in threads.
@@ -35,7 +37,7 @@ def read_shapes(folder: Path) -> dict[str, torch.Size]:
     """Shape of every tensor in a checkpoint's folder.
 
     Raises:
-        ValueError: If its list of shards is missing or damaged.
+        UserError: If its list of shards is missing or damaged.
     """
     return {name: entry.size for name, entry in _read_metadata(folder).items()}
 
@@ -44,7 +46,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, in this process alone.
 
     Raises:
-        ValueError: If a shard is missing or damaged.
+        UserError: If a shard is missing or damaged.
     """
     return _read(folder, "")
 
@@ -53,7 +55,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Only the weights, by the model's own names.
 
     Raises:
-        ValueError: If a shard is missing or damaged.
+        UserError: If a shard is missing or damaged.
     """
     return of_model(_read(folder, MODEL_PREFIX))
 
@@ -79,7 +81,7 @@ def load_shards(
         process_group: Of all processes that load; None reads in this one alone.
 
     Raises:
-        ValueError: If a shard is missing or damaged.
+        UserError: If a shard is missing or damaged.
     """
     reader = dcp.FileSystemReader(folder / SHARDS_FOLDER)
     alone = process_group is None
@@ -88,14 +90,14 @@ def load_shards(
     except dcp.CheckpointException as error:
         cause = next((cause for cause, _ in error.failures.values()), error)
         first_line = (str(cause) or type(cause).__name__).splitlines()[0]
-        raise ValueError(f"{folder / SHARDS_FOLDER} cannot be read: {first_line}") from error
+        raise UserError(f"{folder / SHARDS_FOLDER} cannot be read: {first_line}") from error
 
 
 def _read_metadata(folder: Path) -> dict[str, dcp.TensorStorageMetadata]:
     try:
         metadata = dcp.FileSystemReader(folder / SHARDS_FOLDER).read_metadata()
     except (OSError, EOFError, UnpicklingError, ValueError, AttributeError, ImportError, IndexError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder / SHARDS_FOLDER} cannot be read: {type(error).__name__} in its .metadata"
         ) from error
     entries = metadata.state_dict_metadata

@@ -11,6 +11,8 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 
+from open_cloc.errors import UserError
+
 default_cfgs = generate_default_cfgs(
     {
         "cloc_resnet10_s8.untrained": {
@@ -27,7 +29,7 @@ default_cfgs = generate_default_cfgs(
 def cloc_resnet10_s8(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """A 10-layer ResNet, 32 to 256 channels, stride 8: 64 pixels a side give 8 x 8 tokens of width 256."""
     if pretrained:
-        raise ValueError("cloc_resnet10_s8 has no pretrained weights")
+        raise UserError("cloc_resnet10_s8 has no pretrained weights")
     arguments = {
         "channels": (32, 64, 128, 256),
         "stem_type": "deep",

@@ -25,6 +25,8 @@ from timm.layers import Format, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from open_cloc.errors import MissingFileError, UserError
+
 logger = logging.getLogger(__name__)
 
 # Folder of a saved model that holds the Hugging Face text tower's config and tokenizer.
@@ -54,17 +56,17 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         model_cfg: open_clip's model config: `embed_dim`, `vision_cfg`, `text_cfg`, ...
 
     Raises:
-        ValueError: If the config is not one open_clip understands.
+        UserError: If the config is not one open_clip understands.
     """
     cfg = deepcopy(dict(model_cfg))
     cfg.pop("custom_text", None)
     for part in ("embed_dim", "vision_cfg", "text_cfg"):
         if part not in cfg:
-            raise ValueError(f"model_cfg lacks {part!r}; got keys {sorted(cfg)}")
+            raise UserError(f"model_cfg lacks {part!r}; got keys {sorted(cfg)}")
     if cfg["vision_cfg"].get("patch_dropout"):
-        raise ValueError("patch_dropout must be 0: regions need every image token")
+        raise UserError("patch_dropout must be 0: regions need every image token")
     if "multimodal_cfg" in cfg:
-        raise ValueError("CoCa models are not supported: their captioning decoder has no place in CLOC")
+        raise UserError("CoCa models are not supported: their captioning decoder has no place in CLOC")
     cfg["vision_cfg"]["timm_model_pretrained"] = False
     if cfg["text_cfg"].get("hf_model_name"):
         cfg["text_cfg"]["hf_model_pretrained"] = False
@@ -75,7 +77,7 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         reason = str(error).splitlines()[0]
         if isinstance(error, KeyError):  # its table of Hugging Face architectures
             reason = f"text towers of type {error} are not among those it knows"
-        raise ValueError(f"open_clip cannot build this model_cfg: {reason}") from error
+        raise UserError(f"open_clip cannot build this model_cfg: {reason}") from error
     _allow_any_image_size(clip.visual)
     _fit_projection(clip.visual)
     image_tower_kind(clip.visual)  # refuses a tower that gives no token grid
@@ -84,7 +86,7 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
 
 def _require_local_text_tower(name: str) -> None:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"text tower folder {name} holds no config.json")
+        raise MissingFileError(f"text tower folder {name} holds no config.json")
 
 
 def _allow_any_image_size(visual: nn.Module) -> None:
@@ -122,12 +124,12 @@ def architecture_cfg(name: str) -> dict[str, Any]:
     """open_clip's config of an architecture.
 
     Raises:
-        ValueError: If open_clip does not know the name; lists the nearest ones.
+        UserError: If open_clip does not know the name; lists the nearest ones.
     """
     cfg = open_clip.get_model_config(name)
     if cfg is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.3)
-        raise ValueError(f"unknown architecture {name!r}; open_clip's nearest names: {', '.join(near)}")
+        raise UserError(f"unknown architecture {name!r}; open_clip's nearest names: {', '.join(near)}")
     return cfg
 
 
@@ -147,9 +149,9 @@ def joined_towers_cfg(
 
     if not timm.is_model(timm_model):
         near = difflib.get_close_matches(timm_model, timm.list_models(), n=5, cutoff=0.3)
-        raise ValueError(f"unknown timm model {timm_model!r}; nearest names: {', '.join(near)}")
+        raise UserError(f"unknown timm model {timm_model!r}; nearest names: {', '.join(near)}")
     if not Path(text_tower).is_dir():
-        raise FileNotFoundError(f"text tower folder not found: {text_tower}")
+        raise MissingFileError(f"text tower folder not found: {text_tower}")
     _require_local_text_tower(text_tower)
     return {
         "embed_dim": embed_dim,
@@ -184,7 +186,7 @@ def image_tower_kind(visual: nn.Module) -> str:
     """`vit`, `timm` or `resnet`.
 
     Raises:
-        ValueError: For a tower that gives no grid of image tokens.
+        UserError: For a tower that gives no grid of image tokens.
     """
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
         return "vit"
@@ -192,7 +194,7 @@ def image_tower_kind(visual: nn.Module) -> str:
         return "timm"
     if isinstance(visual, ModifiedResNet):
         return "resnet"
-    raise ValueError(
+    raise UserError(
         f"image tower {type(visual).__name__} gives no grid of image tokens that regions could use"
     )
 
@@ -243,7 +245,7 @@ def _encode_timm(visual: Any, images: Tensor) -> TowerOutput:
     try:
         x = trunk.forward_features(images)
     except AssertionError as error:  # how timm refuses a size
-        raise ValueError(f"image tower {name} takes no images of {height} x {width}: {error}") from error
+        raise UserError(f"image tower {name} takes no images of {height} x {width}: {error}") from error
     features = visual.head(trunk.forward_head(x))
     if x.ndim == 4:
         feature_map = _channels_first(trunk, x)
@@ -251,7 +253,7 @@ def _encode_timm(visual: Any, images: Tensor) -> TowerOutput:
         return TowerOutput(features, feature_map.flatten(2).transpose(1, 2), grid_size)
     tokens = x[:, getattr(trunk, "num_prefix_tokens", 0) :]
     if rows * columns != tokens.shape[1]:
-        raise ValueError(f"image tower {name} gives no grid of image tokens that regions could use")
+        raise UserError(f"image tower {name} gives no grid of image tokens that regions could use")
     return TowerOutput(features, tokens, (rows, columns))
 
 
@@ -439,6 +441,4 @@ def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tenso
             name, context_length=context_length, tokenizer_mode=cfg.get("tokenizer_mode"), **kwargs
         )
     except OSError as error:
-        raise FileNotFoundError(
-            f"tokenizer {name!r} is neither a local folder nor cached: {error}"
-        ) from error
+        raise MissingFileError(f"tokenizer {name!r} is neither a local folder nor cached: {error}") from error

@@ -18,12 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model import sharded, towers
 
 if TYPE_CHECKING:
     from open_cloc.model.cloc import CLOC
 
+
 CONFIG_NAME = "config.json"
+
 WEIGHTS_NAME = "model.safetensors"
 
 
@@ -71,8 +74,8 @@ def load_folder(
     """Build a model from a folder or hub repository; the mixin's `from_pretrained` calls this.
 
     Raises:
-        FileNotFoundError: If the folder lacks a config or weights.
-        ValueError: If the weights are of another architecture.
+        MissingFileError: If the folder lacks a config or weights.
+        UserError: If the weights are of another architecture.
     """
     if Path(model_id).is_dir():
         folder = Path(model_id)
@@ -97,8 +100,8 @@ def read_folder_state(folder: Path) -> dict[str, Tensor]:
     """Weights of a model folder, or of a training checkpoint, in whose place any command takes it.
 
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If they are cut short.
+        MissingFileError: If there are none.
+        UserError: If they are cut short.
     """
     if (folder / sharded.SHARDS_FOLDER).is_dir():
         return sharded.read_weights(folder)
@@ -109,24 +112,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's config, with the text tower's path resolved.
 
     Raises:
-        FileNotFoundError: If there is no `config.json`.
-        ValueError: If it is not a CLOC config.
+        MissingFileError: If there is no `config.json`.
+        UserError: If it is not a CLOC config.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}")
+        raise MissingFileError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}")
     config = read_json(path)
     if not isinstance(config, dict) or set(config) != {"model_cfg", "prompter", "preprocess"}:
         found = sorted(config) if isinstance(config, dict) else type(config).__name__
-        raise ValueError(
-            f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}"
-        )
+        raise UserError(f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}")
     model_cfg = config["model_cfg"]
     text_cfg = model_cfg.get("text_cfg") if isinstance(model_cfg, dict) else None
     if not isinstance(text_cfg, dict):
-        raise ValueError(
-            f"{path} is not a CLOC config: expected a table model_cfg.text_cfg; got {text_cfg!r}"
-        )
+        raise UserError(f"{path} is not a CLOC config: expected a table model_cfg.text_cfg; got {text_cfg!r}")
     for name in ("hf_model_name", "hf_tokenizer_name"):
         if text_cfg.get(name) == towers.TEXT_TOWER_FOLDER:
             text_cfg[name] = str(folder / towers.TEXT_TOWER_FOLDER)
@@ -138,28 +137,28 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """A state dict of a safetensors file, or of a torch checkpoint (never unpickling code).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not one of these, or is cut short.
+        MissingFileError: If there is no such file.
+        UserError: If it is not one of these, or is cut short.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights not found: {path}")
+        raise MissingFileError(f"weights not found: {path}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise UserError(f"{path} is not a whole safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for broken files
-        raise ValueError(f"{path} is not a torch checkpoint of plain tensors: {error}") from error
+        raise UserError(f"{path} is not a torch checkpoint of plain tensors: {error}") from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]
     if (
@@ -167,7 +166,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         or not state
         or not all(isinstance(value, Tensor) for value in state.values())
     ):
-        raise ValueError(f"{path} holds no state dict")
+        raise UserError(f"{path} holds no state dict")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -175,7 +174,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
     """Load every tensor of a state dict, or say which first one does not fit.
 
     Raises:
-        ValueError: If names or shapes differ.
+        UserError: If names or shapes differ.
     """
     require_same_shapes(_shapes(module.state_dict()), _shapes(state), where)
     module.load_state_dict(dict(state))
@@ -189,18 +188,18 @@ def require_same_shapes(own: Mapping[str, torch.Size], given: Mapping[str, torch
     """Say which tensor is the first that does not fit.
 
     Raises:
-        ValueError: If names or shapes differ.
+        UserError: If names or shapes differ.
     """
     missing, unexpected = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     if missing or unexpected:
         lacks = f"lack {len(missing)} tensors such as {missing[0]!r}" if missing else ""
         extra = f"hold {len(unexpected)} others such as {unexpected[0]!r}" if unexpected else ""
-        raise ValueError(
+        raise UserError(
             f"weights of another architecture: {where} {' and '.join(filter(None, [lacks, extra]))}"
         )
     for name, shape in own.items():
         if shape != given[name]:
-            raise ValueError(
+            raise UserError(
                 f"weights of another architecture: {where} has {name} of shape {tuple(given[name])}, "
                 f"expected {tuple(shape)}"
             )
@@ -212,47 +211,14 @@ def load_in_order(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
     For conversions of one architecture between libraries; batch counters are left aside.
 
     Raises:
-        ValueError: At the first tensor whose shape does not agree.
+        UserError: At the first tensor whose shape does not agree.
     """
     own = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
     given = [name for name in state if not name.endswith("num_batches_tracked")]
     if len(own) != len(given):
-        raise ValueError(
+        raise UserError(
             f"weights of another architecture: {where} holds {len(given)} tensors, expected {len(own)}"
         )
     renamed = {name: state[other] for name, other in zip(own, given)}
     counters = {n: t for n, t in module.state_dict().items() if n.endswith("num_batches_tracked")}
     load_strictly(module, {**renamed, **counters}, where)
-
-
-def interpolate(first: Path, second: Path, alpha: float, output: Path, *, towers_only: bool = False) -> None:
-    """Write the model whose weights are `(1 - alpha) * first + alpha * second` (WiSE-FT).
-
-    Args:
-        first: Model folder, usually the one before fine-tuning.
-        second: Model folder of the same architecture, usually after.
-        alpha: In [0, 1].
-        output: Folder to make; must not exist.
-        towers_only: Keep the second model's Prompter: a trained one does not mix with an untrained one.
-    """
-    from open_cloc.model.cloc import CLOC
-
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1]; got {alpha}")
-    if output.exists():
-        raise ValueError(f"output folder {output} exists already")
-    for folder in (first, second):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"model folder not found: {folder}")
-    model = CLOC.from_pretrained(str(second))
-    start, end = read_folder_state(first), read_folder_state(second)
-    load_strictly(model, start, str(first / WEIGHTS_NAME))  # the same names and shapes, or an error
-    kept = ("prompter.",) if towers_only else ()
-    mixed = {
-        name: tensor
-        if name.startswith(kept) or not tensor.is_floating_point()
-        else torch.lerp(start[name], tensor, alpha)
-        for name, tensor in end.items()
-    }
-    model.load_state_dict(mixed)
-    model.save_pretrained(output)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from open_cloc.data.samples import Features, RegionBatch
+from open_cloc.samples import Features, RegionBatch
 
 NOT_PER_IMAGE = ("texts", "text_lengths", "bad")  # fields of RegionBatch
 SCALARS = ("logit_scale", "logit_bias")  # fields of Features

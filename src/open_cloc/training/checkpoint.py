@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +22,21 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model import sharded, weights
 from open_cloc.model.cloc import CLOC
-from open_cloc.training.parallel import Ranks, share_buffers
+from open_cloc.training.parallelize import (
+    share_buffers,
+)
+from open_cloc.training.ranks import Ranks
+from open_cloc.training.recipe import RunConfig
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.json"
+
 WRITING = ".writing_"
+
 STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 
@@ -78,7 +86,7 @@ class Saver:
         """Copy the state and begin to write it as `step_XXXXXXXX`; waits for the one before.
 
         Raises:
-            ValueError: If the one before could not be written.
+            UserError: If the one before could not be written.
         """
         self.wait()
         share_buffers(self.model, self.ranks)
@@ -109,7 +117,7 @@ class Saver:
                 shutil.rmtree(temporary, ignore_errors=True)  # what is there of it takes the space that lacks
             whole = list_checkpoints(self.folder)
             kept = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-            raise ValueError(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
+            raise UserError(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
         if self.ranks.is_first:
             self._drop_old()
         return target
@@ -127,7 +135,7 @@ class Saver:
         """Wait until the one being written is whole.
 
         Raises:
-            ValueError: If it could not be written.
+            UserError: If it could not be written.
         """
         pending, self.pending = self.pending, None
         if pending is not None:
@@ -155,12 +163,12 @@ def _require_all_shards(metadata: dcp.Metadata, folder: Path) -> None:
     """Each rank's file must be where the first rank looks: on several machines `/tmp` is not.
 
     Raises:
-        FileNotFoundError: If one is elsewhere.
+        MissingFileError: If one is elsewhere.
     """
     names = sorted({info.relative_path for info in metadata.storage_data.values()})
     lacking = [name for name in names if not (folder / name).is_file()]
     if lacking:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{lacking[0]} is not where the first rank looks; the run folder must lie on storage that all "
             "ranks share"
         )
@@ -189,20 +197,20 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
         folder: Where the run keeps its checkpoints, and will write further ones.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the run has come further than the one named.
+        MissingFileError: If there is none.
+        UserError: If the run has come further than the one named.
     """
     own = list_checkpoints(folder)
     if resume in ("latest", "auto"):
         if not own and resume == "latest":
-            raise FileNotFoundError(f"nothing to resume: {folder} holds no checkpoint")
+            raise MissingFileError(f"nothing to resume: {folder} holds no checkpoint")
         return own[-1] if own else None
     path = Path(resume)
     if not (path / STATE_NAME).is_file():
-        raise FileNotFoundError(f"{path} is no checkpoint to resume from: it holds no {STATE_NAME}")
+        raise MissingFileError(f"{path} is no checkpoint to resume from: it holds no {STATE_NAME}")
     step = read_progress(path).step
     if own and int(own[-1].name.removeprefix("step_")) > step:
-        raise ValueError(
+        raise UserError(
             f"run folder {folder.parent} has come to {own[-1].name} already: to go on from step {step} of "
             f"{path}, give another --run.output"
         )
@@ -213,12 +221,12 @@ def read_progress(path: Path) -> Progress:
     """How far the run had come that wrote a checkpoint.
 
     Raises:
-        ValueError: If the file is damaged.
+        UserError: If the file is damaged.
     """
     try:
         return Progress(**json.loads((path / STATE_NAME).read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path / STATE_NAME} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{path / STATE_NAME} cannot be read: {_reason(error)}") from error
 
 
 def load_checkpoint(
@@ -229,12 +237,12 @@ def load_checkpoint(
     Learning rates and the like stay as the optimizer has them, so that a resumed run may change them.
 
     Raises:
-        ValueError: If the checkpoint is of another architecture, another set of learned parameters or another
+        UserError: If the checkpoint is of another architecture, another set of learned parameters or another
             global batch size, or damaged.
     """
     progress = read_progress(path)
     if progress.global_batch_size != global_batch_size:
-        raise ValueError(
+        raise UserError(
             f"{path} was written with batches of {progress.global_batch_size} over all ranks; got batches of "
             f"{global_batch_size}: the samples to come would not be those of an unbroken run"
         )
@@ -244,7 +252,7 @@ def load_checkpoint(
     saved = sharded.read_shapes(path)
     weights.require_same_shapes(sharded.of_model(own), sharded.of_model(saved), str(path))
     if saved.keys() != own.keys():
-        raise ValueError(
+        raise UserError(
             f"{path} was written by a run with another set of learned parameters: resume it with the same "
             "locked towers, losses and number of regions"
         )
@@ -261,3 +269,23 @@ def _make_moments(optimizer: torch.optim.Optimizer) -> None:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+
+
+class SaveClock:
+    """Knows when a checkpoint is due."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """One has been written."""
+        self.saved_at = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """By the number of steps, which all ranks agree on."""
+        return self.config.save_steps > 0 and step % self.config.save_steps == 0
+
+    def is_late(self) -> bool:
+        """By this process's clock."""
+        return time.monotonic() - self.saved_at > 60 * self.config.save_minutes

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -20,29 +16,27 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
-from open_cloc.data.samples import RegionBatch
-from open_cloc.losses import total_loss
+from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
+from open_cloc.objectives import total_loss
+from open_cloc.samples import RegionBatch
 from open_cloc.training import checkpoint, optim
 from open_cloc.training.accumulate import Forward, split_batch
-from open_cloc.training.checkpoint import Saver
-from open_cloc.training.distributed import gather
-from open_cloc.training.parallel import (
-    Ranks,
-    join_ranks,
-    learning_batch_norms,
-    spread,
-    whole_model,
-    whole_tensor,
-)
+from open_cloc.training.checkpoint import SaveClock, Saver
+from open_cloc.training.gather import gather
+from open_cloc.training.parallelize import learning_batch_norms, spread, whole_model, whole_tensor
 from open_cloc.training.probe import probe
-from open_cloc.training.recipe import Recipe, RunConfig
-from open_cloc.training.report import LOG_NAME, Report
+from open_cloc.training.ranks import Ranks, StopSignal, join_ranks
+from open_cloc.training.recipe import Recipe
+from open_cloc.training.report import LOG_NAME, Meter, Report
 
 START_FOLDER = "start"
+
 CHECKPOINTS_FOLDER = "checkpoints"
+
 FINAL_FOLDER = "model"
+
 RECIPE_NAME = "recipe.json"
 
 
@@ -60,10 +54,10 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
         The folder of the trained model; after a stop the last checkpoint's.
 
     Raises:
-        ValueError: If the recipe does not fit together, too many samples are bad, or a checkpoint cannot be
+        UserError: If the recipe does not fit together, too many samples are bad, or a checkpoint cannot be
             written.
-        FileExistsError: If the run folder is there already and nothing is to be resumed.
-        FloatingPointError: If a loss or the gradient is not finite; names the term.
+        ExistingFileError: If the run folder is there already and nothing is to be resumed.
+        NotFiniteError: If a loss or the gradient is not finite; names the term.
     """
     with join_ranks(recipe.run.device) as ranks:
         _refuse_what_cannot_work(recipe, ranks)
@@ -219,13 +213,13 @@ def require_finite(losses: Mapping[str, Tensor], step: int) -> None:
     """The step's only wait for the device.
 
     Raises:
-        FloatingPointError: Names the first term that is not finite.
+        NotFiniteError: Names the first term that is not finite.
     """
     finite = torch.stack([value.float() for value in losses.values()]).isfinite().tolist()
     for name, good in zip(losses, finite):
         if not good:
             values = ", ".join(f"{n}={v.item():g}" for n, v in losses.items())
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"{name} is not finite at step {step + 1} ({values}): lower optim.lr, or look at the batch; "
                 "checkpoints hold weights from before it"
             )
@@ -234,7 +228,7 @@ def require_finite(losses: Mapping[str, Tensor], step: int) -> None:
 def open_data(recipe: Recipe) -> SampleDataset:
     """The training data that a recipe names; several sets one behind the other, or mixed by weight."""
     if not recipe.data.train:
-        raise ValueError("no training data: give --data.train FORMAT:PATH, such as shards:my_shards")
+        raise UserError("no training data: give --data.train FORMAT:PATH, such as shards:my_shards")
     sets = [open_reader(spec) for spec in recipe.data.train]
     return sets[0] if len(sets) == 1 else Mixture(sets, recipe.data.weights)
 
@@ -243,22 +237,20 @@ def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
     config, batch_size = recipe.run, recipe.data.loader.batch_size
     if config.samples < batch_size * ranks.size:
         each = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
-        raise ValueError(
-            f"run.samples must be at least one batch of {batch_size}{each}; got {config.samples}"
-        )
+        raise UserError(f"run.samples must be at least one batch of {batch_size}{each}; got {config.samples}")
     if batch_size % config.accumulate:
-        raise ValueError(
+        raise UserError(
             f"run.accumulate must divide a rank's batch of {batch_size} into equal parts; got "
             f"{config.accumulate}"
         )
     if not config.output:
-        raise ValueError("no run folder: give --run.output FOLDER")
+        raise UserError("no run folder: give --run.output FOLDER")
 
 
 def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
     names = learning_batch_norms(model)
     if names and recipe.run.accumulate > 1:
-        raise ValueError(
+        raise UserError(
             f"run.accumulate must be 1 with a batch norm that learns, such as {names[0]}: its statistics "
             "would be those of a part of the batch; take a tower without one, or --optim.lock-image"
         )
@@ -288,90 +280,8 @@ def _make_run_folder(folder: Path, resume: str) -> Path | None:
     own = resume == "auto" and (folder / RECIPE_NAME).is_file()
     found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
     if found is None and not own and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return found
-
-
-class SaveClock:
-    """Knows when a checkpoint is due."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.reset()
-
-    def reset(self) -> None:
-        """One has been written."""
-        self.saved_at = time.monotonic()
-
-    def is_due(self, step: int) -> bool:
-        """By the number of steps, which all ranks agree on."""
-        return self.config.save_steps > 0 and step % self.config.save_steps == 0
-
-    def is_late(self) -> bool:
-        """By this process's clock."""
-        return time.monotonic() - self.saved_at > 60 * self.config.save_minutes
-
-
-class Meter:
-    """Throughput, waiting for data, and what the data were like, since the last reading."""
-
-    def __init__(self) -> None:
-        self.waiting_since = time.monotonic()
-        self.bad: Counter[str] = Counter()
-        self._reset()
-
-    def _reset(self) -> None:
-        self.since = time.monotonic()
-        self.images, self.steps, self.data_time = 0, 0, 0.0
-        self.texts, self.distinct = 0, 0
-
-    def start_step(self, batch: RegionBatch) -> None:
-        self.data_time += time.monotonic() - self.waiting_since
-        self.images += len(batch.images)
-        self.steps += 1
-        self.bad.update(batch.bad)
-        self.texts += int(batch.region_mask.sum() + (batch.caption_index >= 0).sum())
-        self.distinct += len(batch.texts)
-
-    def end_step(self) -> None:
-        self.waiting_since = time.monotonic()
-
-    def read(self, ranks: Ranks) -> dict[str, float]:
-        """Of all ranks; every rank must read at the same step."""
-        elapsed = time.monotonic() - self.since
-        counts = (self.images, self.data_time, self.texts, self.distinct, sum(self.bad.values()))
-        images, data_time, texts, distinct, bad = ranks.sum(counts)
-        read = {
-            "images_per_s": images / elapsed,
-            "step_time": elapsed / self.steps,
-            "data_time": data_time / self.steps / ranks.size,
-            "distinct_text_share": distinct / max(1, texts),
-            "bad_samples": bad,
-        }
-        self._reset()
-        return read
-
-
-class StopSignal:
-    """Turns SIGTERM into a flag that the loop looks at after each step."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> StopSignal:
-        self.previous = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGTERM, self.previous)

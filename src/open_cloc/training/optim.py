@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from open_cloc.data.loader import Prepared, collate
-from open_cloc.losses import LossConfig, total_loss
+from open_cloc.data.collate import Prepared, collate
+from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
-from open_cloc.training.parallel import whole_tensor
+from open_cloc.objectives import LossConfig, total_loss
+from open_cloc.training.parallelize import whole_tensor
 from open_cloc.training.recipe import OptimConfig
 
 # A parameter's place in its tower: `resblocks.3.` (open_clip), `blocks.3.`, `stages.3.`, `layer3.` (timm),
@@ -83,7 +84,7 @@ def build_optimizer(model: CLOC, config: OptimConfig) -> torch.optim.AdamW:
             lr = config.lr * config.layer_decay ** _distance_from_top(name, depths)
         groups[(lr, config.weight_decay if decays else 0.0)][name] = parameter
     if not groups:
-        raise ValueError("nothing to train: every parameter is frozen")
+        raise UserError("nothing to train: every parameter is frozen")
     return torch.optim.AdamW(
         [
             {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from open_cloc.data.loader import LoaderConfig
-from open_cloc.losses import LossConfig
+from open_cloc.data.collate import LoaderConfig
+from open_cloc.errors import UserError
 from open_cloc.model.create import ModelConfig
+from open_cloc.objectives import LossConfig
 
 PRECISIONS = ("fp32", "amp_bf16")
 PARALLEL = ("ddp", "fsdp")
@@ -126,7 +127,7 @@ class RunConfig:
 
 def _require(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
-        raise ValueError(f"{name} must be {expected}; got {value!r}")
+        raise UserError(f"{name} must be {expected}; got {value!r}")
 
 
 @dataclass(frozen=True)

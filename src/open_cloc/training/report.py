@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +12,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from open_cloc.training.parallel import Ranks
+from open_cloc.errors import UserError
+from open_cloc.samples import RegionBatch
+from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import RunConfig
 
 LOG_NAME = "log.jsonl"
@@ -75,7 +79,7 @@ class WandbWriter:
         try:
             import wandb
         except ImportError as error:
-            raise ValueError("report_to wandb needs the extra: pip install 'open-cloc[wandb]'") from error
+            raise UserError("report_to wandb needs the extra: pip install 'open-cloc[wandb]'") from error
         self.run = wandb.init(project="open-cloc", id=folder.name, name=folder.name, resume="allow")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -99,7 +103,7 @@ class Report:
     ) -> None:
         unknown = sorted(set(config.report_to) - set(WRITERS))
         if unknown:
-            raise ValueError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
+            raise UserError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
         self.batch_size = batch_size
         self.writers: list[Writer] = []
         if ranks.is_first:
@@ -140,3 +144,43 @@ class Report:
         self.bar.close()
         for writer in self.writers:
             writer.close()
+
+
+class Meter:
+    """Throughput, waiting for data, and what the data were like, since the last reading."""
+
+    def __init__(self) -> None:
+        self.waiting_since = time.monotonic()
+        self.bad: Counter[str] = Counter()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.since = time.monotonic()
+        self.images, self.steps, self.data_time = 0, 0, 0.0
+        self.texts, self.distinct = 0, 0
+
+    def start_step(self, batch: RegionBatch) -> None:
+        self.data_time += time.monotonic() - self.waiting_since
+        self.images += len(batch.images)
+        self.steps += 1
+        self.bad.update(batch.bad)
+        self.texts += int(batch.region_mask.sum() + (batch.caption_index >= 0).sum())
+        self.distinct += len(batch.texts)
+
+    def end_step(self) -> None:
+        self.waiting_since = time.monotonic()
+
+    def read(self, ranks: Ranks) -> dict[str, float]:
+        """Of all ranks; every rank must read at the same step."""
+        elapsed = time.monotonic() - self.since
+        counts = (self.images, self.data_time, self.texts, self.distinct, sum(self.bad.values()))
+        images, data_time, texts, distinct, bad = ranks.sum(counts)
+        read = {
+            "images_per_s": images / elapsed,
+            "step_time": elapsed / self.steps,
+            "data_time": data_time / self.steps / ranks.size,
+            "distinct_text_share": distinct / max(1, texts),
+            "bad_samples": bad,
+        }
+        self._reset()
+        return read

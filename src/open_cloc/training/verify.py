@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from open_cloc.errors import UserError
 from open_cloc.model import sharded
 from open_cloc.training.checkpoint import list_checkpoints
 from open_cloc.training.loop import CHECKPOINTS_FOLDER, train
-from open_cloc.training.parallel import Ranks
+from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.report import LOG_NAME
 
@@ -39,11 +40,11 @@ def verify_resume(recipe: Recipe, ranks: Ranks) -> Verdict:
         ranks: The processes of the run, all of which must call this.
 
     Raises:
-        ValueError: If the recipe is too short to be interrupted.
+        UserError: If the recipe is too short to be interrupted.
     """
     steps = min(STEPS, recipe.run.samples // (recipe.data.loader.batch_size * ranks.size))
     if steps < 2:
-        raise ValueError(
+        raise UserError(
             f"run.samples must be at least two batches to verify resuming; got {recipe.run.samples}"
         )
     stop = min(STOP, steps - 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from open_cloc.config import import_object
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import MissingFileError, UserError
 
 __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
 
@@ -16,8 +17,8 @@ __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
 READERS = {
     "coco": "open_cloc.data.readers.coco:open_coco",
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
-    "shards": "open_cloc.data.remote:open_shards",
-    "scenes": "open_cloc.data.scenes:open_scenes",
+    "shards": "open_cloc.data.shards.remote:open_shards",
+    "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
     "table": "open_cloc.data.readers.table:open_table",
 }
@@ -32,8 +33,8 @@ def open_reader(spec: str) -> SampleDataset:
             options as text and returns a `SampleDataset`.
 
     Raises:
-        ValueError: On an unknown format or option, or files that are not of that format.
-        FileNotFoundError: If the path does not exist.
+        UserError: On an unknown format or option, or files that are not of that format.
+        MissingFileError: If the path does not exist.
     """
     name, rest = _split_format(spec)
     factory: Callable[..., SampleDataset] = import_object(READERS.get(name, name), "reader")
@@ -44,7 +45,7 @@ def open_reader(spec: str) -> SampleDataset:
     unknown = [option for option in options if option not in known]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         expected = f"one of {', '.join(known)}" if known else "none"
-        raise ValueError(
+        raise UserError(
             f"unknown option {unknown[0]!r} of format {name!r}; expected {expected} (in {spec!r})"
         )
     return factory(path, **options)
@@ -54,8 +55,8 @@ def guess_spec(text: str) -> str:
     """Complete a bare path to `FORMAT:PATH` by looking at what lies there; a full spec comes back as it is.
 
     Raises:
-        FileNotFoundError: If the text is neither a spec nor an existing path.
-        ValueError: If nothing there is recognised, or several formats are.
+        MissingFileError: If the text is neither a spec nor an existing path.
+        UserError: If nothing there is recognised, or several formats are.
     """
     if re.match(rf"({'|'.join(READERS)}):|[A-Za-z_][\w.]*:[A-Za-z_]\w*:", text):
         return text
@@ -64,7 +65,7 @@ def guess_spec(text: str) -> str:
         return f"shards:{text}"
     if not path.exists():
         formats = ", ".join(READERS)
-        raise FileNotFoundError(f"{text!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
+        raise MissingFileError(f"{text!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
     if path.is_dir():
         folders = (path, path / "annotations")
         found = {
@@ -85,7 +86,7 @@ def guess_spec(text: str) -> str:
             if names
             else "holds nothing known (tar shards, COCO JSON, pictures; a table is .parquet, .jsonl or .csv)"
         )
-        raise ValueError(f"{text!r} {seen}; give the format as FORMAT:{text}")
+        raise UserError(f"{text!r} {seen}; give the format as FORMAT:{text}")
     return f"{names[0]}:{text}"
 
 
@@ -103,7 +104,7 @@ def _split_format(spec: str) -> tuple[str, str]:
         name = f"{name}:{attribute}"
     if not colon or not rest or (name not in READERS and ":" not in name):
         formats = ", ".join(READERS)
-        raise ValueError(
+        raise UserError(
             f"unknown data {spec!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
         )
     return name, rest

@@ -12,8 +12,9 @@ import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
 from open_cloc.data.annotations import EMPTY, RawRegion, RawSample, box_problems, finish
-from open_cloc.data.packed import PackedTexts
-from open_cloc.data.samples import RegionSample
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.samples import RegionSample
+from open_cloc.texts import PackedTexts
 
 
 def open_coco(path: str, images: str | None = None, captions: str | None = None) -> CocoDataset:
@@ -25,8 +26,8 @@ def open_coco(path: str, images: str | None = None, captions: str | None = None)
         captions: COCO captions JSON of the same images.
 
     Raises:
-        FileNotFoundError: If a file or the pictures' folder is missing.
-        ValueError: If the JSON is not COCO's, or a category or image id is unknown.
+        MissingFileError: If a file or the pictures' folder is missing.
+        UserError: If the JSON is not COCO's, or a category or image id is unknown.
     """
     annotations = find_annotations(Path(path), "instances*.json")
     document = load_document(annotations)
@@ -68,7 +69,7 @@ class CocoDataset:
             source: Written into each region.
 
         Raises:
-            ValueError: On unknown ids, entries that lack a field, repeated images, captions of other images.
+            UserError: On unknown ids, entries that lack a field, repeated images, captions of other images.
         """
         self.where, self.folder, self.source = where, folder, source
         keys = [key_of(name) for name in file_names]
@@ -93,7 +94,7 @@ class CocoDataset:
         """A sample with its boxes checked.
 
         Raises:
-            ValueError: On a wrong box; names the annotation.
+            UserError: On a wrong box; names the annotation.
         """
         return finish(self.raw(index))
 
@@ -129,9 +130,9 @@ class CocoDataset:
         for name, values in (("image id", image_ids), ("file name (without suffix)", keys)):
             value, count = Counter(values).most_common(1)[0]
             if count > 1:
-                raise ValueError(f"{name} {value!r} occurs {count} times; expected once ({self.where})")
+                raise UserError(f"{name} {value!r} occurs {count} times; expected once ({self.where})")
         if captions and not any(number in captions for number in image_ids):
-            raise ValueError(f"captions name none of the images; expected the same image ids ({self.where})")
+            raise UserError(f"captions name none of the images; expected the same image ids ({self.where})")
 
     def _index_annotations(self, annotations: Sequence[Mapping[str, Any]]) -> None:
         """Boxes, categories and ids as arrays sorted by image, so that each image's are one slice."""
@@ -169,13 +170,13 @@ def key_of(file_name: str) -> str:
 def find_annotations(path: Path, pattern: str) -> Path:
     """The annotation file: the path itself, or the one match inside a folder."""
     if not path.exists():
-        raise FileNotFoundError(f"no such annotation file or folder: {path}")
+        raise MissingFileError(f"no such annotation file or folder: {path}")
     if path.is_file():
         return path
     found = sorted([*path.glob(pattern), *(path / "annotations").glob(pattern)])
     if len(found) != 1:
         names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
-        raise ValueError(f"expected exactly one {pattern} in {path} or its annotations/; got {names}")
+        raise UserError(f"expected exactly one {pattern} in {path} or its annotations/; got {names}")
     return found[0]
 
 
@@ -183,26 +184,26 @@ def load_document(path: Path) -> dict[str, Any]:
     """Parse COCO-like JSON and check its outer form.
 
     Raises:
-        ValueError: If it is not JSON, or lacks images, annotations or categories.
+        UserError: If it is not JSON, or lacks images, annotations or categories.
     """
     document = load_json(path)
     for name in ("images", "annotations", "categories"):
         entries = document.get(name) if isinstance(document, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"COCO JSON needs a list of objects {name!r}; got {_kind(entries)} ({path})")
+            raise UserError(f"COCO JSON needs a list of objects {name!r}; got {_kind(entries)} ({path})")
     if not document["images"]:
-        raise ValueError(f"COCO JSON names no images ({path})")
+        raise UserError(f"COCO JSON names no images ({path})")
     return document
 
 
 def load_json(path: Path) -> Any:
     """Parse a JSON file, naming it where that fails."""
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise MissingFileError(f"no such file: {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not valid JSON ({path}): {error}") from error
+        raise UserError(f"not valid JSON ({path}): {error}") from error
 
 
 def read_captions(path: str | None) -> dict[int, tuple[str, ...]]:
@@ -215,7 +216,7 @@ def read_captions(path: str | None) -> dict[int, tuple[str, ...]]:
         for annotation in document["annotations"]:
             captions[int(annotation["image_id"])].append(str(annotation["caption"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"captions must be annotations with image_id and caption; got {error!r} ({path})"
         ) from error
     return {number: tuple(texts) for number, texts in captions.items()}
@@ -243,7 +244,7 @@ def find_images(annotations: Path, images: str | None, names: Sequence[str]) -> 
 def missing_images(annotations: Path, images: str | None, names: Sequence[str]) -> FileNotFoundError:
     """The error for pictures that are nowhere."""
     tried = ", ".join(map(str, image_folders(annotations, images)))
-    return FileNotFoundError(
+    return MissingFileError(
         f"pictures of {annotations} not found, such as {names[0]!r}; looked in {tried}; give their folder "
         "as images=FOLDER"
     )
@@ -251,14 +252,14 @@ def missing_images(annotations: Path, images: str | None, names: Sequence[str]) 
 
 def _field(entry: Mapping[str, Any], name: str, what: str, where: object) -> Any:
     if name not in entry:
-        raise ValueError(f"{what} lacks {name!r}; got {sorted(entry)} ({where})")
+        raise UserError(f"{what} lacks {name!r}; got {sorted(entry)} ({where})")
     return entry[name]
 
 
 def _lookup(known: Mapping[int, int], entry: Mapping[str, Any], name: str, what: str, where: str) -> int:
     value = _field(entry, name, what, where)
     if value not in known:
-        raise ValueError(
+        raise UserError(
             f"unknown {name} {value!r}; expected one of the file's {len(known)} ({where}, {what})"
         )
     return known[value]
@@ -268,7 +269,7 @@ def _bbox(value: Any, what: str, where: str) -> tuple[float, float, float, float
     try:
         x, y, width, height = (float(number) for number in value)
     except (TypeError, ValueError):
-        raise ValueError(f"bbox must be 4 numbers [x, y, w, h]; got {value!r} ({where}, {what})") from None
+        raise UserError(f"bbox must be 4 numbers [x, y, w, h]; got {value!r} ({where}, {what})") from None
     return (x, y, width, height)
 
 
@@ -276,7 +277,7 @@ def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
     what = f"image {image.get('id')}"
     size = tuple(_field(image, name, what, where) for name in ("height", "width"))
     if not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"height and width must be whole numbers of pixels; got {size} ({where}, {what})")
+        raise UserError(f"height and width must be whole numbers of pixels; got {size} ({where}, {what})")
     return size
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from open_cloc.data.packed import PackedTexts
 from open_cloc.data.readers.coco import key_of
 from open_cloc.data.readers.table import CAPTION_COLUMNS, JsonRows, find_columns, scalars, texts_of
-from open_cloc.data.samples import RegionSample
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.samples import RegionSample
+from open_cloc.texts import PackedTexts
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,12 @@ def open_folder(path: str) -> FolderDataset:
         path: The folder.
 
     Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it holds no pictures, two would still share a key, or the metadata are wrong.
+        MissingFileError: If it does not exist.
+        UserError: If it holds no pictures, two would still share a key, or the metadata are wrong.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
+        raise MissingFileError(f"no such folder: {folder}")
     return FolderDataset(folder)
 
 
@@ -56,7 +57,7 @@ class FolderDataset:
         files = sorted(walk(folder))
         names = [name for name in files if is_picture(name)]
         if not names:
-            raise ValueError(f"no pictures ({', '.join(PICTURES)}) in folder {folder}")
+            raise UserError(f"no pictures ({', '.join(PICTURES)}) in folder {folder}")
         self.file_names = PackedTexts(names)
         self.keys = PackedTexts(unique_keys(names, str(folder)))
         metadata = [name for name in files if PurePosixPath(name).name == METADATA]
@@ -75,7 +76,7 @@ class FolderDataset:
         """A sample; its picture is not decoded.
 
         Raises:
-            ValueError: If its captions are not text; names the file.
+            UserError: If its captions are not text; names the file.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} ({self.folder})")
@@ -123,7 +124,7 @@ def described_pictures(rows: JsonRows, folder: Path, pictures: Set[str]) -> dict
     """Which row of a metadata file speaks of a picture, by its path below the folder.
 
     Raises:
-        ValueError: If a row names no picture, two name the same, or none names one that is there.
+        UserError: If a row names no picture, two name the same, or none names one that is there.
     """
     below = rows.file.parent.relative_to(folder).as_posix()
     found: dict[str, int] = {}
@@ -131,14 +132,14 @@ def described_pictures(rows: JsonRows, folder: Path, pictures: Set[str]) -> dict
     for index, row in enumerate(rows):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"a row must name a picture as file_name ({rows.file}, row {index})")
+            raise UserError(f"a row must name a picture as file_name ({rows.file}, row {index})")
         place = posixpath.normpath(posixpath.join(below, name))
         if place not in pictures:
             absent.append(name)
         elif found.setdefault(place, index) != index:
-            raise ValueError(f"rows {found[place]} and {index} both describe {name!r} ({rows.file})")
+            raise UserError(f"rows {found[place]} and {index} both describe {name!r} ({rows.file})")
     if absent and not found:
-        raise ValueError(f"no row names a picture that is there; the first is {absent[0]!r} ({rows.file})")
+        raise UserError(f"no row names a picture that is there; the first is {absent[0]!r} ({rows.file})")
     if absent:
         message = "%d of %d rows name pictures that are not there, such as %r (%s)"
         logger.warning(message, len(absent), len(rows), absent[0], rows.file)
@@ -154,7 +155,7 @@ def unique_keys(names: Sequence[str], where: str) -> list[str]:
     """A key for each file name: the path without suffix or, where others have that too, with it.
 
     Raises:
-        ValueError: If that does not tell two files apart.
+        UserError: If that does not tell two files apart.
     """
     names = [_printable(name) for name in names]
     short = [key_of(name) for name in names]
@@ -163,7 +164,7 @@ def unique_keys(names: Sequence[str], where: str) -> list[str]:
     key, count = Counter(keys).most_common(1)[0]
     if count > 1:
         same = [name for name, own in zip(names, keys) if own == key][:2]
-        raise ValueError(f"{same[0]!r} and {same[1]!r} would share the key {key!r}; rename one ({where})")
+        raise UserError(f"{same[0]!r} and {same[1]!r} would share the key {key!r}; rename one ({where})")
     return keys
 
 
@@ -175,7 +176,7 @@ def _text_beside(picture: Path) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     except UnicodeDecodeError as error:
-        raise ValueError(f"caption is not UTF-8: {error} ({file})") from error
+        raise UserError(f"caption is not UTF-8: {error} ({file})") from error
     return texts_of(text, str(file))
 
 

@@ -13,6 +13,7 @@ from open_cloc.data.readers.coco import (
     missing_images,
     read_captions,
 )
+from open_cloc.errors import UserError
 
 
 def open_lvis(path: str, images: str | None = None, captions: str | None = None) -> CocoDataset:
@@ -27,8 +28,8 @@ def open_lvis(path: str, images: str | None = None, captions: str | None = None)
         captions: COCO captions JSON of the same images.
 
     Raises:
-        FileNotFoundError: If a file or the pictures' folder is missing.
-        ValueError: If the JSON is not LVIS's, or a category or image id is unknown.
+        MissingFileError: If a file or the pictures' folder is missing.
+        UserError: If the JSON is not LVIS's, or a category or image id is unknown.
     """
     annotations = find_annotations(Path(path), "lvis*.json")
     document = load_document(annotations)
@@ -58,5 +59,5 @@ def _location(image: dict[str, Any], where: Path) -> PurePosixPath:
     """The picture's path: `file_name`, or the end of `coco_url`."""
     location = image.get("file_name") or image.get("coco_url")
     if not isinstance(location, str):
-        raise ValueError(f"image {image.get('id')} has neither file_name nor coco_url ({where})")
+        raise UserError(f"image {image.get('id')} has neither file_name nor coco_url ({where})")
     return PurePosixPath(location)

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from open_cloc.data.region_json import SIZES, WRITTEN
-from open_cloc.data.samples import RegionSample
+from open_cloc.data.shards.region_json import SIZES, WRITTEN
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.samples import RegionSample
 
 # Columns that are taken where no option names one, in this order; capitals do not matter.
 IMAGE_COLUMNS = (
@@ -61,15 +62,15 @@ def open_table(
         root: Folder that paths are relative to; the table's own unless given.
 
     Raises:
-        FileNotFoundError: If the table or the root does not exist.
-        ValueError: If the file is no such table, has no rows, a column is missing, or keys are not unique.
+        MissingFileError: If the table or the root does not exist.
+        UserError: If the file is no such table, has no rows, a column is missing, or keys are not unique.
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"no such table: {file}")
+        raise MissingFileError(f"no such table: {file}")
     folder = Path(root) if root else file.parent
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder of pictures: root={folder} ({file})")
+        raise MissingFileError(f"no such folder of pictures: root={folder} ({file})")
     return TableDataset(open_rows(file), str(file), folder, image, caption, key)
 
 
@@ -77,7 +78,7 @@ def open_rows(file: Path) -> Rows:
     """The rows of a table by its file's suffix."""
     kinds: dict[str, Any] = {".parquet": ParquetRows, ".jsonl": JsonRows, ".csv": CsvRows, ".tsv": CsvRows}
     if file.suffix.lower() not in kinds:
-        raise ValueError(f"a table must end in {', '.join(kinds)}; got {file}")
+        raise UserError(f"a table must end in {', '.join(kinds)}; got {file}")
     return kinds[file.suffix.lower()](file)
 
 
@@ -100,14 +101,14 @@ class TableDataset:
     ) -> None:
         """As `open_table`, for rows that are open."""
         if not len(rows):
-            raise ValueError(f"table has no rows ({where})")
+            raise UserError(f"table has no rows ({where})")
         self._rows, self.where, self.root = rows, where, root
         self.columns = tuple(rows.columns)
         self._image = self._find("image", image, IMAGE_COLUMNS)
         self._caption = self._find("caption", caption, CAPTION_COLUMNS)
         self._key = "" if key == "" else self._find("key", key, KEY_COLUMNS)
         if not self._image:
-            raise ValueError(self._no_image_column())
+            raise UserError(self._no_image_column())
         if self._key:
             self._check_keys()
 
@@ -118,7 +119,7 @@ class TableDataset:
         """A sample; its picture is neither looked for nor decoded.
 
         Raises:
-            ValueError: If the row has no picture, a URL for one, or captions that are not text.
+            UserError: If the row has no picture, a URL for one, or captions that are not text.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} ({self.where})")
@@ -136,7 +137,7 @@ class TableDataset:
         if given is not None:
             if given not in self.columns:
                 columns = ", ".join(self.columns)
-                raise ValueError(f"no column {given!r} for {what}; the columns are {columns} ({self.where})")
+                raise UserError(f"no column {given!r} for {what}; the columns are {columns} ({self.where})")
             return given
         return next(iter(find_columns(self.columns, known)), "")
 
@@ -152,10 +153,10 @@ class TableDataset:
             key = _as_key(value)
             advice = f"give another column as key=COLUMN, or key= for row numbers ({self.where})"
             if not key:
-                raise ValueError(f"row {index} has no key in column {self._key!r}; {advice}")
+                raise UserError(f"row {index} has no key in column {self._key!r}; {advice}")
             first = seen.setdefault(key, index)
             if first != index:
-                raise ValueError(
+                raise UserError(
                     f"rows {first} and {index} share the key {key!r} of column {self._key!r}; {advice}"
                 )
 
@@ -168,13 +169,13 @@ class TableDataset:
             if encoded:
                 return encoded, name if isinstance(name, str) else ""
         if not name:
-            raise ValueError(f"no picture in column {self._image!r} ({where})")
+            raise UserError(f"no picture in column {self._image!r} ({where})")
         if isinstance(name, bytes):
             return name, ""
         if not isinstance(name, str):
-            raise ValueError(f"a picture must be a path or bytes; got {type(name).__name__} ({where})")
+            raise UserError(f"a picture must be a path or bytes; got {type(name).__name__} ({where})")
         if name.lower().startswith(("http://", "https://")):
-            raise ValueError(_only_urls(where))
+            raise UserError(_only_urls(where))
         return self.root / name, name
 
 
@@ -190,12 +191,12 @@ def texts_of(value: Any, where: str) -> tuple[str, ...]:
     """The texts of a field that holds one, several, or none; blank ones are left out.
 
     Raises:
-        ValueError: If it holds something else.
+        UserError: If it holds something else.
     """
     texts = value if isinstance(value, list) else [value]
     for text in texts:
         if not (text is None or isinstance(text, str)):
-            raise ValueError(f"captions must be text or a list of texts; got {type(text).__name__} ({where})")
+            raise UserError(f"captions must be text or a list of texts; got {type(text).__name__} ({where})")
     return tuple(text.strip() for text in texts if text and text.strip())
 
 
@@ -221,7 +222,7 @@ class JsonRows:
         """Find the lines.
 
         Raises:
-            ValueError: If one of the first rows is not a JSON object.
+            UserError: If one of the first rows is not a JSON object.
         """
         self.file = file
         starts, end = array("q"), 0
@@ -255,9 +256,9 @@ class JsonRows:
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"not a line of JSON: {error} {where}") from error
+            raise UserError(f"not a line of JSON: {error} {where}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"a row must be a JSON object; got {type(row).__name__} {where}")
+            raise UserError(f"a row must be a JSON object; got {type(row).__name__} {where}")
         return row
 
 
@@ -272,7 +273,7 @@ class CsvRows:
         """Find the rows.
 
         Raises:
-            ValueError: If the header is missing or names a column twice, or the text is no UTF-8 or no CSV.
+            UserError: If the header is missing or names a column twice, or the text is no UTF-8 or no CSV.
         """
         self.file = file
         csv.field_size_limit(LONGEST_FIELD)
@@ -287,7 +288,7 @@ class CsvRows:
             else:
                 self.columns = tuple(field.strip() for field in fields)
         if len(set(self.columns)) < len(self.columns) or not all(self.columns):
-            raise ValueError(f"a header must name every column once; got {self.columns} ({file})")
+            raise UserError(f"a header must name every column once; got {self.columns} ({file})")
         self._starts = np.array(starts, np.int64)
 
     def __len__(self) -> int:
@@ -296,7 +297,7 @@ class CsvRows:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         _, fields = next(self._scan(int(self._starts[index])))
         if len(fields) != len(self.columns):
-            raise ValueError(
+            raise UserError(
                 f"a row must have {len(self.columns)} fields, as the header; got {len(fields)} "
                 f"({self.file}, row {index})"
             )
@@ -327,7 +328,7 @@ class CsvRows:
                 except StopIteration:
                     return
                 except (csv.Error, UnicodeDecodeError) as error:
-                    raise ValueError(f"not a row of CSV: {error} ({self.file}, byte {start})") from error
+                    raise UserError(f"not a row of CSV: {error} ({self.file}, byte {start})") from error
                 if fields:
                     yield start, fields
 
@@ -343,7 +344,7 @@ class ParquetRows:
         """Read the footer.
 
         Raises:
-            ValueError: If it is no Parquet file, or pyarrow is missing.
+            UserError: If it is no Parquet file, or pyarrow is missing.
         """
         self.file = file
         with _parquet(file) as table:
@@ -373,13 +374,13 @@ class ParquetRows:
 
 def _parquet(file: Path) -> Any:
     """An open `pyarrow.parquet.ParquetFile`."""
-    from open_cloc.extras import require
+    from open_cloc.config import require
 
-    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
+    pyarrow, parquet = require("pyarrow", "label"), require("pyarrow.parquet", "label")
     try:
         return parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"not a Parquet file: {error} ({file})") from error
+        raise UserError(f"not a Parquet file: {error} ({file})") from error
 
 
 def _as_key(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from open_cloc.config import import_object
+from open_cloc.errors import UserError
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Captioner
 
@@ -25,16 +26,16 @@ def open_captioner(config: CaptionConfig, device: str = "cpu") -> Captioner:
         device: Where a local model runs.
 
     Raises:
-        ValueError: On an unknown kind, a setting that cannot be, or a model or server that refuses them.
-        FileNotFoundError: If a local model is not there.
+        UserError: On an unknown kind, a setting that cannot be, or a model or server that refuses them.
+        MissingFileError: If a local model is not there.
         ConnectionError: If a server is not there.
     """
     if config.kind not in CAPTIONERS and ":" not in config.kind:
         kinds = ", ".join(CAPTIONERS)
-        raise ValueError(f"caption.kind must be {kinds} or package.module:Name; got {config.kind!r}")
+        raise UserError(f"caption.kind must be {kinds} or package.module:Name; got {config.kind!r}")
     for field, least in (("max_new_tokens", 1), ("requests", 1), ("retries", 0)):
         if getattr(config, field) < least:
-            raise ValueError(f"caption.{field} must be at least {least}; got {getattr(config, field)}")
+            raise UserError(f"caption.{field} must be at least {least}; got {getattr(config, field)}")
     if not config.timeout > 0:
-        raise ValueError(f"caption.timeout must be more than 0 seconds; got {config.timeout}")
+        raise UserError(f"caption.timeout must be more than 0 seconds; got {config.timeout}")
     return import_object(CAPTIONERS.get(config.kind, config.kind), "captioner")(config, device)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from open_cloc.errors import UserError
 from open_cloc.labelling.captioners.pictures import decoded, one_line
-from open_cloc.labelling.checkpoint import Checkpoint, find_checkpoint, load_safetensors, read_model_type
+from open_cloc.labelling.hub import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
 
@@ -34,11 +35,11 @@ class LocalCaptioner:
             device: Where it runs.
 
         Raises:
-            FileNotFoundError: If the model is not there, or has no `.safetensors`.
-            ValueError: If it is no image-to-text model that transformers knows, or lacks weights.
+            MissingFileError: If the model is not there, or has no `.safetensors`.
+            UserError: If it is no image-to-text model that transformers knows, or lacks weights.
         """
         if not config.model:
-            raise ValueError("caption.model must be a folder or hub name where caption.kind is local")
+            raise UserError("caption.model must be a folder or hub name where caption.kind is local")
         self._config = config
         checkpoint = find_checkpoint(config.model)
         model_type = read_model_type(checkpoint)
@@ -79,7 +80,7 @@ class LocalCaptioner:
         self._processor = AutoProcessor.from_pretrained(checkpoint.folder, **options)
         self._tokenizer = getattr(self._processor, "tokenizer", None)
         if self._tokenizer is None:
-            raise ValueError(f"{checkpoint.folder} has no processor for pictures with text")
+            raise UserError(f"{checkpoint.folder} has no processor for pictures with text")
         if not self._model.config.is_encoder_decoder:
             self._tokenizer.padding_side = "left"  # the caption goes on where the prompt ends
         if self._tokenizer.pad_token is None:
@@ -136,15 +137,15 @@ def _load_model(checkpoint: Checkpoint, model_type: str) -> Any:
     """Load from safetensors alone.
 
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If transformers has no such image-to-text model, or weights are missing.
+        MissingFileError: If there are none.
+        UserError: If transformers has no such image-to-text model, or weights are missing.
     """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     folder = checkpoint.folder
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a model of type {model_type!r}, which is no image-to-text model of transformers "
             f"{transformers.__version__}"
         )

@@ -7,9 +7,8 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
-from open_cloc.data.decode import decode_image
-from open_cloc.data.samples import UNDECODABLE
 from open_cloc.labelling.types import Failure
+from open_cloc.pictures import UNDECODABLE, decode_image
 
 SENT_AS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> media type
 

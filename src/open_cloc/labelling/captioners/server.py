@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from open_cloc.extras import require
+from open_cloc.config import require
+from open_cloc.errors import UserError
 from open_cloc.labelling.captioners.pictures import data_url, one_line
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
@@ -73,10 +74,10 @@ class ServerCaptioner:
 
         Raises:
             ConnectionError: If the server is not there.
-            ValueError: If the URL is none, the key is refused, or no model is named and there are several.
+            UserError: If the URL is none, the key is refused, or no model is named and there are several.
         """
         self._config, self._first_wait, self._sleep = config, first_wait, sleep
-        self._httpx = require("httpx")
+        self._httpx = require("httpx", "label")
         self._key = _api_key(config.api_key_env)
         self._client, self.url = self._connect(config)
         self._slots = asyncio.Semaphore(config.requests)
@@ -105,7 +106,7 @@ class ServerCaptioner:
 
         Raises:
             ConnectionError: If the server is not there, stays busy, or fails on every picture.
-            ValueError: If it refuses the key, the URL or the model.
+            UserError: If it refuses the key, the URL or the model.
         """
         results = self._run(self._caption_all(images))
         failed = [result for result in results if isinstance(result, Failure)]
@@ -133,9 +134,9 @@ class ServerCaptioner:
         try:
             url = httpx.URL(config.url.rstrip("/"))
         except httpx.InvalidURL as error:
-            raise ValueError(f"caption.url must be a URL; got {config.url!r}: {error}") from error
+            raise UserError(f"caption.url must be a URL; got {config.url!r}: {error}") from error
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"caption.url must be like http://localhost:8000/v1; got {config.url!r}")
+            raise UserError(f"caption.url must be like http://localhost:8000/v1; got {config.url!r}")
         client = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -212,7 +213,7 @@ class ServerCaptioner:
 
         Raises:
             PassingError: If another try may help.
-            ValueError: If none will, whatever the picture.
+            UserError: If none will, whatever the picture.
         """
         response = await self._request("POST", CHAT, json=body)
         if response.status_code in REFUSED_PICTURE:
@@ -248,7 +249,7 @@ class ServerCaptioner:
         if len(self.served) == 1:
             return next(iter(self.served))
         names = ", ".join(self.served) or "none that it names"
-        raise ValueError(f"caption.model must name a model of {self.url}; it has {names}")
+        raise UserError(f"caption.model must name a model of {self.url}; it has {names}")
 
     async def _request(self, method: str, path: str, **content: Any) -> Any:
         """One request; whatever keeps it from being answered becomes a `PassingError`."""
@@ -282,7 +283,7 @@ class ServerCaptioner:
             403: f"set the environment variable {self._config.api_key_env} to a key that may use this model",
             404: f"check caption.url (up to /v1) and caption.model={self._config.model!r}",
         }.get(code, "check caption.url (up to /v1)")
-        raise ValueError(f"{complaint}; {advice}")
+        raise UserError(f"{complaint}; {advice}")
 
     def _complaint(self, path: str, response: Any) -> str:
         return f"{self.url}/{path} answered {response.status_code}: {self._said(response)}"
@@ -332,5 +333,5 @@ def _api_key(variable: str) -> str:
     """The key in an environment variable; empty where there is none. No message ever shows it."""
     key = os.environ.get(variable, "").strip() if variable else ""
     if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"the key in the environment variable {variable} must be plain printable text")
+        raise UserError(f"the key in the environment variable {variable} must be plain printable text")
     return key

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_cloc.data.transforms import resize
-from open_cloc.model.cloc import OPENAI_MEAN, OPENAI_STD
+from open_cloc.canvas import OPENAI_MEAN, OPENAI_STD, resize
+from open_cloc.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -78,7 +78,7 @@ class Preprocess:
         """Where a picture of this (height, width) goes; `edges` pads a canvas under `min_area` pixels."""
         height, width = source_hw
         if min(source_hw) < 1:
-            raise ValueError(f"pictures must be at least 1 x 1; got (height, width) = {source_hw}")
+            raise UserError(f"pictures must be at least 1 x 1; got (height, width) = {source_hw}")
         if self.mode == "squash":
             return Canvas(self.size, self.size)
         if self.mode == "pad":
@@ -128,7 +128,7 @@ def read_preprocess(folder: Path, model_type: str, image_size: int = 0) -> Prepr
         image_size: The model's own, the default of OWL-ViT and OWLv2.
 
     Raises:
-        ValueError: If the file asks for something that would change boxes or is not understood.
+        UserError: If the file asks for something that would change boxes or is not understood.
     """
     given = _read_config(folder)
     _check_steps(given, folder)
@@ -138,7 +138,7 @@ def read_preprocess(folder: Path, model_type: str, image_size: int = 0) -> Prepr
         given = {**given, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
     resample = given.get("resample", 3 if model_type == "owlvit" else 2)
     if resample not in RESAMPLING:
-        raise ValueError(f"{folder}: unknown resample {resample!r}; expected one of {sorted(RESAMPLING)}")
+        raise UserError(f"{folder}: unknown resample {resample!r}; expected one of {sorted(RESAMPLING)}")
     pads = model_type == "owlv2" and given.get("do_pad", True) is not False
     size = given.get("size", (image_size or OWL_SIZES[model_type]) if is_owl else (SHORTEST, LONGEST))
     has_sides = is_owl or (isinstance(size, Mapping) and "height" in size)
@@ -160,7 +160,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             try:
                 config = json.loads(path.read_text(encoding="utf-8"))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is not JSON: {error}") from error
+                raise UserError(f"{path} is not JSON: {error}") from error
             own = config.get("image_processor") if name == "processor_config.json" else config
             if isinstance(own, dict):
                 return own
@@ -170,15 +170,15 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 def _check_steps(given: Mapping[str, Any], folder: Path) -> None:
     for name in ("do_resize", "do_rescale"):
         if given.get(name) is False:
-            raise ValueError(f"{folder}: pictures without {name.removeprefix('do_')} are not supported")
+            raise UserError(f"{folder}: pictures without {name.removeprefix('do_')} are not supported")
     size, crop = given.get("size"), given.get("crop_size")
     if given.get("do_center_crop") and crop != size:
-        raise ValueError(
+        raise UserError(
             f"{folder}: a centre crop to {crop} would cut objects off; set do_center_crop to false"
         )
     factor = given.get("rescale_factor", 1 / 255)
     if abs(factor * 255 - 1) > 1e-3:
-        raise ValueError(f"{folder}: rescale_factor must be 1/255; got {factor}")
+        raise UserError(f"{folder}: rescale_factor must be 1/255; got {factor}")
 
 
 def _pair(value: Any, names: tuple[str, str], folder: Path) -> tuple[int, int]:
@@ -191,5 +191,5 @@ def _pair(value: Any, names: tuple[str, str], folder: Path) -> tuple[int, int]:
     else:
         known = [value, value if names is SIDES else LONGEST]
     if len(known) != 2 or not all(isinstance(side, int) and side > 0 for side in known):
-        raise ValueError(f"{folder}: size must give {' and '.join(names)} in pixels; got {value!r}")
+        raise UserError(f"{folder}: size must give {' and '.join(names)} in pixels; got {value!r}")
     return known[0], known[1]

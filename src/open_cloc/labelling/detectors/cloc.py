@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_cloc.data.transforms import Geometry
-from open_cloc.labelling.checkpoint import Checkpoint
+from open_cloc.canvas import Geometry
 from open_cloc.labelling.detectors.common import base_provenance
 from open_cloc.labelling.detectors.decode import keep_boxes, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache
+from open_cloc.labelling.hub import Checkpoint
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_regions, embed_texts
-from open_cloc.model.grounding import CANDIDATES, VERSION, ground_phrases
 from open_cloc.model.load import load_model
+from open_cloc.model.search import CANDIDATES, VERSION, ground_phrases
 
 
 class Grounded(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from open_cloc.labelling.checkpoint import Checkpoint, load_safetensors
+from open_cloc.errors import UserError
+from open_cloc.labelling.hub import Checkpoint, load_safetensors
 from open_cloc.labelling.recipe import DetectorConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,15 +46,15 @@ def check_config(config: DetectorConfig) -> None:
     """Refuse what cannot be meant.
 
     Raises:
-        ValueError: On a value out of range.
+        UserError: On a value out of range.
     """
     if config.dtype not in DTYPES:
-        raise ValueError(f"detect.dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
+        raise UserError(f"detect.dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
     if config.prompt.count("{}") != 1:
-        raise ValueError(f"detect.prompt must hold {{}} once, for the phrase; got {config.prompt!r}")
+        raise UserError(f"detect.prompt must hold {{}} once, for the phrase; got {config.prompt!r}")
     if not 0 <= config.raw_score <= 1:
-        raise ValueError(f"detect.raw_score must lie in [0, 1]; got {config.raw_score}")
+        raise UserError(f"detect.raw_score must lie in [0, 1]; got {config.raw_score}")
     if config.max_boxes < 1:
-        raise ValueError(f"detect.max_boxes must be at least 1; got {config.max_boxes}")
+        raise UserError(f"detect.max_boxes must be at least 1; got {config.max_boxes}")
     if config.image_size < 0:
-        raise ValueError(f"detect.image_size must be a number of pixels, or 0; got {config.image_size}")
+        raise UserError(f"detect.image_size must be a number of pixels, or 0; got {config.image_size}")

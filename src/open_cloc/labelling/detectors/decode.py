@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from open_cloc.boxes import convert_boxes
+from open_cloc.errors import UserError
 from open_cloc.labelling.detectors.canvas import Canvas
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
@@ -81,15 +82,13 @@ def skip_without_phrases(
     """Run a detector on the pictures that have phrases; the others have no boxes, and cost nothing.
 
     Raises:
-        ValueError: If there are not as many lists of phrases as pictures, or a picture is no (H, W, 3) uint8.
+        UserError: If there are not as many lists of phrases as pictures, or a picture is no (H, W, 3) uint8.
     """
     if len(images) != len(phrases):
-        raise ValueError(f"every picture needs its phrases; got {len(images)} and {len(phrases)} lists")
+        raise UserError(f"every picture needs its phrases; got {len(images)} and {len(phrases)} lists")
     for row, image in enumerate(images):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(
-                f"pictures must be (H, W, 3) uint8; got {image.dtype} {image.shape} in row {row}"
-            )
+            raise UserError(f"pictures must be (H, W, 3) uint8; got {image.dtype} {image.shape} in row {row}")
     results: list[Detections | Failure] = [no_detections(len(own)) for own in phrases]
     asked = [row for row, own in enumerate(phrases) if own]
     if asked:

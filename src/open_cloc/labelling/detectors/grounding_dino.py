@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_cloc.labelling.checkpoint import Checkpoint
+from open_cloc.errors import UserError
 from open_cloc.labelling.detectors.canvas import Canvas, read_preprocess
 from open_cloc.labelling.detectors.common import base_provenance, load_transformers
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
 from open_cloc.labelling.detectors.texts import drop_first_words
+from open_cloc.labelling.hub import Checkpoint
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 
@@ -60,7 +61,7 @@ class GroundingDinoDetector:
         self.start, self.stop = tokenizer.cls_token_id, tokenizer.sep_token_id
         self.full_stop, question = (tokenizer.convert_tokens_to_ids(mark) for mark in (".", "?"))
         if {self.full_stop, question} & {None, tokenizer.unk_token_id}:
-            raise ValueError(f"{checkpoint.folder}: the tokenizer knows no full stop or no question mark")
+            raise UserError(f"{checkpoint.folder}: the tokenizer knows no full stop or no question mark")
         self.separators = {self.start, self.stop, self.full_stop, question}  # never inside a phrase
         # The model takes its best Q of all places of its maps, so a very thin picture needs padding, masked.
         self.min_area: int = STRIDE**2 * self.model.config.num_queries

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from open_cloc.labelling.checkpoint import Checkpoint
 from open_cloc.labelling.detectors.canvas import read_preprocess
 from open_cloc.labelling.detectors.common import base_provenance, load_transformers
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
+from open_cloc.labelling.hub import Checkpoint
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 

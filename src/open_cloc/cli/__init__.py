@@ -1,0 +1,1 @@
+"""The command line: one file a verb. All that parses arguments or prints is here."""

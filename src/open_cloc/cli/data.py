@@ -1,0 +1,180 @@
+"""`open-cloc data convert | check | show`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.bad_samples import BadSample, BadSamples
+from open_cloc.data.check import check_dataset, format_report
+from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.shards.read import ShardDataset
+from open_cloc.data.shards.remote import is_remote
+from open_cloc.data.shards.write import write_shards
+from open_cloc.draw import contact_sheet
+from open_cloc.errors import UserError
+from open_cloc.samples import RegionSample
+
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH|FORMAT:PATH")]
+
+
+def convert(
+    source: Source,
+    out: tyro.conf.Positional[Path],
+    samples_per_shard: int = 1000,
+    max_side: int = 0,
+    max_bad_fraction: float = 0.0,
+    resume: bool = False,
+) -> int:
+    """Write a dataset as webdataset tar shards.
+
+    Args:
+        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
+        out: New or empty folder.
+        samples_per_shard: Samples per tar.
+        max_side: Make pictures with a longer side smaller, as JPEG of quality 90; 0 keeps all as they are.
+            The model's image size or a little more makes loading several times as fast.
+        max_bad_fraction: Share of unusable samples to leave out; past it nothing is written.
+        resume: Go on where an earlier, stopped conversion of the same data ended.
+    """
+    dataset = open_source(source)
+    skipped = BadSamples(max_bad_fraction)
+    with _progress(len(dataset), "images") as bar:
+        samples = _usable(dataset, skipped) if max_bad_fraction else _all(dataset)
+        count = write_shards(
+            samples, out, samples_per_shard, max_side=max_side, resume=resume, progress=bar.update
+        )
+    causes = ", ".join(f"{cause}: {number}" for cause, number in skipped.causes.most_common())
+    left_out = f"; left out {skipped.causes.total()} ({causes})" if causes else ""
+    print(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{left_out}")
+    return 0
+
+
+def check(
+    source: Source,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    num: int | None = None,
+) -> int:
+    """Report wrong or suspicious boxes, duplicates, empty texts, counts; exit 1 on errors.
+
+    Args:
+        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
+        json_out: Also write the report there.
+        num: Look only at so many samples, evenly spaced.
+    """
+    dataset = open_source(source, tolerant=True)
+    indices = _evenly(len(dataset), num)
+    with _progress(len(indices), "images") as bar:
+        report = check_dataset(dataset, indices, bar.update)
+    dropped = getattr(dataset, "dropped", {})
+    if dropped:
+        print("left out by the reader: " + ", ".join(f"{cause}: {n}" for cause, n in dropped.items()))
+    print(format_report(report))
+    if json_out is not None:
+        text = json.dumps({"source": source, **asdict(report)}, indent=2, ensure_ascii=False)
+        _replace(json_out, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    return 1 if report.errors else 0
+
+
+def show(
+    source: Source,
+    out: tyro.conf.Positional[Path],
+    num: int = 16,
+    columns: int | None = None,
+    tile: int = 384,
+) -> int:
+    """Draw a contact sheet: pictures with their boxes, phrases and captions.
+
+    Args:
+        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
+        out: The picture to write, .png or .jpg.
+        num: Samples to show, evenly spaced.
+        columns: Pictures in a row.
+        tile: Side of each picture in pixels.
+    """
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"output must end in .png, .jpg or .webp; got {out}")
+    dataset = open_source(source)
+    samples = [dataset[index] for index in _evenly(len(dataset), num)]
+    sheet = Image.fromarray(contact_sheet(samples, columns, tile))
+    _replace(out, lambda part: sheet.save(part))
+    print(f"drew {len(samples)} of {len(dataset)} samples on {out}")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the three commands; returns the exit code."""
+    commands: dict[str, Callable[..., int]] = {"convert": convert, "check": check, "show": show}
+    return tyro.extras.subcommand_cli_from_dict(
+        commands, prog="open-cloc data", description=__doc__, args=list(argv)
+    )
+
+
+def open_source(text: str, tolerant: bool = False) -> SampleDataset:
+    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for.
+
+    Args:
+        text: What the user gave.
+        tolerant: Open shards even where some are broken; they are listed in the dataset's `problems`.
+    """
+    spec = guess_spec(text)
+    if spec != text:
+        print(f"reading {text} as {spec.partition(':')[0]}", file=sys.stderr)
+    shards = spec.removeprefix("shards:")
+    if tolerant and shards != spec and not is_remote(shards):
+        return ShardDataset.tolerant(shards)
+    return open_reader(spec)
+
+
+def _all(dataset: SampleDataset) -> Iterator[RegionSample]:
+    for index in range(len(dataset)):
+        yield dataset[index]
+
+
+def _usable(dataset: SampleDataset, skipped: BadSamples) -> Iterator[RegionSample]:
+    """Samples that can be read and decoded; the others are counted, and too many of them raise."""
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+            sample.pixels()
+        except (ValueError, FileNotFoundError) as error:
+            cause = "missing file" if isinstance(error, FileNotFoundError) else "unusable sample"
+            skipped.add(0, [BadSample(cause, str(error), last_draw=False)])
+            continue
+        skipped.add(1, [])
+        yield sample
+
+
+def _evenly(length: int, num: int | None) -> list[int]:
+    """At most `num` indices below `length`, evenly spaced."""
+    if num is not None and num < 1:
+        raise UserError(f"--num must be at least 1; got {num}")
+    if num is None or num >= length:
+        return list(range(length))
+    return np.linspace(0, length - 1, num).round().astype(int).tolist()
+
+
+def _progress(total: int, unit: str) -> tqdm:
+    """A bar on a terminal, silence in a log."""
+    return tqdm(total=total, unit=f" {unit}", disable=None, leave=False)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name first, so that a failure leaves nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

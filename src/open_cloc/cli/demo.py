@@ -1,0 +1,204 @@
+"""`open-cloc demo`: CLIP and CLOC from scratch on the same generated scenes, compared on unseen ones.
+
+Both have the same towers, see the same scenes in the same order and take the same number of steps. They train
+side by side, each on half of the cores. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from open_cloc.boxes import normalize_boxes
+from open_cloc.data.scenes.dataset import SceneDataset
+from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
+from open_cloc.draw import contact_sheet
+from open_cloc.errors import ExistingFileError, UserError
+from open_cloc.evaluation.features import EvaluationConfig
+from open_cloc.evaluation.run import evaluate, write_result
+from open_cloc.inference.predictor import Predictor
+from open_cloc.model.cloc import CLOC
+from open_cloc.samples import Region, RegionSample
+from open_cloc.training.loop import FINAL_FOLDER
+from open_cloc.training.recipes import scenes_cloc
+
+MODELS = ("clip", "cloc")
+
+PICTURE_SCENES = 6
+
+MOST_THREADS = 4  # per model: towers this small gain nothing from more
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Train CLIP and CLOC on generated scenes and compare them on unseen ones.
+
+    Attributes:
+        output: Folder for both runs, the table (`demo.json`) and the picture (`demo.png`).
+        samples: Scenes that each model sees; 0 takes the recipe's number.
+        seed: Of the scenes, the held-out pairs and the starting weights.
+        scenes: Unseen scenes to measure on.
+        overwrite: Replace the output of an earlier demo.
+    """
+
+    output: Path = Path("runs/demo")
+    samples: int = 0
+    seed: int = 0
+    scenes: int = 1000
+    overwrite: bool = False
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; 0 when both models are trained, measured and drawn."""
+    command = tyro.cli(DemoCommand, args=list(argv), prog="open-cloc demo")
+    if command.overwrite:
+        remove_earlier(command.output)
+    if command.output.exists() and any(command.output.iterdir()):
+        raise ExistingFileError(f"{command.output} is not empty: give --overwrite, or another --output")
+    command.output.mkdir(parents=True, exist_ok=True)
+    samples = command.samples or scenes_cloc().run.samples
+    threads = min(MOST_THREADS, max(1, (os.cpu_count() or 2) // len(MODELS)))
+    print(f"training CLIP and CLOC side by side on {samples} scenes, {threads} thread(s) each", flush=True)
+    seconds = train_both(command, samples, threads)
+    models = {name: CLOC.from_pretrained(str(command.output / name / FINAL_FOLDER)) for name in MODELS}
+    config = SceneConfig(seed=command.seed)
+    rows = compare(models["clip"], models["cloc"], config, command.scenes)
+    report = {
+        "scenes_seen": samples,
+        "training_seconds": round(seconds),
+        "seed": command.seed,
+        "results": rows,
+    }
+    write_result(report, command.output / "demo.json")
+    Image.fromarray(draw(models["cloc"], config)).save(command.output / "demo.png")
+    print(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {command.output}/demo.png, demo.json")
+    return 0
+
+
+def remove_earlier(output: Path) -> None:
+    """Remove what an earlier demo has written, whole or not, and nothing else."""
+    for name in MODELS:
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("demo.json", "demo.png"):
+        (output / name).unlink(missing_ok=True)
+
+
+def train_both(command: DemoCommand, samples: int, threads: int) -> float:
+    """Train both models at the same time, each in a process of its own; returns the seconds it took.
+
+    Raises:
+        UserError: If one of them fails; its own message stands above.
+    """
+    started = time.monotonic()
+    running = [_start_training(name, line, command, samples, threads) for line, name in enumerate(MODELS)]
+    try:
+        while all(process.poll() in (None, 0) for process in running) and None in [p.poll() for p in running]:
+            time.sleep(0.2)  # until all are done, or the first one fails
+        codes = [process.poll() for process in running]
+    finally:
+        for process in running:
+            process.terminate()
+    for name, code in zip(MODELS, codes):
+        if code:
+            raise UserError(f"training {name} ended with exit code {code}")
+    return time.monotonic() - started
+
+
+def _start_training(
+    name: str, line: int, command: DemoCommand, samples: int, threads: int
+) -> subprocess.Popen[bytes]:
+    scenes = f"scenes:train,num_samples={samples},seed={command.seed}"
+    overrides = {
+        "--run.samples": str(samples),
+        "--run.output": str(command.output / name),
+        "--run.seed": str(command.seed),
+        "--data.train": scenes,
+    }
+    # One bar under the other on a terminal; a line now and then in a log.
+    bars = {"TQDM_DESC": name.upper(), "TQDM_POSITION": str(line)}
+    if not sys.stderr.isatty():
+        bars["TQDM_MININTERVAL"] = "30"
+    arguments = [part for pair in overrides.items() for part in pair]
+    return subprocess.Popen(
+        [sys.executable, "-m", "open_cloc.cli", "train", f"scenes-{name}", *arguments],
+        env=os.environ | bars | {"OMP_NUM_THREADS": str(threads)},
+    )
+
+
+def compare(clip: CLOC, cloc: CLOC, config: SceneConfig, num_scenes: int) -> dict[str, dict[str, float]]:
+    """Measure both models on the same unseen scenes: metric -> method -> value."""
+    scenes = SceneDataset(config, "test", num_scenes)
+    phrases = set(vocabulary(config).phrases)
+    held_out = set(held_out_phrases(config))
+    groups = {"seen": phrases - held_out, "held_out": held_out}
+    classes = tuple(sorted(phrases))
+
+    def measure(model: CLOC, task: str, method: str = "") -> dict[str, Any]:
+        options = EvaluationConfig(method=method, classes=classes, groups=groups)
+        return evaluate(model, scenes, task, options)["metrics"]
+
+    regions = {
+        "CLIP crop": measure(clip, "zeroshot_region_classification", "crop"),
+        "CLIP RoIAlign": measure(clip, "zeroshot_region_classification", "roialign"),
+        "CLOC Prompter": measure(cloc, "zeroshot_region_classification", "prompter"),
+    }
+    retrieval = {
+        name: measure(model, "zeroshot_retrieval") for name, model in (("CLIP", clip), ("CLOC", cloc))
+    }
+    grounding = {method: measure(cloc, "grounding", method) for method in ("head", "ranked")}
+    gain = measure(cloc, "prompt_gain")
+    return {
+        "region accuracy, seen pairs": {name: m["acc1/seen"] for name, m in regions.items()},
+        "region accuracy, held-out pairs": {name: m["acc1/held_out"] for name, m in regions.items()},
+        "image-to-text recall@1": {n: m["text_retrieval_recall@1"] for n, m in retrieval.items()},
+        "text-to-image recall@1": {n: m["image_retrieval_recall@1"] for n, m in retrieval.items()},
+        "grounding accuracy at IoU 0.5": {
+            "CLOC box head": grounding["head"]["acc@0.5"],
+            "CLOC ranked boxes": grounding["ranked"]["acc@0.5"],
+        },
+        "CLOC region accuracy by box given": gain,
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics as aligned lines, one value a line."""
+    lines = []
+    for metric, values in rows.items():
+        for name, value in values.items():
+            lines.append(f"{metric:36s} {name:24s} {value:6.3f}")
+            metric = ""
+    return "\n".join(lines)
+
+
+def draw(cloc: CLOC, config: SceneConfig) -> np.ndarray:
+    """Unseen scenes twice: above, the name of each true box; below, the box of each phrase."""
+    scenes = SceneDataset(config, "test", PICTURE_SCENES)
+    labels = list(vocabulary(config).phrases)
+    predictor = Predictor(cloc)
+    labelled, grounded = [], []
+    for i in range(PICTURE_SCENES):
+        sample = scenes[i]
+        pixels = sample.pixels()
+        predictor.set_image(pixels)
+        boxes = np.array([region.box for region in sample.regions])
+        names = predictor.classify_regions(None, boxes, labels, top_k=1, normalized=True)
+        regions = [Region(r.box, *best[0]) for r, best in zip(sample.regions, names)]
+        labelled.append(RegionSample("boxes named", pixels, regions=tuple(regions)))
+        found = predictor.ground(None, [region.text for region in sample.regions])
+        regions = [
+            Region(tuple(normalize_boxes(np.array(box), pixels.shape[:2]).tolist()), phrase, score)
+            for phrase, box, score in found
+        ]
+        grounded.append(RegionSample("phrases found", pixels, regions=tuple(regions)))
+    return contact_sheet([*labelled, *grounded], columns=PICTURE_SCENES, tile=256)

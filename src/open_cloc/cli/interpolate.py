@@ -1,0 +1,41 @@
+"""`open-cloc interpolate FIRST SECOND --alpha 0.5 --output FOLDER`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class InterpolateCommand:
+    """Average the weights of two models of one architecture (WiSE-FT): (1 - alpha) * first + alpha * second.
+
+    Attributes:
+        first: Model folder, usually the one before fine-tuning (RUN/start).
+        second: Model folder, usually the one after (RUN/model).
+        output: Folder to make.
+        alpha: Share of the second, from 0 to 1.
+        towers_only: Average the towers and keep the second's Prompter: where the first's is untrained.
+    """
+
+    first: Annotated[Path, tyro.conf.Positional]
+    second: Annotated[Path, tyro.conf.Positional]
+    output: Path
+    alpha: float = 0.5
+    towers_only: bool = False
+
+
+def interpolate(argv: Sequence[str]) -> int:
+    """Run the verb; 0 when the model is written."""
+    command = tyro.cli(InterpolateCommand, args=list(argv), prog="open-cloc interpolate")
+    from open_cloc.model.interpolate import interpolate as write_mixture
+
+    write_mixture(
+        command.first, command.second, command.alpha, command.output, towers_only=command.towers_only
+    )
+    print(command.output)
+    return 0

@@ -1,0 +1,148 @@
+"""`open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N ...] [--check]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from open_cloc.config import lookup
+from open_cloc.errors import UserError
+from open_cloc.objectives.contrastive import DENSE_PAIRS
+from open_cloc.training.measure import measure, measure_step, start
+from open_cloc.training.plan import Hardware, Measured, Plan, make_plan, memory_of
+from open_cloc.training.recipe import Recipe
+from open_cloc.training.recipes import RECIPES
+
+GIB = 2**30
+
+SMALL_REGION_COST = 0.15  # of the forward pass: below, fewer regions would save little
+
+
+@dataclass(frozen=True)
+class Options:
+    """Predict what a run needs, from a few measured steps.
+
+    Attributes:
+        recipe: What to plan; every field can be overridden. `loader.batch_size` is one device's.
+        hardware: What it will run on.
+        check: Measure a step at the recipe's batch size too, and print it beside the prediction.
+        output: JSON file to write, if any.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
+    hardware: Hardware = field(default_factory=Hardware)
+    check: bool = False
+    output: Path | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit codes: 0 planned, 2 wrong input."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N] [--check]")
+        return 0 if argv else 2
+    default = lookup(RECIPES, argv[0], "recipe")()
+    prog = f"open-cloc plan {argv[0]}"
+    options = tyro.cli(Options, args=list(argv[1:]), default=Options(default), prog=prog)
+    recipe, hardware = options.recipe, options.hardware
+    measured, embed_dim = measure(recipe)
+    plan = make_plan(recipe, hardware, measured, embed_dim)
+    print("\n".join(describe(recipe, hardware, measured, plan)))
+    result = {"recipe": asdict(recipe), "measured": asdict(measured), "plan": asdict(plan)}
+    if options.check:
+        alone = make_plan(recipe, replace(hardware, devices=1), measured, embed_dim)
+        result["checked"] = _check(recipe, alone)
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def _check(recipe: Recipe, alone: Plan) -> dict[str, float]:
+    """Print a measured step of the whole batch on one device beside its plan."""
+    size = recipe.data.loader.batch_size
+    try:
+        seconds, activations = measure_step(start(recipe), size)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"nothing to check: {size} images do not fit this device") from error
+    print(f"\nchecked at {size} images: predicted, measured")
+    print(f"  seconds a step   {alone.compute_seconds + alone.loss_seconds:10.3f} {seconds:10.3f}")
+    print(f"  activations, GiB {alone.activation_bytes / GIB:10.3f} {activations / GIB:10.3f}")
+    return {"seconds": seconds, "activations": activations}
+
+
+def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan) -> list[str]:
+    """The plan in words and numbers, a line each."""
+    loader = recipe.data.loader
+    size, world = loader.batch_size, loader.batch_size * hardware.devices
+    step = world / plan.images_per_second
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in measured.shares.items())
+    return [
+        f"{recipe.name}: {hardware.devices} x {size} = {world:,} images and up to "
+        f"{world * loader.num_regions:,} regions a step",
+        f"measured here at {measured.batch_sizes[0]} and {measured.batch_sizes[1]} images: "
+        f"{measured.seconds[0]:.3f} and {measured.seconds[1]:.3f} s a step",
+        "",
+        f"memory a rank    {plan.total_bytes / GIB:8.2f} GiB of {memory_of(hardware) / GIB:.0f}",
+        f"  states         {plan.state_bytes / GIB:8.2f}     {measured.parameters / 1e6:.1f} M parameters, "
+        f"{measured.learning / 1e6:.1f} M of them learn",
+        f"  activations    {plan.activation_bytes / GIB:8.2f}",
+        f"  loss           {plan.loss_bytes / GIB:8.2f}     {loss_form(recipe, hardware)}",
+        "",
+        f"step             {step:8.3f} s",
+        f"  computation    {plan.compute_seconds:8.3f}     forward: {shares}",
+        f"  loss, beyond   {plan.loss_seconds:8.3f}     {plan.loss_seconds / step:.2%} of the step",
+        f"  data           {plan.data_seconds:8.3f}     "
+        f"{f'{loader.workers} workers, meanwhile' if loader.workers else 'no workers: on top'}",
+        f"  communication  {plan.send_seconds:8.3f}     {plan.sent_bytes / 1e9:.2f} GB, nothing hidden",
+        "",
+        f"{plan.images_per_second:,.1f} images/s; {recipe.run.samples:,} images take {plan.hours:,.1f} hours",
+        f"bound by {plan.bound}",
+        *(f"- {line}" for line in suggestions(recipe, hardware, measured, plan)),
+    ]
+
+
+def loss_form(recipe: Recipe, hardware: Hardware) -> str:
+    """Which form the region loss takes: it chooses by size."""
+    pairs = recipe.data.loader.batch_size * max(1, recipe.data.loader.num_regions)
+    dense = pairs * pairs * hardware.devices <= DENSE_PAIRS
+    return "dense matrices" if dense else "tiles, nothing quadratic"
+
+
+def suggestions(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan) -> list[str]:
+    """What to change, if anything."""
+    loader, lines = recipe.data.loader, []
+    if plan.largest_batch < 8:
+        lines.append(
+            "memory: not even 8 images fit: shard the states with --run.parallel fsdp on more devices"
+        )
+    elif plan.largest_batch < loader.batch_size:
+        parts = next(
+            m
+            for m in range(1, loader.batch_size + 1)
+            if loader.batch_size % m == 0 and loader.batch_size // m <= plan.largest_batch
+        )
+        lines.append(f"batch: {plan.largest_batch} images fit at once: use --run.accumulate {parts}")
+    else:
+        lines.append(f"batch: up to {plan.largest_batch} images a rank fit")
+    share = measured.shares["Prompter"]
+    if loader.num_regions and share > SMALL_REGION_COST:
+        lines.append(
+            f"regions: the Prompter takes {share:.0%} of the forward pass with M = {loader.num_regions}; "
+            "M = 2 is nearly as good in the paper (METHOD 6, row 12)"
+        )
+    elif loader.num_regions:
+        lines.append(
+            f"regions: M = {loader.num_regions} costs {share:.0%} of the forward pass: fewer save little"
+        )
+    if measured.loader_rate:
+        needed = loader.batch_size / plan.seconds_without_data / measured.loader_rate
+        lines.append(
+            f"data: one worker prepares {measured.loader_rate:,.0f} images/s; a rank needs {ceil(needed)}"
+        )
+    return lines

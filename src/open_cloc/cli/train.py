@@ -1,0 +1,84 @@
+"""`open-cloc train RECIPE [--section.field VALUE ...] [--resume latest | --verify-resume]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from open_cloc.config import lookup
+from open_cloc.errors import UserError
+from open_cloc.training.loop import FINAL_FOLDER, train
+from open_cloc.training.ranks import Ranks, join_ranks
+from open_cloc.training.recipe import Recipe
+from open_cloc.training.recipes import RECIPES
+from open_cloc.training.verify import verify_resume
+
+STOPPED = 143  # what a shell reports for SIGTERM
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a model.
+
+    Attributes:
+        recipe: What to do; every field can be overridden.
+        resume: Go on with a run: `latest`, a checkpoint's path, or `auto`: the latest if there is one, else
+            start.
+        verify_resume: Train nothing: prove in a temporary folder that this recipe resumes exactly.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
+    resume: str = ""
+    verify_resume: bool = False
+
+
+def usage() -> str:
+    lines = [f"  {name:18s} {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
+    return (
+        "usage: open-cloc train RECIPE [--section.field VALUE ...] [--resume latest | --verify-resume]\n"
+        "       open-cloc train RECIPE --help lists every field with its default\n\nrecipes:\n"
+        + "\n".join(lines)
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit codes: 0 trained or verified, 1 not resumed exactly, 143 stopped by SIGTERM with a checkpoint."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    default = lookup(RECIPES, argv[0], "recipe")()
+    if not isinstance(default, Recipe):
+        raise UserError(f"recipe {argv[0]!r} must return a Recipe; got {type(default).__name__}")
+    options = tyro.cli(
+        Options, args=list(argv[1:]), default=Options(default), prog=f"open-cloc train {argv[0]}"
+    )
+    recipe = options.recipe
+    with join_ranks(recipe.run.device) as ranks:
+        if options.verify_resume:
+            return _verify(recipe, ranks)
+        return _train(recipe, options.resume, ranks)
+
+
+def _verify(recipe: Recipe, ranks: Ranks) -> int:
+    verdict = verify_resume(recipe, ranks)
+    if ranks.is_first:
+        print(verdict.text)
+    return 0 if verdict.exact else 1
+
+
+def _train(recipe: Recipe, resume: str, ranks: Ranks) -> int:
+    if not recipe.run.output:
+        recipe = replace(recipe, run=replace(recipe.run, output=str(Path("runs") / recipe.name)))
+    made = train(recipe, resume=resume)
+    if made.name != FINAL_FOLDER:
+        if ranks.is_first:
+            print(f"stopped by SIGTERM, saved {made}; go on with --resume latest", file=sys.stderr)
+        return STOPPED
+    if ranks.is_first:
+        print(made)
+    return 0

@@ -1,0 +1,175 @@
+"""Samples made ready, and stacked to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from open_cloc.boxes import box_areas
+from open_cloc.canvas import CanvasConfig, Geometry
+from open_cloc.data.annotations import checked_boxes
+from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
+from open_cloc.errors import UserError
+from open_cloc.samples import RegionBatch, RegionSample
+from open_cloc.texts import clean_text, text_id
+
+
+class Tokenize(Protocol):
+    """What the loader needs to know of the model's text input; `model.tokenize` is one."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Token ids, (U, T) int64."""
+        ...
+
+    def lengths(self, token_ids: Tensor) -> Tensor:
+        """How many tokens of each row count, (U,)."""
+        ...
+
+
+class Prepared(NamedTuple):
+    """A sample made ready for a batch: numpy arrays and texts, R regions at most."""
+
+    key: str
+    image: np.ndarray  # (H, W, 3) uint8
+    content_box: tuple[float, float, float, float]
+    caption: str | None
+    boxes: np.ndarray  # (<= R, 4) float32
+    texts: list[str]
+
+
+def prepare(
+    sample: RegionSample,
+    pixels: np.ndarray,
+    preprocess: CanvasConfig,
+    config: LoaderConfig,
+    rng: np.random.Generator,
+) -> Prepared:
+    """Resize a picture, carry its boxes along, and draw its regions and caption.
+
+    Args:
+        sample: With boxes of the whole picture.
+        pixels: (H, W, 3) uint8 of the sample.
+        preprocess: The canvas.
+        config: How many regions, which are too small, how texts are cleaned.
+        rng: Source of every random choice.
+
+    Raises:
+        UserError: If a box is not finite, inverted or outside the picture.
+    """
+    regions = [(region, clean_text(region.text, config.lower_case)) for region in sample.regions]
+    captions = [text for text in (clean_text(c, config.lower_case) for c in sample.captions) if text]
+    texts = [text for _, text in regions]
+    if not captions and config.caption_from_regions:
+        captions = [", ".join(dict.fromkeys(filter(None, texts)))] if any(texts) else []
+    geometry = Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
+    geometry = random_geometry(geometry, config.augment, [*captions, *texts], rng)
+    boxes, share = visible_boxes(checked_boxes(sample), geometry)
+    usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
+    usable &= np.array([bool(text) for text in texts], bool)
+    drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
+    return Prepared(
+        key=sample.key,
+        image=geometry.image(pixels, preprocess.fill, preprocess.interpolation),
+        content_box=geometry.content_box,
+        caption=captions[int(rng.integers(len(captions)))] if captions else None,
+        boxes=boxes[drawn].astype(np.float32),
+        texts=[texts[row] for row in drawn],
+    )
+
+
+def collate(
+    samples: Sequence[Prepared], num_regions: int, tokenize: Tokenize, bad: Mapping[str, int]
+) -> RegionBatch:
+    """Stack prepared samples, padding regions to `num_regions` and encoding each distinct text once."""
+    rows: dict[str, int] = {}  # text -> row of `texts`
+    caption_index = torch.full((len(samples),), -1)  # (B,)
+    boxes = torch.zeros(len(samples), num_regions, 4)  # (B, R, 4)
+    text_index = torch.zeros(len(samples), num_regions, dtype=torch.int64)  # (B, R)
+    text_ids = torch.zeros_like(text_index)  # (B, R)
+    mask = torch.zeros(len(samples), num_regions, dtype=torch.bool)  # (B, R)
+    for i, sample in enumerate(samples):
+        if sample.caption is not None:
+            caption_index[i] = rows.setdefault(sample.caption, len(rows))
+        count = len(sample.texts)
+        boxes[i, :count] = torch.from_numpy(sample.boxes)
+        text_index[i, :count] = torch.tensor(
+            [rows.setdefault(text, len(rows)) for text in sample.texts]
+        ).long()
+        text_ids[i, :count] = torch.tensor([text_id(text) for text in sample.texts]).long()
+        mask[i, :count] = True
+    images = torch.from_numpy(np.stack([sample.image for sample in samples]))  # (B, H, W, 3)
+    texts = tokenize(list(rows) or [""])  # an index of 0 must point somewhere, even in a batch without text
+    lengths = tokenize.lengths(texts)
+    order = lengths.argsort(stable=True)
+    place = order.argsort()  # where each text has gone
+    return RegionBatch(
+        images=images.permute(0, 3, 1, 2).contiguous(),
+        content_boxes=torch.tensor([sample.content_box for sample in samples]),
+        texts=texts[order],
+        text_lengths=tuple(lengths[order].tolist()),
+        caption_index=torch.where(caption_index < 0, caption_index, place[caption_index]),
+        boxes=boxes,
+        region_text_index=torch.where(mask, place[text_index], 0),
+        region_mask=mask,
+        keys=tuple(sample.key for sample in samples),
+        region_text_ids=text_ids,
+        bad=dict(bad),
+    )
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How batches are made.
+
+    Attributes:
+        batch_size: Images per batch on one rank.
+        num_regions: Regions drawn per image, anew each epoch (the paper's M).
+        workers: Processes that decode; 0 decodes in this process.
+        seed: Of the order, the draws and the augmentation.
+        shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
+        shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
+            groups of 16. The cache must hold two groups.
+        lanes: Parts of a global batch, each fed from its own share of the shards: with the number of hosts,
+            or a multiple, each host fetches only its own shards. Must divide the global batch.
+        timeout: Seconds without a batch after which a worker counts as hung; 0 waits for ever.
+        max_bad_fraction: Share of unusable samples past which the run stops.
+        min_box_area: Regions smaller than this share of the canvas are not drawn.
+        lower_case: Lower-case captions and phrases, as the paper does.
+        caption_from_regions: Where a picture has no caption, join its distinct phrases.
+        augment: Random crop and flip.
+    """
+
+    batch_size: int = 64
+    num_regions: int = 4
+    workers: int = 2
+    seed: int = 0
+    shuffle: bool = True
+    shuffle_shards: int = 0
+    lanes: int = 1
+    timeout: float = 600.0
+    max_bad_fraction: float = 0.01
+    min_box_area: float = 1e-5
+    lower_case: bool = True
+    caption_from_regions: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        least_values = {
+            "batch_size": 1,
+            "num_regions": 0,
+            "workers": 0,
+            "seed": 0,
+            "shuffle_shards": 0,
+            "lanes": 1,
+            "timeout": 0,
+        }
+        for name, least in least_values.items():
+            if getattr(self, name) < least:
+                raise UserError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"loader max_bad_fraction must lie in [0, 1]; got {self.max_bad_fraction}")

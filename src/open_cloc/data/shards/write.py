@@ -1,0 +1,243 @@
+"""Samples to tar shards as webdataset and img2dataset lay them out, with regions in `<key>.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from webdataset import TarWriter
+
+from open_cloc.canvas import resize
+from open_cloc.data.shards.index import (
+    index_file,
+    save_index,
+    scan_shard,
+)
+from open_cloc.data.shards.region_json import encode_json
+from open_cloc.errors import ExistingFileError, MissingFileError, UserError
+from open_cloc.pictures import UNDECODABLE, decoding_error
+from open_cloc.samples import RegionSample
+
+STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> suffix
+
+RESIZED_QUALITY = 90  # of JPEGs made smaller
+
+
+class Storage(NamedTuple):
+    """How pictures are stored.
+
+    Attributes:
+        array_format: How pixels are encoded: `png`, lossless, or `jpg`, quality 95.
+        max_side: A picture with a longer side is made smaller, as JPEG of quality 90; 0 for no limit.
+    """
+
+    array_format: str = "png"
+    max_side: int = 0
+
+
+def write_shards(
+    samples: Iterable[RegionSample],
+    folder: str | Path,
+    samples_per_shard: int = 1000,
+    *,
+    array_format: str = "png",
+    max_side: int = 0,
+    resume: bool = False,
+    progress: Callable[[int], object] = lambda count: None,
+) -> int:
+    """Write samples as `00000.tar`, ... with `00000_stats.json` and `00000_index.npz`, ..., and `sizes.json`.
+
+    Encoded JPEG, PNG and WebP pictures are stored byte for byte unless they are too large; pixels are
+    encoded. Equal samples give equal bytes. Everything goes into `<folder>.incomplete`, which takes the
+    folder's name when all is written.
+
+    Args:
+        samples: Any iterable; read once, one at a time.
+        folder: Where the shards go; must not exist or be empty.
+        samples_per_shard: All shards but the last have so many.
+        array_format: As in `Storage`.
+        max_side: As in `Storage`. Near the size that the model sees, loading is several times as fast.
+        resume: Keep the shards that an earlier call with the same samples finished before it was stopped,
+            and keep finished shards if this call fails too.
+        progress: Called with 1 after each sample.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        ExistingFileError: If the folder is not empty.
+        UserError: On a repeated or unusable key, no samples at all, a picture that cannot be read, or
+            finished shards of other samples.
+    """
+    folder = Path(folder).resolve()
+    if samples_per_shard < 1:
+        raise UserError(f"samples_per_shard must be at least 1; got {samples_per_shard}")
+    if array_format not in ("png", "jpg"):
+        raise UserError(f"array_format must be png or jpg; got {array_format!r}")
+    if max_side < 0:
+        raise UserError(f"max_side must be at least 1, or 0 for no limit; got {max_side}")
+    storage = Storage(array_format, max_side)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExistingFileError(f"output folder must be new or empty; got {folder}")
+    sizes: dict[str, int] = {}
+    with _finished_folder(folder, resume) as unfinished:
+        stream = _checked_keys(samples, progress)
+        for first in stream:
+            shard = chain([first], islice(stream, samples_per_shard - 1))
+            tar = unfinished / f"{len(sizes):05d}.tar"
+            sizes[tar.name] = write_shard(shard, tar, storage)
+        if not sizes:
+            raise UserError("no samples to write; expected at least one")
+        _write_json(unfinished / "sizes.json", sizes)
+    return sum(sizes.values())
+
+
+def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
+    """A sample as webdataset members: `__key__`, the picture by its suffix, `json`, and `txt` if captioned.
+
+    Raises:
+        UserError: If the picture cannot be read.
+        MissingFileError: If it is a path that does not exist.
+    """
+    suffix, picture, size_hw = _encoded_picture(sample, storage)
+    members = {"__key__": sample.key, suffix: picture, "json": encode_json(sample, size_hw)}
+    # No empty text: CLIP trainers drop a picture without `txt`, but would train on an empty caption.
+    return members | ({"txt": sample.captions[0].encode()} if sample.captions else {})
+
+
+def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) -> int:
+    """Write one tar, its index and its statistics, or make sure that a finished one holds the same samples.
+
+    The tar appears under its name only when all is written. Returns its number of samples.
+    """
+    stats_file = tar.with_name(f"{tar.stem}_stats.json")
+    if tar.exists() and stats_file.exists():
+        stats = _stats(samples, storage)
+        if json.loads(stats_file.read_text()) != stats:
+            raise UserError(f"finished shard {tar} holds other samples; start anew without resume")
+        return stats["count"]
+    part = tar.with_suffix(".tar.part")
+    with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        stats = _stats(_written(samples, writer, storage), storage)
+    index, problems = scan_shard(part)
+    assert not problems, problems
+    save_index(index_file(tar), index, part)
+    _write_json(stats_file, stats)
+    part.replace(tar)
+    return stats["count"]
+
+
+def _written(samples: Iterable[RegionSample], writer: TarWriter, storage: Storage) -> Iterator[RegionSample]:
+    for sample in samples:
+        writer.write(encode_sample(sample, storage))
+        yield sample
+
+
+def _stats(samples: Iterable[RegionSample], storage: Storage) -> dict[str, Any]:
+    """img2dataset's counts, ours, and that by which a resumed call knows the shard."""
+    counts: Counter[str] = Counter(count=0, regions=0, captions=0)
+    keys = [""]
+    for sample in samples:
+        counts.update(count=1, regions=len(sample.regions), captions=len(sample.captions))
+        keys = [keys[0] or sample.key, sample.key]
+    return {
+        **counts,
+        "successes": counts["count"],
+        "failed_to_download": 0,
+        "failed_to_resize": 0,
+        "status_dict": {"success": counts["count"]},
+        "first_key": keys[0],
+        "last_key": keys[-1],
+        "max_side": storage.max_side,
+    }
+
+
+@contextmanager
+def _finished_folder(folder: Path, resume: bool) -> Iterator[Path]:
+    """A folder to write into that gets its name only if nothing fails."""
+    unfinished = folder.with_name(folder.name + ".incomplete")
+    if unfinished.exists() and not resume:
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
+    except BaseException:
+        if not resume:
+            shutil.rmtree(unfinished)
+        for part in unfinished.glob("*.part"):
+            part.unlink()
+        raise
+    if folder.is_dir():
+        folder.rmdir()  # empty, as checked before
+    unfinished.rename(folder)
+
+
+def _checked_keys(
+    samples: Iterable[RegionSample], progress: Callable[[int], object]
+) -> Iterator[RegionSample]:
+    """Pass samples on, refusing keys that a tar cannot hold."""
+    seen: set[str] = set()
+    for sample in samples:
+        key = sample.key
+        if not key or "." in key or key.startswith("/"):
+            raise UserError(f"key must not be empty, start with '/' or contain a '.'; got {key!r}")
+        if key in seen:
+            raise UserError(f"key {key!r} occurs twice; expected every sample to have its own")
+        seen.add(key)
+        yield sample
+        progress(1)
+
+
+def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
+    """Suffix, bytes and (height, width) of a picture; formats that shards do not hold become PNG."""
+    encoded = sample.image
+    if isinstance(encoded, np.ndarray):
+        return encode_picture(encoded, storage)
+    if isinstance(encoded, Path):
+        if not encoded.is_file():
+            raise MissingFileError(f"image of sample {sample.key!r} not found: {encoded}")
+        encoded = encoded.read_bytes()
+    try:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            suffix, (width, height) = STORED_AS.get(picture.format or ""), picture.size
+            picture.load()  # the header of a file that was cut short is whole
+    except UNDECODABLE as error:
+        where = f" ({sample.image})" if isinstance(sample.image, Path) else ""
+        raise UserError(
+            f"image of sample {sample.key!r} cannot be decoded{where}: {decoding_error(error)}"
+        ) from error
+    if suffix and not 0 < storage.max_side < max(height, width):
+        return suffix, encoded, (height, width)
+    return encode_picture(sample.pixels(), storage._replace(array_format="png"))
+
+
+def encode_picture(pixels: np.ndarray, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
+    """Encode pixels, made smaller where the limit asks for it; never made larger."""
+    height, width = pixels.shape[:2]
+    zoom = storage.max_side / max(height, width)
+    if not 0 < zoom < 1:
+        return _encode(pixels, storage.array_format, quality=95)
+    size_hw = (max(1, round(height * zoom)), max(1, round(width * zoom)))
+    return _encode(resize(pixels, size_hw), "jpg", RESIZED_QUALITY)
+
+
+def _encode(pixels: np.ndarray, suffix: str, quality: int) -> tuple[str, bytes, tuple[int, int]]:
+    buffer = io.BytesIO()
+    if suffix == "jpg":
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    else:
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return suffix, buffer.getvalue(), (pixels.shape[0], pixels.shape[1])
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,147 @@
+"""Draw regions on pictures, and many pictures on one sheet."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from open_cloc.canvas import Geometry
+from open_cloc.errors import UserError
+from open_cloc.samples import Region, RegionSample
+
+# Dark enough for white text, far apart in hue.
+COLOURS = (
+    (200, 30, 45),
+    (20, 110, 200),
+    (15, 125, 50),
+    (150, 50, 170),
+    (190, 90, 0),
+    (0, 120, 125),
+    (110, 80, 50),
+    (200, 40, 130),
+    (70, 75, 190),
+    (100, 105, 0),
+)
+
+MARGIN = 8
+
+
+def draw_regions(
+    pixels: np.ndarray, regions: Sequence[Region], *, show_scores: bool = False, font_size: int | None = None
+) -> np.ndarray:
+    """Draw boxes with their texts; equal texts share a colour.
+
+    Args:
+        pixels: (H, W, 3) uint8; left as it is.
+        regions: With boxes normalised to this picture. Large ones are drawn first, so that none is hidden.
+        show_scores: Write each score behind its text.
+        font_size: In pixels; follows the picture's size unless given.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    height, width = pixels.shape[:2]
+    size = font_size or max(10, min(height, width) // 28)
+    thickness = max(1, size // 6)
+    for region in sorted(regions, key=_area, reverse=True):
+        x1, y1, x2, y2 = (round(c * s) for c, s in zip(region.box, (width, height, width, height)))
+        corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+        draw.rectangle(corners, outline=_colour(region.text), width=thickness)
+    for region in sorted(regions, key=_area, reverse=True):  # texts over all boxes
+        text = f"{region.text} {region.score:.2f}" if show_scores else region.text
+        position = (round(region.box[0] * width), round(region.box[1] * height))
+        _draw_label(draw, position, text, _colour(region.text), size, (width, height))
+    return np.asarray(picture)
+
+
+def contact_sheet(samples: Sequence[RegionSample], columns: int | None = None, tile: int = 384) -> np.ndarray:
+    """Lay samples out in a grid, each with its regions drawn and its key and first caption below.
+
+    Args:
+        samples: At least one.
+        columns: Tiles in a row; about as many as rows unless given.
+        tile: Width and height of a tile's picture in pixels.
+
+    Returns:
+        (sheet height, sheet width, 3) uint8.
+    """
+    if not samples:
+        raise UserError("a contact sheet needs at least one sample")
+    columns = columns or int(np.ceil(np.sqrt(len(samples))))
+    font_size = max(11, tile // 28)
+    strip = 3 * font_size
+    step_x, step_y = tile + MARGIN, tile + strip + MARGIN
+    rows = -(-len(samples) // columns)
+    sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, sample in enumerate(samples):
+        x, y = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
+        sheet.paste(Image.fromarray(_tile(sample, tile, font_size)), (x, y))
+        caption = sample.captions[0] if sample.captions else ""
+        for line, text in enumerate((sample.key, caption)):
+            shown = shorten(text, font_size, tile)
+            draw.text((x, y + tile + 2 + line * int(1.3 * font_size)), shown, "black", font(font_size))
+    return np.asarray(sheet)
+
+
+@lru_cache(maxsize=32)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def shorten(text: str, font_size: int, width: int) -> str:
+    """The text on one line, cut with an ellipsis where it is wider than so many pixels."""
+    text = " ".join(text.split())
+    if font(font_size).getlength(text) <= width:
+        return text
+    while text and font(font_size).getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _tile(sample: RegionSample, tile: int, font_size: int) -> np.ndarray:
+    """A sample's picture fitted into a square, with its regions."""
+    pixels = sample.pixels()
+    geometry = Geometry.fit(pixels.shape[:2], (tile, tile))
+    boxes = geometry.boxes(np.array([region.box for region in sample.regions], float).reshape(-1, 4))
+    regions = [Region(tuple(box), r.text, r.score) for box, r in zip(boxes.tolist(), sample.regions)]
+    return draw_regions(geometry.image(pixels, fill=(238, 238, 238)), regions, font_size=font_size)
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    colour: tuple[int, int, int],
+    size: int,
+    picture: tuple[int, int],
+) -> None:
+    """Write on a coloured ground above a box's top left corner, or just inside where there is no room."""
+    width, height = picture
+    text = shorten(text, size, width - 4)
+    if not text:
+        return
+    x = max(0, min(corner[0], width - int(font(size).getlength(text)) - 4))
+    line = int(1.25 * size)
+    y = corner[1] - line if corner[1] >= line else min(corner[1], max(0, height - line))
+    ground = (x, y, x + int(font(size).getlength(text)) + 4, y + line)
+    draw.rectangle(ground, fill=colour)
+    draw.text((x + 2, y + line // 2), text, "white", font(size), anchor="lm")
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    return COLOURS[zlib.crc32(text.encode()) % len(COLOURS)]
+
+
+def _area(region: Region) -> float:
+    x1, y1, x2, y2 = region.box
+    return (x2 - x1) * (y2 - y1)

@@ -1,0 +1,125 @@
+"""Find a stage's checkpoint, tell exactly which one it is, and open it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.model.load import HUB_ID
+
+SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}  # all that a model is made of
+
+
+class Checkpoint(NamedTuple):
+    """A model's files on this machine.
+
+    Attributes:
+        folder: Where they are.
+        revision: Commit on the hub; None for a folder of one's own.
+        sha256: Of all of its files.
+    """
+
+    folder: Path
+    revision: str | None
+    sha256: str
+
+
+def find_checkpoint(weights: str, revision: str | None = None) -> Checkpoint:
+    """A folder, or a hub repository that is fetched unless it is in the cache.
+
+    Raises:
+        MissingFileError: If there is neither.
+        UserError: If a revision of a folder is asked for.
+    """
+    folder, commit = Path(weights), None
+    if folder.is_dir():
+        if revision:
+            raise UserError(
+                f"a revision is for models on the hub; got {revision!r} with the folder {weights}"
+            )
+    elif HUB_ID.fullmatch(weights):
+        patterns = [f"*{suffix}" for suffix in SUFFIXES]
+        try:
+            folder = Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MissingFileError(
+                f"weights not found: no folder {weights}, and the hub says: {reason}"
+            ) from error
+        commit = folder.name
+    else:
+        raise MissingFileError(
+            f"weights not found: no folder {weights}, and it is no hub name such as owner/name"
+        )
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(f"{weights} is not a model: it holds no config.json")
+    return Checkpoint(folder, commit, _sha256(folder.resolve()))
+
+
+@lru_cache(maxsize=8)
+def _sha256(folder: Path) -> str:
+    """Of the names and contents of a model's files."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in SUFFIXES and path.is_file():
+            whole.update(f"{path.relative_to(folder).as_posix()} {_file_sha256(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_model_type(checkpoint: Checkpoint) -> str:
+    """transformers' name of the architecture; `cloc` for a model of ours.
+
+    Raises:
+        UserError: If the config is not JSON or names none.
+    """
+    path = checkpoint.folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if "model_cfg" in config and "prompter" in config:
+        return "cloc"
+    if not isinstance(config.get("model_type"), str):
+        raise UserError(f"{path} names no model_type")
+    return config["model_type"]
+
+
+def load_safetensors(auto_model: Any, checkpoint: Checkpoint, without: str | None = None) -> Any:
+    """Open a model of transformers, from safetensors; no code of the repository runs.
+
+    Args:
+        auto_model: The library's class that finds the right one.
+        checkpoint: Its files.
+        without: Tensors whose names hold this may be missing, as nothing needs them.
+
+    Raises:
+        MissingFileError: If there are no safetensors.
+        UserError: If weights are missing, which the library would draw at random.
+    """
+    folder = checkpoint.folder
+    if not any(folder.glob("*.safetensors")):
+        raise MissingFileError(
+            f"{folder} holds no .safetensors; other weights are not opened: they may run code"
+        )
+    model, info = auto_model.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True
+    )
+    missing = sorted(name for name in info["missing_keys"] if without is None or without not in name)
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} tensors of its model, such as {missing[0]}")
+    return model

@@ -1,0 +1,76 @@
+"""Captions as words, and the word lists of the phrase rules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+# Words that say where a picture is from or what medium it is, not what it shows; the first line is METHOD's.
+_GENERIC = """
+photo image picture background illustration stock free wallpaper video download page online amazon
+photos images pictures backgrounds illustrations wallpapers videos downloads downloadable pages
+photograph photographs photography pic pics vector vectors clipart graphic graphics thumbnail screenshot
+screenshots icon icons view views closeup royalty copyright premium hd hq 4k quality resolution
+jpg jpeg png gif svg pdf psd eps webp website websites web site www http https com url blog
+shutterstock istock getty alamy adobe dreamstime depositphotos freepik pinterest etsy ebay instagram
+facebook youtube flickr
+"""
+
+GENERIC_WORDS = frozenset(_GENERIC.split())
+
+MAX_WORD_CHARACTERS = 60  # longer ones are addresses, codes, or whole sentences of scripts without spaces
+
+# What separates words: white space, control characters, lone surrogates, zero-width space, byte-order mark.
+_WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\ufeff]+")
+
+
+class Word(NamedTuple):
+    """A word of a caption, in lower case.
+
+    Attributes:
+        text: Lower case, which may be longer than the word in the caption: `İ` becomes two characters.
+        origin: For each character of `text`, which character of the caption it comes from.
+    """
+
+    text: str
+    origin: Sequence[int]
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Where `text[start:end]` (not empty) is in the caption."""
+        return self.origin[start], self.origin[end - 1] + 1
+
+
+def split_words(caption: str, max_words: int, dropped: Counter[str]) -> list[Word]:
+    """The caption's first `max_words` words, without those of more than 60 characters.
+
+    Args:
+        caption: Any text.
+        max_words: Most words, long ones included.
+        dropped: Where the words left out are counted.
+    """
+    words = []
+    for number, match in enumerate(_WORD.finditer(caption)):
+        if number >= max_words:
+            dropped["word past the longest caption"] += 1
+        elif match.end() - match.start() > MAX_WORD_CHARACTERS:
+            dropped["word of over 60 characters"] += 1
+        else:
+            words.append(_lower(match.group(), match.start()))
+    return words
+
+
+def _lower(text: str, start: int) -> Word:
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return Word(lowered, range(start, start + len(text)))
+    return Word(lowered, [start + i for i, character in enumerate(text) for _ in character.lower()])
+
+
+def fingerprint(rules: Mapping[str, object]) -> str:
+    """sha256 of rules and word lists: it changes where any of them does. Sets count as sorted lists."""
+    text = json.dumps(rules, sort_keys=True, default=sorted)
+    return hashlib.sha256(text.encode()).hexdigest()

