@@ -23,8 +23,6 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.objectives import total_loss
-from open_cloc.objectives.total import LossConfig
 from open_cloc.samples import RegionBatch
 
 CONTEXT, START, END = 77, 49406, 49407
@@ -180,7 +178,7 @@ def cloc_step(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 features = model(batch)
             optimizer.zero_grad()
-            total_loss(features, LossConfig())["total"].backward()
+            paper_objectives()(features)["total"].backward()
             optimizer.step()
 
     return step

@@ -53,7 +53,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             if dataclasses.is_dataclass(choice):
                 return from_dict(typing.cast(type, choice), value, where)
     if isinstance(value, list) and "tuple" in str(hint):
-        return tuple(value)
+        inner = (*typing.get_args(hint), None)[0]
+        return tuple(_convert(inner, part, f"{where}[{row}]") for row, part in enumerate(value))
     return value
 
 
