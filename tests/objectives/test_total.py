@@ -382,9 +382,9 @@ def test_a_batch_without_regions_is_plain_clip() -> None:
 
 
 def test_config_refuses_unknown_names() -> None:
-    with pytest.raises(ValueError, match="unknown form 'triplet' in .*; expected one of softmax, sigmoid"):
+    with pytest.raises(ValueError, match=r"unknown form 'triplet' in .*; expected one of softmax, sigmoid"):
         paper_objectives(contrastive="triplet")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown grounding loss 'giou'"):
+    with pytest.raises(ValueError, match="unknown form 'giou'"):
         paper_objectives(grounding="giou")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="logit bias"):
         paper_objectives(contrastive="sigmoid")(replace(_features(), logit_bias=None))

@@ -24,6 +24,9 @@ class Sparc(nn.Module):
     gathered = frozenset({"caption_mask"})
     needs = gathered | {"image_tokens", "image_token_mask", "text_tokens", "text_token_mask", "logit_scale"}
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, features: Features) -> Tensor:
         """Tokens of images and of their captions -> a scalar."""
         images, image_mask, texts, text_mask, scale, captions = features.take(
