@@ -54,7 +54,7 @@ class ToTeacher(nn.Module):
     def forward(self, features: Features) -> Tensor:
         own, teacher = features.take("image_features", "teacher.image_features")
         far = (1 - F.cosine_similarity(own.float(), teacher.float())).sum()
-        return features.world.sum(far) / max(len(own), 1)
+        return features.world.sum(far) / features.world.sum(torch.tensor(float(len(own))))
 
 
 class LongAndHard(nn.Module):
