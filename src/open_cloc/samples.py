@@ -28,9 +28,9 @@ class Text:
 
     Attributes:
         text: The text itself.
-        role: What objectives ask for it by, such as `long`, `recaption` or `negative`.
+        role: The purpose by which objectives ask for it, such as `long`, `recaption` or `negative`.
         source: Who wrote it.
-        weight: How likely it is drawn among the texts of its role.
+        weight: Its chance to be drawn among the texts of its role.
     """
 
     text: str
@@ -110,7 +110,7 @@ class ViewConfig:
     """Further random crops of each picture.
 
     Attributes:
-        count: How many of each picture.
+        count: Number of crops of each picture.
         image_size: Side of their square canvas in pixels.
         min_scale: Smallest share of the picture's area.
         max_scale: Largest share.

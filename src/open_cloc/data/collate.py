@@ -61,7 +61,7 @@ def prepare(
         sample: With boxes of the whole picture.
         pixels: (H, W, 3) uint8 of the sample.
         preprocess: The canvas.
-        config: How many regions, which are too small, how texts are cleaned.
+        config: Number of regions, least size, cleaning of texts.
         rng: Source of every random choice.
         wants: Texts with roles and further crops to make.
 
@@ -145,7 +145,7 @@ class LoaderConfig:
     Attributes:
         num_regions: Regions drawn per image, anew each epoch (the paper's M).
         workers: Processes that decode; 0 decodes in this process.
-        seed: Of the order, the draws and the augmentation.
+        seed: Fixes the order, the draws and the augmentation.
         shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
             groups of 16. The cache must hold two groups.
@@ -155,7 +155,7 @@ class LoaderConfig:
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
         lower_case: Lower-case captions and phrases, as the paper does.
-        caption_from_regions: Where a picture has no caption, join its distinct phrases.
+        caption_from_regions: Join a picture's distinct phrases to a caption where it has none.
         augment: Random crop and flip.
     """
 

@@ -58,12 +58,12 @@ class RegionLoader:
             dataset: Samples by number; several go into a `Mixture`.
             preprocess: Canvas size, resize mode, interpolation and fill colour.
             tokenize: Texts to (T, length) int64 ids; picklable where workers are spawned.
-            config: How batches are made.
+            config: Rules by which batches are made.
             num_samples: Samples that all ranks together see in the whole run; None is one epoch.
             start_sample: Samples that all ranks together have seen already.
             batch_size: Images of a batch on this rank.
-            wants: What the run's objectives want of each sample beside a caption and regions.
-            rank: This process.
+            wants: Texts with roles and further crops that the run's objectives want of each sample.
+            rank: Number of this process.
             world_size: Number of processes.
 
         Raises:

@@ -49,11 +49,11 @@ class Term:
 
     Attributes:
         kind: A key of `OBJECTIVES`, or `package.module:Class` of one of your own.
-        weight: What it is multiplied by in the total.
+        weight: Factor of the term in the total.
         per: `batch`, or `images_with_regions`: multiplied by the share of the batch's images that have
             regions, the lambda of the paper's eq. 4. Empty takes the objective's own.
-        name: In the log; the kind's unless two terms are of one kind.
-        options: What the objective's constructor takes by name.
+        name: The term's name in the log; the kind's unless two terms are of one kind.
+        options: Arguments of the objective's constructor, by name.
     """
 
     kind: str

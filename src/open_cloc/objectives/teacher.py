@@ -19,7 +19,7 @@ class Teacher(nn.Module):
 
     Attributes:
         model: The copy.
-        momentum: How much of itself it keeps in each step; 1 is frozen.
+        momentum: Share of its own weights that it keeps in each step; 1 is frozen.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:

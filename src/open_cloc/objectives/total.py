@@ -36,13 +36,13 @@ class Objectives(nn.Module):
     any region is plain CLIP.
 
     Attributes:
-        terms: What the recipe asked for.
+        terms: The terms that the recipe lists.
         modules_by_name: Each term's objective, by its name in the log.
         needs: Paths of `Features` that the model must compute for all of them together.
         gathered: Those that must be the whole world's.
         roles: Texts with roles that the loader must draw, and how many of each.
         views: Further crops that the loader must make.
-        teacher_momentum: Of the teacher that some of them need; None where none does.
+        teacher_momentum: Momentum of the teacher that some of them need; None where none does.
         teacher: Made from the starting model by whoever needs one.
     """
 

@@ -30,7 +30,7 @@ def split_batch(batch: RegionBatch, parts: int) -> list[RegionBatch]:
     """Cut a batch into equal parts, each with the texts that its own images need.
 
     Args:
-        batch: On the CPU, where finding a part's texts costs nothing.
+        batch: A batch on the CPU, where finding a part's texts costs nothing.
         parts: Divides the number of images.
     """
     if parts == 1:

@@ -62,7 +62,7 @@ class State(NamedTuple):
     Attributes:
         model: Whole, or its parameters this rank's shards.
         objectives: With parameters and a teacher of their own, if they have any.
-        optimizer: Of the learning parameters of both.
+        optimizer: AdamW over what learns of both.
     """
 
     model: CLOC
@@ -210,7 +210,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
     Args:
         resume: `latest`, a checkpoint's path, or `auto`: the latest, or None where there is none.
-        folder: Where the run keeps its checkpoints, and will write further ones.
+        folder: The run's folder of checkpoints, which will get further ones.
 
     Raises:
         MissingFileError: If there is none.

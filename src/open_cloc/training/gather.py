@@ -27,9 +27,9 @@ def gather(features: Features, paths: Collection[str] = PAPER_GATHERED) -> Featu
     """Features of which some are the world's; the step's only gather.
 
     Args:
-        features: Of this rank's B images, R regions each; B and R are the same on every rank. Any number of
-            regions and captions may be masked.
-        paths: What must be the world's. Caption tokens are padded to the longest of all ranks.
+        features: Features of this rank's B images, R regions each; B and R are the same on every rank. Any
+            number of regions and captions may be masked.
+        paths: Names of what must be the world's. Caption tokens are padded to the longest of all ranks.
 
     Returns:
         The argument if there is one process.

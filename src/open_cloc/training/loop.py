@@ -52,7 +52,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
     """Run a recipe to its end, or to SIGTERM; with torchrun or srun, on every rank at once.
 
     Args:
-        recipe: What to do.
+        recipe: The run, written down.
         resume: `latest` or a checkpoint's path, to go on where it stopped; `auto` to go on if there is a
             checkpoint and to start otherwise; empty starts a new run.
         dataset: Training samples, in place of what `recipe.data.train` names.
@@ -102,13 +102,13 @@ class Run:
     """What the steps of a run need.
 
     Attributes:
-        recipe: What to do.
+        recipe: The run, written down.
         ranks: The processes that do it.
         folder: Run folder.
         model: Whole, or its parameters this rank's shards.
         objectives: The terms of the loss, with parameters and a teacher of their own if they have any.
         network: Called in the model's place; reduces gradients over the ranks.
-        optimizer: Of the model's learning parameters.
+        optimizer: AdamW over what learns of the model and the objectives.
     """
 
     recipe: Recipe

@@ -27,7 +27,7 @@ from open_cloc.training.plan import Measured
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
 
-CAPTION_WORDS, PHRASE_WORDS = 40, 2  # of the paper's training data (METHOD 5)
+CAPTION_WORDS, PHRASE_WORDS = 40, 2  # of the paper's training data
 
 VOCABULARY = [a + b for a in "bdfgklmnprst" for b in ("ago", "ane", "ell", "ide", "ock", "une")]
 

@@ -91,11 +91,11 @@ class Plan:
         loss_bytes: Gathered texts, their gradients, and the loss's work space.
         compute_seconds: Forward, backward and update.
         loss_seconds: The part of it that grows with the square of the global batch.
-        data_seconds: For the workers to prepare a batch, or for the run itself where it has none.
+        data_seconds: Time in which the workers, or the run itself where it has none, prepare a batch.
         send_seconds: Collectives, if nothing hides them.
-        sent_bytes: By one rank in one step.
-        images_per_second: Of all ranks.
-        hours: Of the whole run.
+        sent_bytes: Bytes that one rank sends in one step.
+        images_per_second: Throughput of all ranks together.
+        hours: Length of the whole run.
         bound: What the run waits for most.
         largest_batch: Images a rank that fit the memory without accumulation.
     """

@@ -46,10 +46,10 @@ class OptimConfig:
     Attributes:
         lr: Peak learning rate.
         prompter_lr: Peak learning rate of the Prompter; 0 means `lr`.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: On matrices; never on biases, norms, or the logit scale.
-        warmup: Steps.
+        betas: AdamW's decay rates of the first and the second moment.
+        eps: AdamW's small number in the denominator.
+        weight_decay: AdamW's, applied to matrices; never to biases, norms, or the logit scale.
+        warmup: Steps over which the rate rises from 0 to its peak.
         grad_clip: Largest norm of the whole gradient; 0 for no limit.
         layer_decay: Each tower layer learns at this factor of the next one's rate; 1 for all alike.
         lock_image: Freeze the image tower; a timm tower's projection still learns.
@@ -85,7 +85,7 @@ class RunConfig:
         samples: Images that all ranks together see in the whole run; cost is counted in these.
         global_batch_size: Images of a step over all ranks; each rank takes its share.
         output: Run folder, which must be new or be resumed.
-        seed: Of the starting weights and of dropout (with step and rank); the loader has its own.
+        seed: Fixes starting weights and, with step and rank, dropout; the loader has a seed of its own.
         precision: `fp32`, or `bf16` (autocast; losses stay in fp32).
         grad_checkpointing: Recompute the towers' activations in the backward pass.
         accumulate: Forward and backward a rank's batch in this many parts, for memory's sake; the gradients
@@ -152,12 +152,12 @@ class Recipe:
     """Everything that a training run depends on; saved as `recipe.json` with it.
 
     Attributes:
-        name: Of the run's folder, unless `run.output` names another.
+        name: The run's name, and its folder's unless `run.output` names another.
         model: Towers and Prompter to start from.
         data: What is read, and how batches are made.
         objectives: Terms of the loss; the paper's eq. 4 unless told otherwise.
-        optim: How weights change.
-        run: How long, how precise, where to.
+        optim: Optimizer and schedule.
+        run: Length, precision, processes and output of the run.
     """
 
     name: str

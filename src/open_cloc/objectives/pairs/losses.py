@@ -20,7 +20,7 @@ from open_cloc.objectives.pairs.dense import DensePairs, dense_pairs
 from open_cloc.objectives.pairs.tiled import TiledPairs, tiled_pairs
 from open_cloc.samples import ALONE, Features, World
 
-CONFLICT_THRESHOLD = 0.9  # METHOD 2
+CONFLICT_THRESHOLD = 0.9  # of the paper's filter
 
 
 # Up to this many pairs, the dense form is as fast and its memory (about 5 floats a pair) small.
