@@ -120,7 +120,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def opened(path: str, cache: Path, gigabytes: float = 1.0) -> RemoteShards:
-    dataset = open_shards(path, cache=str(cache), cache_gb=str(gigabytes))
+    dataset = open_shards(path, cache=cache, cache_gb=gigabytes)
     assert isinstance(dataset, RemoteShards)
     return dataset
 
@@ -332,11 +332,11 @@ def test_wrong_locations_are_named(server: Server, shards: Path, tmp_path: Path)
         (server.folder / name / "sizes.json").write_text(content)
     for path, message in cases:
         with pytest.raises(ValueError, match=message):
-            open_shards(path, cache=str(tmp_path))
-    with pytest.raises(ValueError, match="cache_gb must be a number; got 'much'"):
-        open_shards(server.url, cache_gb="much")
+            open_shards(path, cache=tmp_path)
+    with pytest.raises(ValueError, match=r"cache_gb in 'shards:.*' must be a number; got 'much'"):
+        open_reader(f"shards:{server.url},cache_gb=much")
     with pytest.raises(FileNotFoundError, match=r"no sizes\.json"):
-        open_shards(f"file://{tmp_path}/nothing", cache=str(tmp_path))
+        open_shards(f"file://{tmp_path}/nothing", cache=tmp_path)
     server.fail["sizes.json"] = [500]
     with pytest.raises(ValueError, match=r"cannot be read: HTTP Error 500: .*/sizes\.json"):
         open_shards(server.url)

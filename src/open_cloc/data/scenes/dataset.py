@@ -231,6 +231,11 @@ def _caption(rng: np.random.Generator, phrases: list[str]) -> str:
     return CAPTION_TEMPLATES[_integer(rng, 0, len(CAPTION_TEMPLATES) - 1)].format(text)
 
 
+def recognises(text: str) -> bool:
+    """Never: scenes lie nowhere; `scenes:train` asks for them."""
+    return False
+
+
 def open_scenes(path: str, **options: Any) -> SceneDataset:
     """Open scenes by a short text, such as `val` or `val,num_samples=500,image_size=96`.
 

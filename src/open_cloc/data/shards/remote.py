@@ -62,7 +62,13 @@ KEPT_INDICES = 64  # of shards, in the memory of one process
 GONE = (401, 403, 404, 410)  # HTTP codes that trying again does not change
 
 
-def open_shards(path: str, cache: str = "", cache_gb: str = "100") -> ShardDataset | RemoteShards:
+def recognises(text: str) -> bool:
+    """Whether this names tars, here or elsewhere, or is a folder that holds some."""
+    named = Path(text).suffix == ".tar" or "{" in text or is_remote(text)
+    return named or any(Path(text).glob("*.tar"))
+
+
+def open_shards(path: str, cache: Path | None = None, cache_gb: float = 100.0) -> ShardDataset | RemoteShards:
     """Open tar shards, local or remote.
 
     Args:
@@ -80,11 +86,7 @@ def open_shards(path: str, cache: str = "", cache_gb: str = "100") -> ShardDatas
         return ShardDataset(path)
     if not all(remote):
         raise UserError(f"local and remote shards cannot be joined in one name; got {path!r}")
-    try:
-        limit = float(cache_gb) * 1e9
-    except ValueError:
-        raise UserError(f"cache_gb must be a number; got {cache_gb!r} ({path})") from None
-    return RemoteShards(path, ShardCache(Path(cache) if cache else cache_folder() / "shards", limit))
+    return RemoteShards(path, ShardCache(cache or cache_folder() / "shards", cache_gb * 1e9))
 
 
 def is_remote(location: str) -> bool:
