@@ -223,7 +223,7 @@ def test_convert_leaves_out_bad_samples_only_where_allowed(
     ("args", "message"),
     [
         (["check", "nowhere"], "'nowhere' is neither an existing path nor FORMAT:PATH"),
-        (["check", "yolo:x"], "'yolo:x' is neither an existing path nor FORMAT:PATH"),
+        (["check", "ark:x"], "'ark:x' is neither an existing path nor FORMAT:PATH"),
         (["check", "coco:nowhere"], "no such annotation file or folder: nowhere"),
         (["check", "scenes:val", "--num", "0"], "--num must be at least 1; got 0"),
         (["convert", "scenes:val,num_samples=3", "{full}"], "output folder must be new or empty; got "),

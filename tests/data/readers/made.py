@@ -77,3 +77,16 @@ def write_coco(folder: Path, contents: dict[str, Any], name: str = "instances_ti
 
 def annotation(box: list[Any], **changes: Any) -> dict[str, Any]:
     return {"id": 912, "image_id": 7, "category_id": 1, "bbox": box} | changes
+
+
+def write_yolo(folder: Path, lines: dict[str, list[str] | None], extra: str = "") -> Path:
+    """Pictures by name with the lines of their text files, None for a picture without one."""
+    pictures(folder / "images/train", *(f"{name}.png" for name in lines))
+    for name, own in lines.items():
+        if own is not None:
+            label = folder / "labels/train" / f"{name}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("\n".join(own))
+    config = folder / "data.yaml"
+    config.write_text(f"train: images/train\nval: images/train\nnames:\n  0: red mug\n  1: cat\n{extra}\n")
+    return config

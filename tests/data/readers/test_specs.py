@@ -33,8 +33,8 @@ def test_readers_from_outside_the_package() -> None:
     ("spec", "message"),
     [
         (
-            "yolo:data",
-            "unknown data 'yolo:data'; expected FORMAT:PATH, FORMAT one of coco, lvis, shards, scenes",
+            "ark:data",
+            "unknown data 'ark:data'; expected FORMAT:PATH, FORMAT one of coco, lvis, yolo, shards, scenes",
         ),
         ("coco", "unknown data 'coco'"),
         ("coco:x,folder=y", "unknown option 'folder' in 'coco:x,folder=y'; expected one of images, captions"),

@@ -21,6 +21,7 @@ __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
 READERS = {
     "coco": "open_cloc.data.readers.coco:open_coco",
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
+    "yolo": "open_cloc.data.readers.yolo:open_yolo",
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
