@@ -390,7 +390,7 @@ def test_a_remote_mixture_resumes_exactly_with_any_workers_and_ranks(tmp_path: P
 def test_a_corrupt_remote_shard_is_counted_and_replaced(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_cloc.data.shards.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("open_cloc.data.shards.cache.time.sleep", lambda seconds: None)
     write_shards([sample(number) for number in range(200)], tmp_path / "out", 4)
     tar = tmp_path / "out/00007.tar"
     tar.write_bytes(tar.read_bytes()[:2000])

@@ -24,10 +24,11 @@ import pytest
 from open_cloc.cli.data import open_source
 from open_cloc.data.order import WindowedOrder, order_of
 from open_cloc.data.readers import open_reader
-from open_cloc.data.shards import remote
+from open_cloc.data.shards import cache as shard_cache
+from open_cloc.data.shards.cache import ShardCache
 from open_cloc.data.shards.index import UnreadableShardError
 from open_cloc.data.shards.read import ShardDataset
-from open_cloc.data.shards.remote import RemoteShards, ShardCache, open_shards
+from open_cloc.data.shards.remote import RemoteShards, open_shards
 from open_cloc.data.shards.write import write_shards
 from open_cloc.samples import Region, RegionSample
 
@@ -115,7 +116,7 @@ def server(shards: Path, tmp_path: Path) -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses between attempts, written down instead of waited for."""
     slept: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr(shard_cache.time, "sleep", slept.append)
     return slept
 
 
@@ -267,7 +268,7 @@ def test_lasting_failures_end_in_one_sentence_and_are_not_repeated(
         opened(server.url, tmp_path / "cache")[0]
     assert server.asked["00000.tar"] == 12  # but by the next run
     assert dataset[PER_SHARD].key == "k004"
-    monkeypatch.setattr(remote, "REMEMBER_FAILURE", 0.0)
+    monkeypatch.setattr(shard_cache, "REMEMBER_FAILURE", 0.0)
     server.fail.clear()
     assert dataset[0].key == "k000"
     (server.folder / "00002.tar").unlink()
