@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
@@ -14,6 +13,7 @@ import tyro
 
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
+from open_cloc.files import write_json
 from open_cloc.objectives.contrastive import DENSE_PAIRS
 from open_cloc.training.measure import measure, measure_step, start
 from open_cloc.training.plan import Hardware, Measured, Plan, make_plan, memory_of
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         alone = make_plan(recipe, replace(hardware, devices=1), measured, embed_dim)
         result["checked"] = _check(recipe, alone)
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.output, result)
     return 0
 
 
@@ -134,7 +134,7 @@ def suggestions(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Pl
     if loader.num_regions and share > SMALL_REGION_COST:
         lines.append(
             f"regions: the Prompter takes {share:.0%} of the forward pass with M = {loader.num_regions}; "
-            "M = 2 is nearly as good in the paper (METHOD 6, row 12)"
+            "M = 2 is nearly as good in the paper's ablation"
         )
     elif loader.num_regions:
         lines.append(
