@@ -90,3 +90,35 @@ def write_yolo(folder: Path, lines: dict[str, list[str] | None], extra: str = ""
     config = folder / "data.yaml"
     config.write_text(f"train: images/train\nval: images/train\nnames:\n  0: red mug\n  1: cat\n{extra}\n")
     return config
+
+
+def lvis_document() -> dict[str, Any]:
+    images = [
+        {"id": 7, "coco_url": "http://images.cocodataset.org/val2017/000007.jpg", "width": 100, "height": 50},
+        {
+            "id": 8,
+            "coco_url": "http://images.cocodataset.org/train2017/000008.jpg",
+            "width": 100,
+            "height": 50,
+        },
+    ]
+    categories = [
+        {"id": 1, "name": "bow_(weapon)", "frequency": "r"},
+        {"id": 2, "name": "Christmas_tree", "frequency": "c"},
+    ]
+    annotations = [
+        annotation([0, 0, 50, 25], id=1),
+        annotation([0, 0, 50, 25], id=2, image_id=8, category_id=2),
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_lvis(folder: Path) -> Path:
+    """`lvis_document` with its pictures in a folder for each of COCO's parts."""
+    for name in ("val2017/000007.jpg", "train2017/000008.jpg"):
+        picture = folder / "images" / name
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 50)).save(picture)
+    path = folder / "lvis_v1_val.json"
+    path.write_text(json.dumps(lvis_document()))
+    return path

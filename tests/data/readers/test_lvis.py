@@ -10,28 +10,7 @@ import pytest
 from PIL import Image
 
 from open_cloc.data.readers import open_reader
-from tests.data.readers.made import annotation
-
-
-def lvis_document() -> dict[str, Any]:
-    images = [
-        {"id": 7, "coco_url": "http://images.cocodataset.org/val2017/000007.jpg", "width": 100, "height": 50},
-        {
-            "id": 8,
-            "coco_url": "http://images.cocodataset.org/train2017/000008.jpg",
-            "width": 100,
-            "height": 50,
-        },
-    ]
-    categories = [
-        {"id": 1, "name": "bow_(weapon)", "frequency": "r"},
-        {"id": 2, "name": "Christmas_tree", "frequency": "c"},
-    ]
-    annotations = [
-        annotation([0, 0, 50, 25], id=1),
-        annotation([0, 0, 50, 25], id=2, image_id=8, category_id=2),
-    ]
-    return {"images": images, "annotations": annotations, "categories": categories}
+from tests.data.readers.made import lvis_document
 
 
 @pytest.mark.parametrize("split_folders", [False, True])
