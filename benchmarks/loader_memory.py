@@ -59,7 +59,7 @@ def measure(options: Options, folder: Path) -> np.ndarray:
     photos = open_reader(f"coco:{options.shared / 'coco128'}")
     write_shards((photos[i] for i in range(len(photos))), folder / "shards", samples_per_shard=32)
     local = ShardDataset(str(folder / "shards"))
-    cached = open_shards(f"file://{folder}/shards", str(folder / "cache"))
+    cached = open_shards(f"file://{folder}/shards", folder / "cache")
     config = LoaderConfig(num_regions=4, workers=options.workers, shuffle_shards=2)
     data = Mixture([local, cached], [1, 1])
     batches = len(data) // BATCH

@@ -365,7 +365,7 @@ def remote_mixture(folder: Path) -> Mixture:
     """Remote shards with regions, and twice as many pictures with captions only."""
     if not (folder / "out").exists():
         write_shards([sample(number) for number in range(30)], folder / "out", 4)
-    shards = open_shards(f"file://{folder}/out", cache=f"{folder}/cache")
+    shards = open_shards(f"file://{folder}/out", cache=folder / "cache")
     bare = [replace(sample(number), key=f"bare{number}", regions=()) for number in range(11)]
     return Mixture([shards, bare], [1, 2])  # type: ignore[list-item]
 
@@ -400,11 +400,11 @@ def test_a_remote_mixture_resumes_exactly_with_any_workers_and_ranks(tmp_path: P
 def test_a_corrupt_remote_shard_is_counted_and_replaced(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_cloc.data.shards.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("open_cloc.data.shards.cache.time.sleep", lambda seconds: None)
     write_shards([sample(number) for number in range(200)], tmp_path / "out", 4)
     tar = tmp_path / "out/00007.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
-    data = open_shards(f"file://{tmp_path}/out", cache=f"{tmp_path}/cache")
+    data = open_shards(f"file://{tmp_path}/out", cache=tmp_path / "cache")
     config = replace(CONFIG, workers=workers, shuffle_shards=5, max_bad_fraction=0.05)
     batches = load(data, config, batch_size=10)
     bad = sum((Counter(batch.bad) for batch in batches), Counter())
@@ -432,7 +432,7 @@ def test_memory_stays_flat_over_ten_epochs(tmp_path: Path) -> None:
         [RegionSample(f"k{i}", p, ("a",), regions) for i, p in enumerate(pictures)], tmp_path / "o", 8
     )
     data = Mixture(
-        [ShardDataset(f"{tmp_path}/o"), open_shards(f"file://{tmp_path}/o", f"{tmp_path}/c")], [1, 1]
+        [ShardDataset(f"{tmp_path}/o"), open_shards(f"file://{tmp_path}/o", tmp_path / "c")], [1, 1]
     )
     config = replace(CONFIG, workers=2, shuffle_shards=2)
     used = []

@@ -44,10 +44,10 @@ def random_geometry(
     """Crop and mirror a fitted geometry at random.
 
     Args:
-        geometry: As made by `Geometry.fit`.
-        augment: How much.
+        geometry: The whole picture on its canvas, as made by `Geometry.fit`.
+        augment: How much may change.
         texts: All texts of the sample; one that names a side forbids mirroring.
-        rng: Where the randomness comes from.
+        rng: Source of every random choice.
     """
     if augment.min_crop_scale < 1:
         geometry = random_crop(geometry, augment.min_crop_scale, 1, rng)

@@ -21,7 +21,7 @@ from open_cloc.data.bad_samples import BadSample, BadSamples
 from open_cloc.data.collate import NOTHING_MORE, LoaderConfig, Prepared, Tokenize, collate, prepare
 from open_cloc.data.order import laned_order
 from open_cloc.data.shards.index import UnreadableShardError
-from open_cloc.data.workers import _run_workers
+from open_cloc.data.workers import run_workers
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionBatch, Wants
 
@@ -98,7 +98,7 @@ class RegionLoader:
         """
         tally = BadSamples(self.config.max_bad_fraction)
         pin = torch.cuda.is_available()
-        for made in _run_workers(self._batches, self.config.workers, pin, self.config.timeout):
+        for made in run_workers(self._batches, self.config.workers, pin, self.config.timeout):
             tally.add(made.good, made.bad)
             assert made.batch is not None  # the tally has stopped the run otherwise
             yield made.batch
