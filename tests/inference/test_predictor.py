@@ -67,7 +67,7 @@ def test_regions_equal_the_model_called_by_hand(prompter, size_hw):
     boxes = geometry.boxes(torch.tensor(boxes_px) / torch.tensor([width, height, width, height]))
     with torch.no_grad():
         state = model.encode_image(images, torch.tensor([geometry.content_box]))
-        expected = F.normalize(model.encode_regions(state, boxes[None].float()), dim=-1)[0]
+        expected = F.normalize(model.encode_regions(state, {"box": boxes[None].float()}), dim=-1)[0]
         image = F.normalize(state.image_features, dim=-1)[0]
     predictor = Predictor(model)
     np.testing.assert_allclose(predictor.encode_regions(pixels, boxes_px), expected.numpy(), atol=1e-5)
@@ -210,7 +210,7 @@ def test_roialign_regions_equal_torchvision_and_the_towers_head():
     boxes = torch.tensor([[[0, 0, 0.5, 0.5], [0.2, 0.1, 0.9, 0.7]]])
     with torch.no_grad():
         state = model.encode_image(images)
-        found = embed_regions(model, state, boxes, "roialign")[0]
+        found = embed_regions(model, state, {"box": boxes}, "roialign")[0]
         feature_map = state.image_tokens.transpose(1, 2).reshape(1, 64, 4, 6)
         pixels = boxes[0] * torch.tensor([96.0, 64, 96, 64])
         pooled = roi_align(feature_map, [pixels], 7, spatial_scale=1 / 16, aligned=True).mean((2, 3))
@@ -250,12 +250,13 @@ def test_box_head_alone_equals_the_model(predictor):
     np.testing.assert_allclose(box, expected.numpy(), atol=1e-3)
 
 
-def overlap_with_hidden_box(_model, state, boxes, _method="prompter"):
+def overlap_with_hidden_box(_model, state, prompts, _method="prompter"):
     """A stand-in for a perfect Prompter: embeds a box as (IoU with its image's hidden box, the rest, 0...).
 
     The hidden boxes (B, 4) stand where image features would.
     """
-    ious = torch.stack([box_iou(own, hidden[None])[:, 0] for own, hidden in zip(boxes, state.image_features)])
+    pairs = zip(prompts["box"], state.image_features)
+    ious = torch.stack([box_iou(own, hidden[None])[:, 0] for own, hidden in pairs])
     return F.normalize(F.pad(torch.stack([ious, 1 - ious], -1), (0, 30)), dim=-1)
 
 

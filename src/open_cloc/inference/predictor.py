@@ -199,7 +199,8 @@ class Predictor:
     def _embed_regions(self, image: _SetImage, boxes: ArrayLike, box_format: str, normalized: bool) -> Tensor:
         own = boxes_of_picture(boxes, image.geometry.source_hw, box_format, normalized)
         canvas = image.geometry.boxes(own).astype(np.float32).clip(0, 1)
-        return embed_regions(self.model, image.state, torch.from_numpy(canvas)[None].to(self.model.device))[0]
+        on_device = torch.from_numpy(canvas)[None].to(self.model.device)
+        return embed_regions(self.model, image.state, {"box": on_device})[0]
 
     def _embed_texts(self, texts: Sequence[str], what: str) -> Tensor:
         """(T, D) of unit length; the last list is remembered, since many pictures are asked the same."""

@@ -63,9 +63,9 @@ def ground_phrases(
     """Find the box of each phrase.
 
     Args:
-        model: In eval mode.
-        state: Of B images.
-        text_features: (B, P, D) of unit length.
+        model: A model in eval mode.
+        state: Encoded images, B of them.
+        text_features: (B, P, D) embeddings of the phrases, of unit length.
         content_boxes: (B, 4) normalised `xyxy` of the pictures inside their canvases; no box leaves them.
         candidates: Size of the grid of boxes that competes with the box head's, at most; 0 takes the box
             head's answer as it is.
@@ -92,7 +92,7 @@ def _search(
 ) -> Tensor:
     """The box (B, P, 4) on which a grid, the box head's box and a close-up agree, within (low, high)."""
     grid = _place(candidate_grid(candidates).to(head_boxes), *content)  # (B, K, 4)
-    regions = embed_regions(model, state, grid)  # (B, K, D)
+    regions = embed_regions(model, state, {"box": grid})  # (B, K, D)
     with _full_precision(regions):
         scores = text_features @ regions.transpose(1, 2)  # (B, P, K)
     middle = scores.median(-1, keepdim=True).values
@@ -128,7 +128,8 @@ def _vote(boxes: Tensor, ranks: Tensor, temperature: float) -> Tensor:
 
 def _match(model: CLOC, state: ImageState, boxes: Tensor, text_features: Tensor) -> Tensor:
     """Cosine of boxes (B, P, K, 4) with their phrases (B, P, D) -> (B, P, K)."""
-    regions = embed_regions(model, state, boxes.flatten(1, 2)).unflatten(1, boxes.shape[1:3])  # (B, P, K, D)
+    regions = embed_regions(model, state, {"box": boxes.flatten(1, 2)})  # (B, P * K, D)
+    regions = regions.unflatten(1, boxes.shape[1:3])  # (B, P, K, D)
     with _full_precision(regions):
         return torch.einsum("bpkd,bpd->bpk", regions, text_features)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model import sharded, towers
+from open_cloc.model.old_names import by_names_of_today
 
 if TYPE_CHECKING:
     from open_cloc.model.cloc import CLOC
@@ -97,7 +98,9 @@ def load_folder(
 
 
 def read_folder_state(folder: Path) -> dict[str, Tensor]:
-    """Weights of a model folder, or of a training checkpoint, in whose place any command takes it.
+    """Weights of a model folder, or of a training checkpoint, which any command takes in its place.
+
+    By the names that they have today, whichever version wrote them.
 
     Raises:
         MissingFileError: If there are none.
@@ -105,7 +108,7 @@ def read_folder_state(folder: Path) -> dict[str, Tensor]:
     """
     if (folder / sharded.SHARDS_FOLDER).is_dir():
         return sharded.read_weights(folder)
-    return read_state(folder / WEIGHTS_NAME)
+    return by_names_of_today(read_state(folder / WEIGHTS_NAME))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
