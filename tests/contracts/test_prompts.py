@@ -17,6 +17,7 @@ GIVEN = {
         2, -1, -1
     ),
     "text": torch.randn(2, 3, EMBED, generator=torch.Generator().manual_seed(0)),
+    "mask": torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0)) > 0.7,
 }
 
 CONFIGS = {

@@ -21,6 +21,7 @@ from open_cloc.model.prompt_layer import ImageTerms, select
 PROMPTS = {
     "box": "open_cloc.model.prompts.box:BoxPrompt",
     "text": "open_cloc.model.prompts.text:TextPrompt",
+    "mask": "open_cloc.model.prompts.mask:MaskPrompt",
 }
 
 
