@@ -164,7 +164,7 @@ def test_region_features_equal_the_predictors(model, samples):
     with torch.inference_mode():
         features = collect_regions(model, samples, EvaluationConfig(), "prompter").features
     expected = [
-        predictor.encode_regions(s.pixels(), [region.box for region in s.regions], normalized=True)
+        predictor.encode_regions([region.box for region in s.regions], image=s.pixels(), normalized=True)
         for s in samples
     ]
     np.testing.assert_allclose(features.numpy(), np.concatenate(expected), atol=1e-5)
@@ -194,7 +194,7 @@ def test_region_classification_equals_loops_and_groups_are_subsets(model, sample
     hits = {"": [], "/seen": [], "/held_out": []}
     for sample in samples:
         for region in sample.regions:
-            feature = predictor.encode_regions(sample.pixels(), [region.box], normalized=True)[0]
+            feature = predictor.encode_regions([region.box], image=sample.pixels(), normalized=True)[0]
             hit = names[int(np.argmax(texts @ feature))] == region.text.lower()
             hits[""].append(hit)
             hits["/seen" if region.text in seen else "/held_out"].append(hit)

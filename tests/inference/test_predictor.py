@@ -15,7 +15,8 @@ from torchvision.ops import box_iou, roi_align
 import open_cloc
 from open_cloc.canvas import Geometry
 from open_cloc.cli import predict as command
-from open_cloc.inference.predictor import Predictor, boxes_of_picture, load
+from open_cloc.inference.inputs import boxes_of_picture
+from open_cloc.inference.predictor import Predictor, load
 from open_cloc.model import embed
 from open_cloc.model import search as grounding
 from open_cloc.model.create import ModelConfig, create_model
@@ -70,7 +71,7 @@ def test_regions_equal_the_model_called_by_hand(prompter, size_hw):
         expected = F.normalize(model.encode_regions(state, {"box": boxes[None].float()}), dim=-1)[0]
         image = F.normalize(state.image_features, dim=-1)[0]
     predictor = Predictor(model)
-    np.testing.assert_allclose(predictor.encode_regions(pixels, boxes_px), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(predictor.encode_regions(boxes_px, image=pixels), expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(predictor.encode_image(pixels), image.numpy(), atol=1e-6)
 
 
@@ -79,7 +80,7 @@ def test_outputs_are_float32_of_unit_length(predictor):
     outputs = [
         predictor.encode_image(pixels)[None],
         predictor.encode_text(["a dog", "two cats on a mat"]),
-        predictor.encode_regions(pixels, BOXES),
+        predictor.encode_regions(BOXES, image=pixels),
     ]
     for output, rows in zip(outputs, (1, 2, 3)):
         assert output.dtype == np.float32
@@ -91,16 +92,16 @@ def test_set_image_equals_direct_call_and_runs_the_tower_once(predictor, monkeyp
     pixels = picture(50, 90)
     direct = (
         predictor.encode_image(pixels),
-        predictor.encode_regions(pixels, BOXES),
-        predictor.classify_regions(pixels, BOXES, ["a", "b"]),
-        predictor.ground(pixels, ["a dog"], candidates=50),
+        predictor.encode_regions(BOXES, image=pixels),
+        predictor.classify_regions(BOXES, ["a", "b"], image=pixels),
+        predictor.ground(["a dog"], image=pixels, candidates=50),
     )
     predictor.set_image(pixels)
     monkeypatch.setattr(predictor.model, "encode_image", None)  # whoever calls it now fails
     np.testing.assert_array_equal(predictor.encode_image(), direct[0])
-    np.testing.assert_array_equal(predictor.encode_regions(None, BOXES), direct[1])
-    assert predictor.classify_regions(None, BOXES, ["a", "b"]) == direct[2]
-    assert predictor.ground(None, ["a dog"], candidates=50) == direct[3]
+    np.testing.assert_array_equal(predictor.encode_regions(BOXES), direct[1])
+    assert predictor.classify_regions(BOXES, ["a", "b"]) == direct[2]
+    assert predictor.ground(["a dog"], candidates=50) == direct[3]
 
 
 def test_a_direct_call_leaves_the_set_image_alone(predictor):
@@ -112,7 +113,7 @@ def test_a_direct_call_leaves_the_set_image_alone(predictor):
 
 
 def test_no_image_names_set_image():
-    for call in (lambda p: p.encode_image(), lambda p: p.encode_regions(None, BOXES)):
+    for call in (lambda p: p.encode_image(), lambda p: p.encode_regions(BOXES)):
         with pytest.raises(RuntimeError, match="set_image"):
             call(Predictor(tiny_model()))
 
@@ -145,7 +146,7 @@ def test_exif_orientation_is_not_applied(predictor, tmp_path):
 def test_box_formats_and_normalised_boxes_agree(predictor):
     pixels = picture(50, 90)
     xyxy = np.array(BOXES, float)
-    expected = predictor.encode_regions(pixels, xyxy)
+    expected = predictor.encode_regions(xyxy, image=pixels)
     sides = xyxy[:, 2:] - xyxy[:, :2]
     forms = {
         "xywh": np.concatenate([xyxy[:, :2], sides], 1),
@@ -154,31 +155,35 @@ def test_box_formats_and_normalised_boxes_agree(predictor):
     }
     for name, boxes in forms.items():
         np.testing.assert_allclose(
-            predictor.encode_regions(pixels, boxes, box_format=name), expected, atol=1e-5
+            predictor.encode_regions(boxes, image=pixels, box_format=name), expected, atol=1e-5
         )
         relative = boxes / np.array([90, 50, 90, 50])
-        given = predictor.encode_regions(pixels, relative, box_format=name, normalized=True)
+        given = predictor.encode_regions(relative, image=pixels, box_format=name, normalized=True)
         np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
 def test_classification_is_a_softmax_over_bare_labels(predictor):
     pixels, labels = picture(50, 90), ["a dog", "two cats", "tree"]
-    cosines = predictor.encode_regions(pixels, BOXES) @ predictor.encode_text(labels).T
+    cosines = predictor.encode_regions(BOXES, image=pixels) @ predictor.encode_text(labels).T
     logits = np.exp(predictor.model.clip.logit_scale.item()) * cosines
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = predictor.classify_regions(pixels, BOXES, labels, top_k=5)
+    found = predictor.classify_regions(BOXES, labels, image=pixels, top_k=5)
     for row, named in zip(expected, found):
         assert [label for label, _ in named] == [labels[i] for i in np.argsort(-row)]
         np.testing.assert_allclose([score for _, score in named], np.sort(row)[::-1], atol=1e-5)
-    assert [len(named) for named in predictor.classify_regions(pixels, BOXES, labels, top_k=1)] == [1, 1, 1]
+    assert [len(named) for named in predictor.classify_regions(BOXES, labels, image=pixels, top_k=1)] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_sigmoid_models_score_each_label_by_itself():
     predictor = Predictor(tiny_model(init_logit_scale=float(np.log(10)), init_logit_bias=-10.0))
     pixels = picture(50, 90)
-    (alone,) = predictor.classify_regions(pixels, BOXES[:1], ["a dog"])
-    (both,) = predictor.classify_regions(pixels, BOXES[:1], ["a dog", "a cat"])
-    cosine = float(predictor.encode_regions(pixels, BOXES[:1])[0] @ predictor.encode_text(["a dog"])[0])
+    (alone,) = predictor.classify_regions(BOXES[:1], ["a dog"], image=pixels)
+    (both,) = predictor.classify_regions(BOXES[:1], ["a dog", "a cat"], image=pixels)
+    cosine = float(predictor.encode_regions(BOXES[:1], image=pixels)[0] @ predictor.encode_text(["a dog"])[0])
     assert alone[0][1] == pytest.approx(1 / (1 + np.exp(10 - 10 * cosine)), rel=1e-3)
     assert dict(both)["a dog"] == pytest.approx(alone[0][1], rel=1e-4)
 
@@ -187,11 +192,11 @@ def test_sigmoid_models_score_each_label_by_itself():
 def test_many_boxes_in_chunks_equal_one_by_one(prompter, monkeypatch):
     predictor = Predictor(tiny_model(prompter))
     pixels = picture(50, 90)
-    whole = predictor.encode_regions(pixels, BOXES * 7)
+    whole = predictor.encode_regions(BOXES * 7, image=pixels)
     monkeypatch.setattr(embed, "MAX_FLOATS", 1)  # a chunk per box
-    np.testing.assert_allclose(predictor.encode_regions(pixels, BOXES * 7), whole, atol=1e-5)
-    assert predictor.encode_regions(pixels, []).shape == (0, 32)
-    assert predictor.classify_regions(pixels, np.zeros((0, 4)), ["a"]) == []
+    np.testing.assert_allclose(predictor.encode_regions(BOXES * 7, image=pixels), whole, atol=1e-5)
+    assert predictor.encode_regions([], image=pixels).shape == (0, 32)
+    assert predictor.classify_regions(np.zeros((0, 4)), ["a"], image=pixels) == []
 
 
 def test_many_texts_in_chunks_equal_one_by_one(monkeypatch):
@@ -229,13 +234,13 @@ def test_grounded_boxes_lie_in_the_picture_and_score_their_own_embedding(prompte
     predictor = Predictor(tiny_model(prompter))
     predictor.set_image(picture(*size_hw))
     phrases = ["a dog", "two cats", "a dog"]
-    found = predictor.ground(None, phrases, candidates=candidates)
+    found = predictor.ground(phrases, candidates=candidates)
     assert [phrase for phrase, _, _ in found] == phrases
     boxes = np.array([box for _, box, _ in found])
     assert (boxes >= 0).all()
     assert (boxes[:, 2] <= size_hw[1]).all()
     assert (boxes[:, 3] <= size_hw[0]).all()
-    cosines = (predictor.encode_regions(None, boxes) * predictor.encode_text(phrases)).sum(1)
+    cosines = (predictor.encode_regions(boxes) * predictor.encode_text(phrases)).sum(1)
     np.testing.assert_allclose([score for _, _, score in found], cosines, atol=1e-4)
     np.testing.assert_allclose(found[0][1], found[2][1], atol=1e-3)
 
@@ -246,7 +251,7 @@ def test_box_head_alone_equals_the_model(predictor):
     with torch.no_grad():
         state = model.encode_image(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         expected = model.ground(state, embed_texts(model, ["a dog"])[None])[0, 0].clamp(0, 1) * 64
-    ((_, box, _),) = predictor.ground(pixels, ["a dog"], candidates=0)
+    ((_, box, _),) = predictor.ground(["a dog"], image=pixels, candidates=0)
     np.testing.assert_allclose(box, expected.numpy(), atol=1e-3)
 
 
@@ -355,7 +360,7 @@ def test_candidate_grid_is_within_its_limit_and_covers_the_picture(limit):
 )
 def test_bad_boxes(predictor, boxes, message):
     with pytest.raises(ValueError, match=message):
-        predictor.encode_regions(picture(50, 90), boxes)
+        predictor.encode_regions(boxes, image=picture(50, 90))
 
 
 def test_unknown_box_format_and_pixels_called_normalised():
@@ -375,19 +380,19 @@ def test_rounding_at_the_border_is_clipped():
 )
 def test_bad_labels(predictor, labels, message):
     with pytest.raises(ValueError, match=message):
-        predictor.classify_regions(picture(50, 90), BOXES, labels)
+        predictor.classify_regions(BOXES, labels, image=picture(50, 90))
 
 
 def test_bad_phrases_texts_and_knobs(predictor):
     pixels = picture(50, 90)
     with pytest.raises(ValueError, match="phrases"):
-        predictor.ground(pixels, [])
+        predictor.ground([], image=pixels)
     with pytest.raises(ValueError, match="texts must be a list"):
         predictor.encode_text("a dog")
     with pytest.raises(ValueError, match="top_k"):
-        predictor.classify_regions(pixels, BOXES, ["a"], top_k=0)
+        predictor.classify_regions(BOXES, ["a"], image=pixels, top_k=0)
     with pytest.raises(ValueError, match="candidates"):
-        predictor.ground(pixels, ["a"], candidates=-1)
+        predictor.ground(["a"], image=pixels, candidates=-1)
 
 
 def test_bad_pictures(predictor, tmp_path):
@@ -407,7 +412,7 @@ def test_load(tmp_path):
     loaded = open_cloc.load(tmp_path / "model", device="cpu")
     pixels = picture(50, 90)
     np.testing.assert_array_equal(
-        loaded.encode_regions(pixels, BOXES), Predictor(model).encode_regions(pixels, BOXES)
+        loaded.encode_regions(BOXES, image=pixels), Predictor(model).encode_regions(BOXES, image=pixels)
     )
     assert open_cloc.CLOC is type(model)
     assert not loaded.model.training
@@ -449,12 +454,12 @@ def test_command_prints_what_the_predictor_says(folder, capsys):
     assert command.main(predict_argv(folder, *options, "--json", "--output", str(folder / "out.png"))) == 0
     result = json.loads(capsys.readouterr().out)
     predictor = load(folder / "model")
-    expected = predictor.classify_regions(folder / "a.png", BOXES[:2], ["a dog", "a cat"])
+    expected = predictor.classify_regions(BOXES[:2], ["a dog", "a cat"], image=folder / "a.png")
     found = [[(e["label"], e["score"]) for e in region["labels"]] for region in result["regions"]]
     for one, other in zip(found, expected):
         assert dict(one) == pytest.approx(dict(other), abs=1e-5)
     np.testing.assert_allclose([region["box"] for region in result["regions"]], BOXES[:2], atol=1e-6)
-    ((phrase, box, score),) = predictor.ground(folder / "a.png", ["two dogs"])
+    ((phrase, box, score),) = predictor.ground(["two dogs"], image=folder / "a.png")
     np.testing.assert_allclose(result["phrases"][0]["box"], box, atol=1e-3)
     assert result["phrases"][0]["phrase"] == phrase
     assert result["phrases"][0]["score"] == pytest.approx(score, abs=1e-5)
