@@ -41,7 +41,7 @@ class PrompterConfig:
             layer's own projection starts at zero: training starts as RoI pooling and learns what to add.
         width: Width of the layer; 0 takes the tower's. For convolutional towers, whose last map is very wide.
         mlp_ratio: Hidden width of the layer's MLP over the layer's width.
-        dropout: On the attention's and the MLP's output, during training.
+        dropout: Chance that a number of the attention's or the MLP's output is dropped in training.
         layer_drop: With `pooled_residual`, the chance that a region does without the layer's part in a
             training step: pooling then stays good by itself, and the layer adds what generalises.
     """
@@ -105,7 +105,7 @@ class Prompter(nn.Module):
         Args:
             tokens: (B, N, tower width) image tokens before pooling and projection.
             grid_size: (rows, columns), N = rows * columns.
-            mask: (B, N) True where a token sees the picture; all by default.
+            mask: (B, N) True where a token sees the picture; None if all do.
         """
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -120,7 +120,7 @@ class Prompter(nn.Module):
         """Region embeddings of prompts.
 
         Args:
-            image: What `prepare` gave of B images.
+            image: What `prepare` made of B images.
             prompts: (B, R, ...) prompts by kind, a key of `PROMPTS`; each kind has its own R.
 
         Returns:

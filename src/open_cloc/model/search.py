@@ -66,7 +66,7 @@ def ground_phrases(
         model: A model in eval mode.
         state: Encoded images, B of them.
         text_features: (B, P, D) embeddings of the phrases, of unit length.
-        content_boxes: (B, 4) normalised `xyxy` of the pictures inside their canvases; no box leaves them.
+        content_boxes: (B, 4) normalised `xyxy` of the pictures inside their canvases; no box leaves its own.
         candidates: Size of the grid of boxes that competes with the box head's, at most; 0 takes the box
             head's answer as it is.
 

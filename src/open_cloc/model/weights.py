@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -19,48 +19,63 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import read_json, write_text, write_whole
 from open_cloc.model import sharded, towers
 from open_cloc.model.old_names import by_names_of_today
-
-if TYPE_CHECKING:
-    from open_cloc.model.cloc import CLOC
-
 
 CONFIG_NAME = "config.json"
 
 WEIGHTS_NAME = "model.safetensors"
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def save_folder(model: CLOC, folder: Path) -> None:
+
+class Saveable(Protocol):
+    """What of a CLOC goes into its folder.
+
+    Attributes:
+        clip: The towers.
+        tokenizer: Texts -> token ids; a Hugging Face one is saved beside its tower.
+    """
+
+    clip: Any
+    tokenizer: Any
+    _hub_mixin_config: Any
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Weights by name."""
+        ...
+
+
+def save_folder(model: Saveable, folder: Path) -> None:
     """Write weights, config and text tower files into a folder.
 
     The mixin's `save_pretrained` calls this, then writes the model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder with a config has whole weights: they come first, under a temporary name.
+    # A folder with a config has whole weights: they come first.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / f".{WEIGHTS_NAME}"
-    save_file(state, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / WEIGHTS_NAME)
+    with write_whole(folder / WEIGHTS_NAME) as part:
+        save_file(state, part, metadata={"format": "pt"})
     save_config(model, folder)
 
 
-def save_config(model: CLOC, folder: Path) -> None:
+def save_config(model: Saveable, folder: Path) -> None:
     """Write all of a model's folder but its weights."""
-    config: Any = deepcopy(model._hub_mixin_config)
+    config = deepcopy(model._hub_mixin_config)
     text_cfg = config["model_cfg"]["text_cfg"]
     target = folder / towers.TEXT_TOWER_FOLDER
     if text_cfg.get("hf_model_name"):
         model.clip.text.config.save_pretrained(target)
         text_cfg["hf_model_name"] = towers.TEXT_TOWER_FOLDER
     if text_cfg.get("hf_tokenizer_name"):
-        model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
+        model.tokenizer.tokenizer.save_pretrained(target)
         text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_folder(
-    cls: type[CLOC],
+    cls: type[Model],
     model_id: str,
     *,
     revision: str | None = None,
@@ -71,7 +86,7 @@ def load_folder(
     map_location: str = "cpu",
     strict: bool = True,
     **model_kwargs: Any,
-) -> CLOC:
+) -> Model:
     """Build a model from a folder or hub repository; the mixin's `from_pretrained` calls this.
 
     Raises:
@@ -133,14 +148,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         if text_cfg.get(name) == towers.TEXT_TOWER_FOLDER:
             text_cfg[name] = str(folder / towers.TEXT_TOWER_FOLDER)
     return config
-
-
-def read_json(path: Path) -> Any:
-    """JSON of a file, with the file named in the error."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
