@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,31 +23,16 @@ from open_cloc.files import read_json, write_text, write_whole
 from open_cloc.model import sharded, towers
 from open_cloc.model.old_names import by_names_of_today
 
+if TYPE_CHECKING:
+    from open_cloc.model.cloc import CLOC
+
+
 CONFIG_NAME = "config.json"
 
 WEIGHTS_NAME = "model.safetensors"
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class Saveable(Protocol):
-    """What of a CLOC goes into its folder.
-
-    Attributes:
-        clip: The towers.
-        tokenizer: Texts -> token ids; a Hugging Face one is saved beside its tower.
-    """
-
-    clip: Any
-    tokenizer: Any
-    _hub_mixin_config: Any
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """Weights by name."""
-        ...
-
-
-def save_folder(model: Saveable, folder: Path) -> None:
+def save_folder(model: CLOC, folder: Path) -> None:
     """Write weights, config and text tower files into a folder.
 
     The mixin's `save_pretrained` calls this, then writes the model card.
@@ -60,22 +45,22 @@ def save_folder(model: Saveable, folder: Path) -> None:
     save_config(model, folder)
 
 
-def save_config(model: Saveable, folder: Path) -> None:
+def save_config(model: CLOC, folder: Path) -> None:
     """Write all of a model's folder but its weights."""
-    config = deepcopy(model._hub_mixin_config)
+    config: Any = deepcopy(model._hub_mixin_config)
     text_cfg = config["model_cfg"]["text_cfg"]
     target = folder / towers.TEXT_TOWER_FOLDER
     if text_cfg.get("hf_model_name"):
         model.clip.text.config.save_pretrained(target)
         text_cfg["hf_model_name"] = towers.TEXT_TOWER_FOLDER
     if text_cfg.get("hf_tokenizer_name"):
-        model.tokenizer.tokenizer.save_pretrained(target)
+        model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
         text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_folder(
-    cls: type[Model],
+    cls: type[CLOC],
     model_id: str,
     *,
     revision: str | None = None,
@@ -86,7 +71,7 @@ def load_folder(
     map_location: str = "cpu",
     strict: bool = True,
     **model_kwargs: Any,
-) -> Model:
+) -> CLOC:
     """Build a model from a folder or hub repository; the mixin's `from_pretrained` calls this.
 
     Raises:
