@@ -17,6 +17,7 @@ from open_cloc.data.readers import open_reader
 from open_cloc.inference.predictor import Predictor, load
 from open_cloc.model import sharded
 from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import Prompter, PrompterConfig
 from open_cloc.model.weights import read_config
 from open_cloc.training.loop import train
@@ -62,6 +63,12 @@ def test_a_model_folder_gives_the_answers_that_it_gave() -> None:
 def test_a_model_folder_is_a_start_for_training() -> None:
     model = create_model(ModelConfig(pretrained=str(V0_1 / "model")))
     assert_answers(Predictor(model), EXPECTED["model"])
+
+
+def test_a_model_folder_mixes_with_one_of_today(tmp_path: Path) -> None:
+    load(V0_1 / "model", "cpu").model.save_pretrained(tmp_path / "today")
+    interpolate(V0_1 / "model", tmp_path / "today", 0.5, tmp_path / "mixed")
+    assert_answers(load(tmp_path / "mixed", "cpu"), EXPECTED["model"])
 
 
 def test_a_checkpoint_stands_in_for_a_model_folder(checkpoint: Path) -> None:

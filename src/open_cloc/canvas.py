@@ -159,7 +159,8 @@ class Geometry:
         """
         rows, columns = self._pixel_shares(1), self._pixel_shares(0)
         canvases = np.empty((len(masks), *self.target_hw), np.float32)
-        for canvas, mask in zip(canvases, masks):  # one at a time: all as floats may be gigabytes
+        # One at a time: all of them as floats may be gigabytes.
+        for canvas, mask in zip(canvases, masks):
             canvas[:] = rows @ mask.astype(np.float32) @ columns.T
         return canvases
 
@@ -169,7 +170,8 @@ class Geometry:
         start, end = self.content[axis], self.content[axis + 2]
         used, used_end = self.window[axis], self.window[axis + 2]
         edges = start + (np.arange(size + 1) - used) * (end - start) / (used_end - used)
-        edges = edges.clip(start, end)  # what lies outside of the window fills nothing
+        # What lies outside of the window fills nothing.
+        edges = edges.clip(start, end)
         pixels = np.arange(target)[:, None]
         shares = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
         shares = shares.clip(0).astype(np.float32)

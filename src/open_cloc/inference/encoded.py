@@ -36,7 +36,7 @@ class _Regions(NamedTuple):
     """Regions that a user asks about.
 
     Attributes:
-        features: (R, D) of unit length.
+        features: (R, D) embeddings of unit length.
         boxes: (R, 4) float64 normalised `xyxy` of the picture.
     """
 
@@ -55,8 +55,8 @@ class EncodedImage:
         geometry: How the picture lies on the model's canvas.
         state: What the model keeps of it, one image.
         content_box: (1, 4) normalised `xyxy` of the picture inside the canvas.
-        model: The model that has looked.
-        texts: Its texts, encoded.
+        model: The model that has looked at it.
+        texts: Embeddings (D,) of texts by the same model, remembered.
     """
 
     geometry: Geometry

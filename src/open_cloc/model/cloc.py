@@ -170,7 +170,8 @@ class CLOC(
             image_features = state.image_features
             regions = self.encode_regions(state, {"box": batch.boxes})
             pred_boxes = self.ground(state, region_text)
-        else:  # a batch that asks for no regions is plain CLIP, at plain CLIP's price
+        else:
+            # A batch that asks for no regions is plain CLIP, at plain CLIP's price.
             image_features = towers.encode_image(
                 self.clip.visual, self.normalize_pixels(batch.images)
             ).image_features
@@ -216,7 +217,8 @@ class CLOC(
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            weights.read_config(folder)  # the mixin reads it too, but does not say what is wrong with it
+            # The mixin reads it too, but does not say what is wrong with it.
+            weights.read_config(folder)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -17,7 +17,8 @@ from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.prompts.box import ROI_SIZE
 
 TEXTS_PER_CHUNK = 256
-MAX_FLOATS = 2**25  # of the largest intermediate of one chunk of regions: 128 MiB
+# Of the largest intermediate of one chunk of regions: 128 MiB.
+MAX_FLOATS = 2**25
 
 
 def _pool(model: CLOC, state: ImageState, prompts: Mapping[str, Tensor]) -> Tensor:
@@ -80,7 +81,8 @@ def _floats_per_prompt(model: CLOC, state: ImageState, method: str) -> int:
     width = config.width or tower_width
     if method == "roialign" or config.regions == "roialign":
         per_image = ROI_SIZE**2 * tower_width
-    elif config.readout == "mean":  # each prompt has its own N + K outputs, and the MLP's hidden layer
+    elif config.readout == "mean":
+        # Each prompt has its own N + K outputs, and the MLP's hidden layer of them.
         per_image = int(num_tokens * width * max(config.mlp_ratio, 1))
     else:
         per_image = max(4 * num_tokens, int(2 * width * max(config.mlp_ratio, 1)))

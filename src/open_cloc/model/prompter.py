@@ -20,7 +20,8 @@ from open_cloc.errors import UserError
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompts import PROMPTS, PromptedImage, PromptTokens
 
-PROMPTS_AT_ONCE = 256  # without gradients, so that memory does not grow with the number of prompts
+# Without gradients no more prompts run at once, so that memory does not grow with their number.
+PROMPTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Prompter(nn.Module):
         positions = None
         if self.config.patch_positions:
             cells = grid_cells(grid_size, tokens.device)
+            # Patches and corners of boxes share one code, by which attention compares them.
             positions = self._kind("box").position((cells[:, :2] + cells[:, 2:]) / 2)  # (N, C)
         return PromptedImage(tokens, self.layer.prepare(self.enter(tokens), mask, positions), grid_size)
 
@@ -194,7 +196,8 @@ def _pooled(image: PromptedImage, tokens: PromptTokens) -> Tensor:
         return tokens.pooled
     coverage = tokens.coverage
     if coverage is None:
-        coverage = tokens.ask.new_zeros(*tokens.ask.shape[:2], image.tower_tokens.shape[1])
+        sizes = (*tokens.ask.shape[:2], image.tower_tokens.shape[1])
+        coverage = torch.zeros(sizes, device=tokens.ask.device)
     weights = (coverage + 1e-8) * image.layer.mask[:, None]  # padding left out
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
     return weights.to(image.tower_tokens.dtype) @ image.tower_tokens

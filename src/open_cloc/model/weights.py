@@ -152,7 +152,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for broken files
+    # torch raises half a dozen types for broken files.
+    except Exception as error:
         raise UserError(f"{path} is not a torch checkpoint of plain tensors: {error}") from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]

@@ -32,8 +32,9 @@ class PromptTokens:
     Attributes:
         ask: (B, R, K, C) what the tokens put into their query and key, beside their content; the same tensor
             as `content` where a token asks with what it carries.
-        content: (B, R, K, C) what the tokens carry into their value and their output; None takes the
-            Prompter's learned blank token, so that the prompt is in the question and nowhere else.
+        content: (B, R, K, C) what the tokens carry into their value and their output. None takes the
+            Prompter's learned blank token, which it has under `box_content="none"`: then the prompt is in the
+            question and nowhere else.
         coverage: (B, R, N) share of each patch that the prompt covers, in [0, 1]; None for prompts that have
             no place in the image.
         pooled: (B, R, tower width) image tokens as the kind pools them; None takes the mean of the tower's

@@ -20,7 +20,8 @@ from open_cloc.model.prompts import PromptedImage, PromptTokens
 
 TOKENS_PER_BOX = 2  # top-left and bottom-right corner
 
-ROI_SIZE = 7  # RoIAlign's output grid, the field's usual value
+# Rows and columns of RoIAlign's samples, the field's usual number.
+ROI_SIZE = 7
 
 
 class PositionCode(nn.Module):
