@@ -25,8 +25,9 @@ from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
 from open_cloc.draw import contact_sheet
 from open_cloc.errors import ExistingFileError, UserError
-from open_cloc.evaluation.features import EvaluationConfig
-from open_cloc.evaluation.run import evaluate, write_result
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.run import evaluate
+from open_cloc.files import write_json
 from open_cloc.inference.predictor import Predictor
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, RegionSample
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         "seed": command.seed,
         "results": rows,
     }
-    write_result(report, command.output / "demo.json")
+    write_json(command.output / "demo.json", report)
     Image.fromarray(draw(models["cloc"], config)).save(command.output / "demo.png")
     print(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {command.output}/demo.png, demo.json")
     return 0
@@ -145,8 +146,8 @@ def compare(clip: CLOC, cloc: CLOC, config: SceneConfig, num_scenes: int) -> dic
     classes = tuple(sorted(phrases))
 
     def measure(model: CLOC, task: str, method: str = "") -> dict[str, Any]:
-        options = EvaluationConfig(method=method, classes=classes, groups=groups)
-        return evaluate(model, scenes, task, options)["metrics"]
+        options = EvaluationConfig(classes=classes, groups=groups)
+        return evaluate(model, scenes, task, options, method=method)["metrics"]
 
     regions = {
         "CLIP crop": measure(clip, "zeroshot_region_classification", "crop"),
