@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +20,15 @@ from open_cloc.samples import Region, RegionSample
 TEXTS = ["a red dog", "two cats"]
 PHRASES: list[list[str]] = [["a red dog", "two cats"], []]
 
-# Methods that bring their own model: what stands behind their name.
-OWN_MODELS: dict[str, Callable[[Path], str]] = {}
+# Methods that bring their own model, and the fixture that makes its folder.
+OWN_MODELS = {"hf_clip": "hf_clip"}
 
 
 @pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest, tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Method:
+def method(request: pytest.FixtureRequest, tiny_model_cfg: dict[str, Any]) -> Method:
     if request.param in OWN_MODELS:
-        return open_method(f"{request.param}:{OWN_MODELS[request.param](tmp_path)}", device="cpu")
+        folder = request.getfixturevalue(OWN_MODELS[request.param])
+        return open_method(f"{request.param}:{folder}", device="cpu")
     return open_method(request.param, CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).eval())
 
 

@@ -19,6 +19,7 @@ METHODS = {
     "head": "open_cloc.evaluation.methods.prompter:open_head",
     "roialign": "open_cloc.evaluation.methods.roialign:open_roialign",
     "crop": "open_cloc.evaluation.methods.crop:open_crop",
+    "hf_clip": "open_cloc.evaluation.methods.hf_clip:open_hf_clip",
 }
 
 DEFAULT = "prompter"
