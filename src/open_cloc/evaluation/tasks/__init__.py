@@ -15,6 +15,7 @@ TASKS = {
     "region_retrieval": "open_cloc.evaluation.tasks.regions:region_retrieval",
     "grounding": "open_cloc.evaluation.tasks.grounding:grounding",
     "prompt_gain": "open_cloc.evaluation.tasks.prompt_gain:prompt_gain",
+    "region_health": "open_cloc.evaluation.tasks.health:region_health",
 }
 
 
