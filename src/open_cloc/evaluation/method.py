@@ -18,7 +18,7 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC
 
-Weights: TypeAlias = "CLOC | str | Path"
+Weights: TypeAlias = CLOC | str | Path
 
 
 class Method(Protocol):

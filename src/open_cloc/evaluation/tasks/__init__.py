@@ -5,7 +5,7 @@ from __future__ import annotations
 from open_cloc.config import lookup
 from open_cloc.evaluation.task import Task
 
-__all__ = ["TASKS", "find_task"]
+__all__ = ["TASKS", "find_task", "task_name"]
 
 # name -> `module:function` taking (Method, dataset, EvaluationConfig) and giving a TaskResult.
 TASKS = {
