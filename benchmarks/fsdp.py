@@ -26,7 +26,7 @@ from benchmarks.accumulation import Options as BatchOptions
 from benchmarks.accumulation import make_batch
 from benchmarks.timing import print_table, verdict, write_json
 from open_cloc.data.collate import LoaderConfig
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.training import optim
 from open_cloc.training.checkpoint import Progress, Saver, state_tensors
@@ -74,14 +74,14 @@ def measure(options: Options, parallel: Any, folder: Path) -> Measured:
     recipe = Recipe(
         name="fsdp",
         model=ModelConfig(
-            architecture=options.architecture, prompter=PrompterConfig(readout="prompt", box_prior=True)
+            towers=options.architecture, prompter=PrompterConfig(readout="prompt", box_prior=True)
         ),
         data=DataConfig(loader=LoaderConfig(batch_size=options.batch_size)),
         run=RunConfig(parallel=parallel, device="cpu"),
     )
     with join_ranks("cpu") as ranks:
         torch.manual_seed(0)
-        model = create_model(recipe.model).train()
+        model = build_model(recipe.model).train()
         optim.freeze_unreached(model, recipe.loss, recipe.data.loader.num_regions)
         batch = make_batch(model, BatchOptions(batch_size=options.batch_size), seed=ranks.rank)
         network = spread(model, parallel, ranks)

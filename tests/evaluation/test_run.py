@@ -17,7 +17,7 @@ from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, to
 from open_cloc.evaluation.regions import other_texts
 from open_cloc.evaluation.run import TASKS, FirstSamples, evaluate, result_table, task_name, write_result
 from open_cloc.inference.predictor import Predictor
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.embed import embed_texts
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.search import ground_phrases
@@ -34,7 +34,7 @@ class Samples(list):
 @pytest.fixture
 def model(tiny_model_cfg):
     prompter = PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True)
-    return create_model(ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter)).eval()
+    return build_model(ModelConfig(towers=tiny_model_cfg, prompter=prompter)).eval()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from open_cloc.cli import predict as command
 from open_cloc.inference.predictor import Predictor, boxes_of_picture, load
 from open_cloc.model import embed
 from open_cloc.model import search as grounding
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.embed import embed_regions, embed_texts
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.search import candidate_grid, ground_phrases
@@ -39,7 +39,7 @@ PROMPTERS = {
 
 def tiny_model(prompter: str = "prompt", **changes):
     torch.manual_seed(0)
-    return create_model(ModelConfig(model_cfg=TINY | changes, prompter=PROMPTERS[prompter])).eval()
+    return build_model(ModelConfig(towers=TINY | changes, prompter=PROMPTERS[prompter])).eval()
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

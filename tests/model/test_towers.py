@@ -16,7 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from open_cloc.model import towers
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.weights import read_state
 
 SMALL_TEXT = {"width": 32, "heads": 2, "layers": 1, "context_length": 8}
@@ -265,21 +265,21 @@ def test_a_last_patch_that_is_not_whole_is_left_out() -> None:
 
 def test_unknown_names_list_near_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown architecture 'ViT-B16'.*ViT-B-16"):
-        create_model(ModelConfig(architecture="ViT-B16"))
+        build_model(ModelConfig(architecture="ViT-B16"))
     with pytest.raises(ValueError, match=r"unknown timm model 'resnet10s'.*resnet10t"):
-        create_model(ModelConfig(timm_model="resnet10s", text_tower=str(tmp_path)))
+        build_model(ModelConfig(timm_model="resnet10s", text_tower=str(tmp_path)))
     with pytest.raises(ValueError, match=r"needs a text_tower folder"):
-        create_model(ModelConfig(timm_model="resnet10t"))
+        build_model(ModelConfig(timm_model="resnet10t"))
     with pytest.raises(FileNotFoundError, match=r"text tower folder not found: /no/such"):
-        create_model(ModelConfig(timm_model="resnet10t", text_tower="/no/such"))
+        build_model(ModelConfig(timm_model="resnet10t", text_tower="/no/such"))
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
-        create_model(ModelConfig(timm_model="resnet10t", text_tower=str(tmp_path)))
+        build_model(ModelConfig(timm_model="resnet10t", text_tower=str(tmp_path)))
     with pytest.raises(ValueError, match=r"give one of .* got architecture and timm_model"):
-        create_model(ModelConfig(architecture="ViT-B-16", timm_model="resnet10t"))
+        build_model(ModelConfig(towers="ViT-B-16", timm_model="resnet10t"))
     with pytest.raises(ValueError, match=r"'nope' is neither .*its tags: .*laion"):
-        create_model(ModelConfig(architecture="ViT-B-16", pretrained="nope"))
+        build_model(ModelConfig(towers="ViT-B-16", pretrained="nope"))
     with pytest.raises(FileNotFoundError, match="expected an open_clip architecture"):
-        create_model(ModelConfig())
+        build_model(ModelConfig())
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def joined(text_tower: Path) -> ModelConfig:
 def test_hugging_face_text_features_are_equal(joined: ModelConfig) -> None:
     from transformers import AutoModel
 
-    model = create_model(joined).eval()
+    model = build_model(joined).eval()
     whole, cut = model.tokenizer(TEXTS), model.tokenize(TEXTS)
     assert whole.shape == (3, 16)
     assert cut.shape[1] < 16
@@ -413,7 +413,7 @@ def _save_timm_weights(path: Path, prefix: str = "") -> tuple[nn.Module, dict[st
 def test_local_image_weights(joined: ModelConfig, tmp_path: Path, match: str) -> None:
     path = tmp_path / "image.pt"
     network, _ = _save_timm_weights(path, prefix="other." if match == "order" else "")
-    model = create_model(replace(joined, image_weights=str(path), image_weights_match=match)).eval()  # type: ignore[arg-type]
+    model = build_model(replace(joined, image_weights=str(path), image_weights_match=match)).eval()  # type: ignore[arg-type]
     images = torch.randn(2, 3, 64, 64)
     feature_map = network.forward_features(images)
     tokens = towers.encode_image(model.clip.visual, images).image_tokens
@@ -424,16 +424,16 @@ def test_wrong_image_weights_are_one_sentence(joined: ModelConfig, tmp_path: Pat
     path = tmp_path / "image.pt"
     _save_timm_weights(path, prefix="other.")
     with pytest.raises(ValueError, match=r"another architecture: .*image.pt lack .* and hold .*'other\."):
-        create_model(replace(joined, image_weights=str(path)))
+        build_model(replace(joined, image_weights=str(path)))
     torch.save(timm.create_model("test_byobnet", num_classes=0).state_dict(), path)
     for match in ("name", "order"):
         with pytest.raises(ValueError, match=r"weights of another architecture: .*image.pt"):
-            create_model(replace(joined, image_weights=str(path), image_weights_match=match))  # type: ignore[arg-type]
+            build_model(replace(joined, image_weights=str(path), image_weights_match=match))  # type: ignore[arg-type]
     path.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="not a torch checkpoint"):
-        create_model(replace(joined, image_weights=str(path)))
+        build_model(replace(joined, image_weights=str(path)))
     with pytest.raises(FileNotFoundError, match=r"weights not found: .*nothing.pt"):
-        create_model(replace(joined, image_weights=str(tmp_path / "nothing.pt")))
+        build_model(replace(joined, image_weights=str(tmp_path / "nothing.pt")))
 
 
 def test_wrong_text_weights_are_one_sentence(joined: ModelConfig, text_tower: Path, tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_wrong_text_weights_are_one_sentence(joined: ModelConfig, text_tower: Pa
     short = {name: tensor for name, tensor in state.items() if "layer.1." not in name}
     save_file(short, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"weights of another architecture: .*bert.* lack .*layer\.1\."):
-        create_model(replace(joined, text_tower=str(folder)))
+        build_model(replace(joined, text_tower=str(folder)))
 
 
 def test_a_text_tower_without_weights_starts_untrained(
@@ -456,7 +456,7 @@ def test_a_text_tower_without_weights_starts_untrained(
 
     folder = shutil.copytree(text_tower, tmp_path / "bert")
     (folder / "model.safetensors").unlink()
-    assert create_model(replace(joined, text_tower=str(folder))).tokenize(["a dog"]).shape == (1, 4)
+    assert build_model(replace(joined, text_tower=str(folder))).tokenize(["a dog"]).shape == (1, 4)
 
 
 def test_a_text_tower_that_open_clip_does_not_know_is_one_sentence(
@@ -467,13 +467,13 @@ def test_a_text_tower_that_open_clip_does_not_know_is_one_sentence(
     for config in (MPNetConfig(hidden_size=16, num_attention_heads=2), DistilBertConfig(dim=16, n_heads=2)):
         config.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=f"(?i)open_clip cannot build.*{config.model_type}") as error:
-            create_model(replace(joined, text_tower=str(tmp_path)))
+            build_model(replace(joined, text_tower=str(tmp_path)))
         assert "\n" not in str(error.value)
 
 
 def test_timm_names_may_carry_their_pretrained_tag(joined: ModelConfig) -> None:
     """The tag decides mean and standard deviation."""
-    tagged = create_model(replace(joined, timm_model="vit_tiny_patch16_224.augreg_in21k"))
+    tagged = build_model(replace(joined, timm_model="vit_tiny_patch16_224.augreg_in21k"))
     assert tagged.preprocess.mean == (0.5, 0.5, 0.5)
     assert tagged.preprocess.image_size == (64, 64)
 
@@ -481,7 +481,7 @@ def test_timm_names_may_carry_their_pretrained_tag(joined: ModelConfig) -> None:
 @torch.no_grad()
 def test_embeddings_of_a_joined_model(joined: ModelConfig) -> None:
     """The whole path on a convolutional tower: any number of boxes, on square and wide canvases."""
-    model = create_model(joined).eval()
+    model = build_model(joined).eval()
     for height, width in ((64, 64), (64, 160)):
         images = torch.randint(0, 255, (2, 3, height, width), dtype=torch.uint8)
         state = model.encode_image(images, torch.tensor([[0, 0, 1, 0.5], [0, 0, 1.0, 1]]))

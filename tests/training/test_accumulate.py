@@ -16,7 +16,7 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.readers import open_reader
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import LossConfig, total_loss
 from open_cloc.samples import Features, RegionBatch
@@ -39,7 +39,7 @@ def make(
 ) -> tuple[CLOC, RegionBatch]:
     """A model with its starting weights, and a batch of scenes of which the second has no caption."""
     torch.manual_seed(0)
-    made = create_model(ModelConfig(model_cfg=cfg, prompter=prompter, **model)).train()
+    made = build_model(ModelConfig(towers=cfg, prompter=prompter, **model)).train()
     config = LoaderConfig(batch_size=batch_size, num_regions=num_regions, workers=0)
     batch = next(iter(RegionLoader(open_reader(SCENES), made.preprocess, made.tokenize, config)))
     captions = batch.caption_index.clone()
@@ -199,7 +199,7 @@ def test_memory_is_one_parts(tiny_cfg: dict[str, Any]) -> None:
 def recipe(cfg: dict[str, Any], output: Path, **run: Any) -> Recipe:
     return Recipe(
         name="tiny",
-        model=ModelConfig(model_cfg=cfg, prompter=PrompterConfig(readout="prompt", box_prior=True)),
+        model=ModelConfig(towers=cfg, prompter=PrompterConfig(readout="prompt", box_prior=True)),
         data=DataConfig(train=(SCENES,), loader=LoaderConfig(batch_size=8, num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(

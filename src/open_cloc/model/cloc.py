@@ -20,9 +20,12 @@ from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
 from open_cloc.errors import MissingFileError
-from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
+from open_cloc.model import weights
 from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
 from open_cloc.model.text_buckets import split_by_length
+from open_cloc.model.towers import image_tower_of, text_tower_of
+from open_cloc.model.towers.build import build_clip
+from open_cloc.model.towers.tokenizer import TextTokenizer
 from open_cloc.samples import Features, RegionBatch
 
 
@@ -92,10 +95,10 @@ class CLOC(
             "prompter": asdict(prompter_config),
             "preprocess": asdict(self.preprocess),
         }
-        self.clip: Any = towers.build_clip(self.model_cfg)
-        self.tokenize = towers.TextTokenizer(self.model_cfg, towers.padding_id(self.clip.text))
+        self.clip: Any = build_clip(self.model_cfg)
+        self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(self.clip.text).padding_id)
         self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
-        width = towers.token_width(self.clip.visual)
+        width = image_tower_of(self.clip.visual).token_width
         self.prompter = Prompter(width, self.model_cfg["embed_dim"], prompter_config)
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
@@ -122,7 +125,7 @@ class CLOC(
             content_boxes: (B, 4) normalised `xyxy` of the picture inside padding; the whole canvas if None.
                 Tokens that see nothing of it are masked out of the Prompter's attention.
         """
-        output = towers.encode_image(self.clip.visual, self.normalize_pixels(images))
+        output = image_tower_of(self.clip.visual).encode(self.normalize_pixels(images))
         mask = None
         if content_boxes is not None:
             cells = grid_cells(output.grid_size, images.device)
@@ -132,7 +135,7 @@ class CLOC(
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids (U, T) -> text features (U, D), not normalised."""
-        return towers.encode_text(self.clip.text, token_ids)
+        return text_tower_of(self.clip.text).encode(token_ids)
 
     def encode_regions(self, state: ImageState, boxes: Tensor) -> Tensor:
         """Boxes (B, R, 4) normalised `xyxy` of the canvas -> region features (B, R, D), not normalised."""
@@ -148,7 +151,8 @@ class CLOC(
         Boxes (B, R, 4) -> (B, R, D). The baseline that needs no Prompter (METHOD 6).
         """
         pooled = pool_boxes(state.image_tokens, state.grid_size, boxes)  # (B, R, 49, C)
-        return towers.project_pooled(self.clip.visual, pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
+        features = image_tower_of(self.clip.visual).project_pooled(pooled.flatten(0, 1))  # (B * R, D)
+        return features.unflatten(0, boxes.shape[:2])
 
     def forward(self, batch: RegionBatch) -> Features:
         """Everything that the losses need of a batch. Each distinct text is encoded once."""
@@ -160,9 +164,8 @@ class CLOC(
             regions = self.encode_regions(state, batch.boxes)
             pred_boxes = self.ground(state, region_text)
         else:  # a batch that asks for no regions is plain CLIP, at plain CLIP's price
-            image_features = towers.encode_image(
-                self.clip.visual, self.normalize_pixels(batch.images)
-            ).image_features
+            pixels = self.normalize_pixels(batch.images)
+            image_features = image_tower_of(self.clip.visual).encode(pixels).image_features
             regions, pred_boxes = region_text, batch.boxes
         return Features(
             image_features=image_features,
@@ -191,7 +194,8 @@ class CLOC(
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' activations in the backward pass instead of keeping them."""
-        towers.set_grad_checkpointing(self.clip, enable)
+        image_tower_of(self.clip.visual).set_grad_checkpointing(enable)
+        text_tower_of(self.clip.text).set_grad_checkpointing(enable)
 
     # --- hub mixin: save_pretrained, from_pretrained and push_to_hub come from huggingface_hub ---
 

@@ -18,7 +18,7 @@ from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import create_model
+from open_cloc.model.create import build_model
 from open_cloc.objectives import total_loss
 from open_cloc.samples import RegionBatch
 from open_cloc.training import checkpoint, optim
@@ -66,7 +66,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             if ranks.is_first and found is None:
                 _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
-            model = create_model(recipe.model).to(ranks.device)
+            model = build_model(recipe.model).to(ranks.device)
             prepare_model(model, recipe)
             if found is None and recipe.data.probe:
                 ranks.on_first(lambda: _probe_start(model, recipe, folder))
