@@ -251,9 +251,9 @@ def test_interpolation(model: CLOC, saved: Path, tmp_path: Path) -> None:
 def test_interpolation_refuses(saved: Path, tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]; got 1.5"):
         interpolate(saved, saved, 1.5, tmp_path / "out")
-    build_model(
-        ModelConfig(towers=tiny_model_cfg, prompter=PrompterConfig(box_prior=True))
-    ).save_pretrained(tmp_path / "other")
+    build_model(ModelConfig(towers=tiny_model_cfg, prompter=PrompterConfig(box_prior=True))).save_pretrained(
+        tmp_path / "other"
+    )
     with pytest.raises(ValueError, match="weights of another architecture"):
         interpolate(saved, tmp_path / "other", 0.5, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from open_cloc.cli.recipe_options import parse_options
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
 from open_cloc.objectives.contrastive import DENSE_PAIRS
@@ -48,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
         print("usage: open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N] [--check]")
         return 0 if argv else 2
     default = lookup(RECIPES, argv[0], "recipe")()
-    prog = f"open-cloc plan {argv[0]}"
-    options = tyro.cli(Options, args=list(argv[1:]), default=Options(default), prog=prog)
+    options = parse_options(Options, argv[1:], Options(default), f"open-cloc plan {argv[0]}")
     recipe, hardware = options.recipe, options.hardware
     measured, embed_dim = measure(recipe)
     plan = make_plan(recipe, hardware, measured, embed_dim)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from open_cloc.cli.recipe_options import parse_options
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
 from open_cloc.training.loop import FINAL_FOLDER, train
@@ -54,9 +55,7 @@ def main(argv: Sequence[str]) -> int:
     default = lookup(RECIPES, argv[0], "recipe")()
     if not isinstance(default, Recipe):
         raise UserError(f"recipe {argv[0]!r} must return a Recipe; got {type(default).__name__}")
-    options = tyro.cli(
-        Options, args=list(argv[1:]), default=Options(default), prog=f"open-cloc train {argv[0]}"
-    )
+    options = parse_options(Options, argv[1:], Options(default), f"open-cloc train {argv[0]}")
     recipe = options.recipe
     with join_ranks(recipe.run.device) as ranks:
         if options.verify_resume:

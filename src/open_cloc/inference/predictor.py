@@ -53,9 +53,7 @@ def load(
         UserError: If it holds no CLOC model, or the device or type is unknown.
     """
     return Predictor(
-        load_model(
-            path_or_hub_id, device, dtype=dtype, revision=revision, token=token, cache_dir=cache_dir
-        )
+        load_model(path_or_hub_id, device, dtype=dtype, revision=revision, token=token, cache_dir=cache_dir)
     )
 
 

@@ -34,8 +34,8 @@ class ModelConfig:
     """Which towers to start from, and the Prompter on top of them.
 
     Attributes:
-        towers: KIND:WHAT,option=value as `open_clip:ViT-B-16,pretrained=openai`, `timm:NAME,text=FOLDER` or
-            `folder:PATH`; a name alone is open_clip's. Or open_clip's `model_cfg` as a table.
+        towers: KIND:WHAT,option=value, such as `open_clip:ViT-B-16,pretrained=openai`,
+            `timm:NAME,text=FOLDER` or `folder:PATH`. A name alone is open_clip's; a table is its `model_cfg`.
         image_size: Pixels a side; 0 keeps the towers' own.
         resize_mode: `longest` or `squash`; see `CanvasConfig`.
         sigmoid: Start the logit scale at 10 and the bias at -10, as the sigmoid losses need.

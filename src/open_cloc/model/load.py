@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,7 +63,7 @@ def find_folder(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
-    patterns: Sequence[str] | None = None,
+    patterns: list[str] | None = None,
 ) -> Path:
     """The local folder of a model, which is fetched from the hub unless it is a folder or in the cache.
 

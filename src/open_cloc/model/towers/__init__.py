@@ -38,7 +38,7 @@ TEXT_TOWERS: dict[type[nn.Module], Callable[[Any], TextTower]] = {
 }
 
 
-def image_tower_of(visual: nn.Module) -> ImageTower:
+def image_tower_of(visual: Any) -> ImageTower:
     """The adapter of an image tower, as the module is now; weights of 16 bits take and give float32.
 
     Raises:
@@ -51,7 +51,7 @@ def image_tower_of(visual: nn.Module) -> ImageTower:
     return wrap(visual) if dtype == torch.float32 else HalfImageTower(wrap(visual), dtype)
 
 
-def text_tower_of(text: nn.Module) -> TextTower:
+def text_tower_of(text: Any) -> TextTower:
     """The adapter of a text tower, as the module is now; weights of 16 bits give float32.
 
     Raises:

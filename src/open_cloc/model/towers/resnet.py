@@ -49,4 +49,6 @@ class ResNetTower:
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         if enable:
-            logger.warning("this image tower (CLIP-ResNet) has no gradient checkpointing: it keeps activations")
+            logger.warning(
+                "this image tower (CLIP-ResNet) has no gradient checkpointing: it keeps activations"
+            )

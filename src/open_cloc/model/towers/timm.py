@@ -74,7 +74,7 @@ def _channels_last(trunk: Any) -> bool:
 
 def _grid_of_patches(trunk: Any, images: Tensor) -> tuple[int, int]:
     """(rows, columns) of a ViT's patches; zeros for a network without patches."""
-    patches = getattr(trunk, "patch_embed", None)
+    patches: Any = getattr(trunk, "patch_embed", None)
     if not hasattr(patches, "dynamic_feat_size"):
         return 0, 0
     height, width = images.shape[2:]
@@ -83,7 +83,7 @@ def _grid_of_patches(trunk: Any, images: Tensor) -> tuple[int, int]:
 
 def _whole_patches(trunk: Any, images: Tensor) -> Tensor:
     """Cut off the rest of a last patch, which the patches' convolution leaves out as well."""
-    patches = getattr(trunk, "patch_embed", None)
+    patches: Any = getattr(trunk, "patch_embed", None)
     if not hasattr(patches, "dynamic_feat_size") or patches.dynamic_img_pad:
         return images
     rows, columns = _grid_of_patches(trunk, images)
