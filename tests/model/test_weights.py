@@ -95,7 +95,7 @@ def test_round_trip_is_exact(
     assert loaded.preprocess == model.preprocess
     assert loaded.prompter.config == prompter
     assert torch.equal(loaded.clip.logit_bias, model.clip.logit_bias)
-    again = build_model(ModelConfig(pretrained=str(tmp_path / "m")))
+    again = build_model(ModelConfig(f"folder:{tmp_path / 'm'}"))
     _assert_same(model, again)
 
 
@@ -126,9 +126,7 @@ def test_saving_twice_leaves_the_model_and_no_other_files(model: CLOC, saved: Pa
 
 
 def test_a_hugging_face_text_tower_travels_along(text_tower: Path, tmp_path: Path) -> None:
-    config = ModelConfig(
-        timm_model="test_resnet", text_tower=str(text_tower), embed_dim=24, context_length=16, image_size=64
-    )
+    config = ModelConfig(f"timm:test_resnet,text={text_tower},embed_dim=24,context_length=16", image_size=64)
     model = _shaken(build_model(config))
     model.save_pretrained(tmp_path / "first")
     shutil.move(tmp_path / "first", tmp_path / "second")
@@ -273,6 +271,13 @@ def _open_clip_model(cfg: dict[str, Any]) -> Any:
     return clip
 
 
+def _spec(cfg: dict[str, Any], weights: Path) -> str:
+    """Towers of a written-out config with weights from a file, as a spec."""
+    path = weights.with_name("cfg.json")
+    path.write_text(json.dumps(cfg))
+    return f"open_clip:{path},pretrained={weights}"
+
+
 def _assert_equals_open_clip(model: CLOC, clip: Any) -> None:
     with torch.no_grad():
         state = model.eval().encode_image(IMAGES)
@@ -295,7 +300,7 @@ def test_open_clip_checkpoints(tiny_model_cfg: dict[str, Any], tmp_path: Path, f
         torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}}}, path)
     else:
         torch.save(state, path)
-    model = build_model(ModelConfig(towers=tiny_model_cfg, pretrained=str(path)))
+    model = build_model(ModelConfig(_spec(tiny_model_cfg, path)))
     _assert_equals_open_clip(model, clip)
     assert torch.equal(model.prompter.project.weight, clip.visual.proj.T)
 
@@ -306,7 +311,7 @@ def test_regions_start_in_the_space_of_the_images(tiny_model_cfg: dict[str, Any]
     torch.save(clip.state_dict(), tmp_path / "weights.pt")
     for prompter in (PrompterConfig(pooled_residual=True), PrompterConfig(regions="roialign")):
         model = build_model(
-            ModelConfig(towers=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt"), prompter=prompter)
+            ModelConfig(_spec(tiny_model_cfg, tmp_path / "weights.pt"), prompter=prompter)
         ).eval()
         with torch.no_grad():
             state = model.encode_image(IMAGES)
@@ -331,7 +336,7 @@ def test_open_clip_folders(tiny_model_cfg: dict[str, Any], tmp_path: Path, weigh
         save_file(clip.state_dict(), tmp_path / weights)
     else:
         torch.save(clip.state_dict(), tmp_path / weights)
-    model = build_model(ModelConfig(pretrained=str(tmp_path)))
+    model = build_model(ModelConfig(f"folder:{tmp_path}"))
     assert model.preprocess == CanvasConfig(
         (64, 64), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), interpolation="bilinear", fill=(128, 102, 76)
     )
@@ -341,10 +346,9 @@ def test_open_clip_folders(tiny_model_cfg: dict[str, Any], tmp_path: Path, weigh
 def test_image_size_resizes_the_position_embedding(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     clip = _open_clip_model(tiny_model_cfg)
     torch.save(clip.state_dict(), tmp_path / "weights.pt")
-    config = ModelConfig(towers=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt"), image_size=96)
+    config = ModelConfig(_spec(tiny_model_cfg, tmp_path / "weights.pt"), image_size=96)
     model = build_model(config).eval()
     assert model.preprocess.image_size == (96, 96)
-    assert tiny_model_cfg["vision_cfg"]["image_size"] == 64  # the recipe's own dict is left alone
     larger = deepcopy(tiny_model_cfg)
     larger["vision_cfg"]["image_size"] = 96
     reference = open_clip.model.CLIP(**larger).eval()
@@ -362,7 +366,7 @@ def test_wrong_checkpoints_are_one_sentence(tiny_model_cfg: dict[str, Any], tmp_
     other = deepcopy(tiny_model_cfg)
     other["vision_cfg"]["width"] = 96
     state = _open_clip_model(other).state_dict()
-    config = ModelConfig(towers=tiny_model_cfg, pretrained=str(path))
+    config = ModelConfig(_spec(tiny_model_cfg, path))
     without = {name: tensor for name, tensor in state.items() if name != "visual.proj"}
     contents: list[tuple[Any, str]] = [
         (state, "weights of another architecture: .*weights.pt"),
@@ -388,7 +392,7 @@ def test_wrong_checkpoints_are_one_sentence(tiny_model_cfg: dict[str, Any], tmp_
 def test_files_with_code_inside_are_refused(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "weights.pt")  # a pickled object, not a state dict
     with pytest.raises(ValueError, match="not a torch checkpoint of plain tensors"):
-        build_model(ModelConfig(towers=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt")))
+        build_model(ModelConfig(_spec(tiny_model_cfg, tmp_path / "weights.pt")))
 
 
 def test_load_in_order_counts_and_compares_shapes() -> None:

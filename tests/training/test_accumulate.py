@@ -221,13 +221,8 @@ def test_five_steps_are_those_of_big_batches(tiny_cfg: dict[str, Any], tmp_path:
 def test_a_batch_norm_that_learns_is_refused(
     tiny_cfg: dict[str, Any], text_tower: Path, tmp_path: Path
 ) -> None:
-    model = ModelConfig(
-        timm_model="cloc_resnet10_s8",
-        text_tower=str(text_tower),
-        embed_dim=24,
-        image_size=32,
-        context_length=16,
-    )
+    spec = f"timm:cloc_resnet10_s8,text={text_tower},embed_dim=24,context_length=16"
+    model = ModelConfig(spec, image_size=32)
     resnet = replace(recipe(tiny_cfg, tmp_path / "run", accumulate=2), model=model)
     with pytest.raises(
         ValueError, match=r"run.accumulate must be 1 with a batch norm that learns, such as clip"

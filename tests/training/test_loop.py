@@ -35,11 +35,13 @@ from open_cloc.data import workers
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.readers import open_reader
-from open_cloc.model import sharded, towers
+from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.towers import tokenizer
+from open_cloc.model.towers.build import build_clip
 from open_cloc.model.weights import read_state
 from open_cloc.objectives import LossConfig, total_loss
 from open_cloc.samples import RegionBatch, RegionSample
@@ -527,10 +529,9 @@ def start(recipe: Recipe) -> tuple[Run, RegionBatch]:
 
 
 def joined(recipe: Recipe, timm_model: str, text_tower: Path) -> Recipe:
-    model = ModelConfig(
-        timm_model=timm_model, text_tower=str(text_tower), embed_dim=24, image_size=32, context_length=16
-    )
-    return replace(recipe, model=replace(model, prompter=replace(recipe.model.prompter, width=32)))
+    spec = f"timm:{timm_model},text={text_tower},embed_dim=24,context_length=16"
+    prompter = replace(recipe.model.prompter, width=32)
+    return replace(recipe, model=ModelConfig(spec, image_size=32, prompter=prompter))
 
 
 def test_frozen_towers_stay_as_they_are(tiny: Recipe, text_tower: Path) -> None:
@@ -809,7 +810,7 @@ def test_recipes_that_cannot_work_are_one_sentence(
         (with_run(tiny, report_to=("pigeon",)), "unknown report_to 'pigeon'; expected tensorboard or wandb"),
         (replace(tiny, data=replace(tiny.data, train=())), "no training data: give --data.train FORMAT:PATH"),
         (replace(tiny, data=replace(tiny.data, probe="scenes:nowhere")), "unknown split 'nowhere'"),
-        (replace(tiny, model=ModelConfig(architecture="ViT-Q")), "unknown architecture 'ViT-Q'"),
+        (replace(tiny, model=ModelConfig(towers="ViT-Q")), "unknown architecture 'ViT-Q'"),
     ):
         with pytest.raises(ValueError, match=message):
             train(recipe)
@@ -929,7 +930,7 @@ def pretrained(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Path:
     folder.mkdir()
     config = {"model_cfg": tiny_model_cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    torch.save(towers.build_clip(tiny_model_cfg).state_dict(), folder / "open_clip_pytorch_model.bin")
+    torch.save(build_clip(tiny_model_cfg).state_dict(), folder / "open_clip_pytorch_model.bin")
     return folder
 
 
@@ -958,7 +959,7 @@ def test_finetune_probes_and_interpolates(
     real = probe.evaluate
     monkeypatch.setattr(probe, "evaluate", measure)
     with caplog.at_level(logging.WARNING):
-        assert cli.main(["train", "finetune", "--model.pretrained", str(pretrained), *FINETUNE]) == 0
+        assert cli.main(["train", "finetune", "--model.towers", f"folder:{pretrained}", *FINETUNE]) == 0
     assert "image_retrieval_recall@1 fell from 0.500 to 0.100 during training" in caplog.text
     assert "text_retrieval_recall" not in caplog.text
     for when in ("before", "after"):
@@ -1123,11 +1124,11 @@ def test_the_tokenizer_is_small_to_pickle(tiny: Recipe, text_tower: Path) -> Non
 
 
 def test_the_tokenizer_forgets(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "CACHED_TEXTS", 3)
+    monkeypatch.setattr(tokenizer, "CACHED_TEXTS", 3)
     tokenize = build_model(tiny.model).tokenize
     for number in range(20):
         texts = [f"a dog {number}", "a cat", f"{number} dogs"]
-        assert torch.equal(tokenize(texts), towers.trim_padding(tokenize.full(texts), tokenize.pad_id))
+        assert torch.equal(tokenize(texts), tokenizer.trim_padding(tokenize.full(texts), tokenize.pad_id))
     assert len(tokenize._rows) <= 6
 
 

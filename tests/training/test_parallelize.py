@@ -574,9 +574,9 @@ def test_rendezvous() -> None:
 
 def test_every_tower_block_is_sharded_by_itself(tiny: Recipe, text_tower: Path) -> None:
     assert len(tower_blocks(build_model(tiny.model))) == 4  # two layers of each tower
-    joined = {"text_tower": str(text_tower), "embed_dim": 24, "image_size": 32, "context_length": 16}
     for name, blocks in (("test_vit", 6), ("cloc_resnet10_s8", 4)):
-        model = build_model(ModelConfig(timm_model=name, **joined))
+        spec = f"timm:{name},text={text_tower},embed_dim=24,context_length=16"
+        model = build_model(ModelConfig(spec, image_size=32))
         assert len(tower_blocks(model)) == blocks + 2, name
 
 

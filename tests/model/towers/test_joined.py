@@ -86,7 +86,7 @@ def test_wrong_image_weights_are_one_sentence(joined: Build, tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"weights not found: .*nothing.pt"):
         joined(weights=tmp_path / "nothing.pt")
     with pytest.raises(
-        ValueError, match="unknown weights_match 'size' in 'timm:.*expected one of name, order"
+        ValueError, match=r"unknown weights_match 'size' in 'timm:.*expected one of name, order"
     ):
         joined(weights=path, weights_match="size")
 

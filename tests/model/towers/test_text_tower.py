@@ -12,7 +12,6 @@ from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.tokenizer import build_tokenizer, trim_padding
 from tests.model.towers.tower_cases import SMALL_TEXT, TEXTS, VIT, build
 
-
 TEXT_TOWERS: dict[str, tuple[dict[str, Any], bool]] = {  # options, whether padding may be cut
     "clip": ({}, True),
     "eos": ({"pool_type": "eos", "eos_id": 49407}, True),

@@ -15,7 +15,6 @@ from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.timm import allow_any_image_size
 from tests.model.towers.tower_cases import TIMM_TOWERS, build, randomized, small_cfg, timm_cfg
 
-
 timm_towers = pytest.mark.parametrize("name", TIMM_TOWERS)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 import torch
+from torch import nn
 
 from open_cloc.model.towers.build import build_clip
 
