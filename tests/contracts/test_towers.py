@@ -102,6 +102,11 @@ def test_a_text_tower_gives_the_features(text_cfg: dict[str, Any]) -> None:
     expected = clip.text(ids)
     torch.testing.assert_close(tower.encode(ids), expected)
     assert tower.padding_id == 0
+    output = tower.encode_tokens(ids)
+    torch.testing.assert_close(output.features, expected)
+    assert output.tokens.shape == (2, 8, 24)
+    assert output.mask.shape == (2, 8)
+    assert not output.mask[:, 5:].any()
     torch.testing.assert_close(tower.encode(ids[:, :4]), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, dtype
 
-from open_cloc.model.towers.tower import ImageTower, TextTower, TowerOutput
+from open_cloc.model.towers.tower import ImageTower, TextTokens, TextTower, TowerOutput
 
 
 class HalfImageTower:
@@ -44,6 +44,10 @@ class HalfTextTower:
 
     def encode(self, token_ids: Tensor) -> Tensor:
         return self.tower.encode(token_ids).float()
+
+    def encode_tokens(self, token_ids: Tensor) -> TextTokens:
+        output = self.tower.encode_tokens(token_ids)
+        return TextTokens(output.features.float(), output.tokens.float(), output.mask)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.tower.set_grad_checkpointing(enable)

@@ -64,6 +64,21 @@ class ImageTower(Protocol):
         """Recompute activations in the backward pass, or not; warns where the tower cannot."""
 
 
+@dataclass(frozen=True)
+class TextTokens:
+    """Texts and their tokens, projected alike.
+
+    Attributes:
+        features: (U, D) features of the whole texts, exactly what the tower gives without tokens.
+        tokens: (U, T, D) features of the tokens.
+        mask: (U, T) True for the text's own tokens: no padding, no start or end mark.
+    """
+
+    features: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
 class TextTower(Protocol):
     """A text tower of any kind."""
 
@@ -73,6 +88,9 @@ class TextTower(Protocol):
 
     def encode(self, token_ids: Tensor) -> Tensor:
         """Token ids (U, T) -> (U, D). T may be shorter than the context where that is exact."""
+
+    def encode_tokens(self, token_ids: Tensor) -> TextTokens:
+        """Token ids (U, T) -> the same features and those of the tokens, of one pass."""
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Recompute activations in the backward pass, or not."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-import tyro
 
-from open_cloc.cli.recipe_options import parse_options
+from open_cloc.cli.recipe import RecipeField, parse_options
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
 class Options:
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
+    recipe: RecipeField
 
 
 def parse(recipe: str, *argv: str) -> Recipe:
-    return parse_options(Options, argv, Options(RECIPES[recipe]()), "prog").recipe
+    return parse_options(Options, "train", [recipe, *argv]).recipe
 
 
 @pytest.mark.parametrize("recipe", ["scenes-cloc", "finetune"])
