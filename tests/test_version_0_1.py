@@ -81,15 +81,21 @@ def test_a_run_goes_on_as_if_never_interrupted(checkpoint: Path, tmp_path: Path)
     recipe = Recipe(
         name="v0.1",
         model=ModelConfig(
-            model_cfg=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])
+            towers=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])
         ),
         data=DataConfig(
             train=("scenes:train,image_size=32,num_samples=1000",),
-            loader=LoaderConfig(batch_size=4, num_regions=3, workers=0),
+            loader=LoaderConfig(num_regions=3, workers=0),
         ),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(
-            samples=12, output=str(tmp_path / "run"), device="cpu", log_steps=1, report_to=(), progress=False
+            samples=12,
+            global_batch_size=4,
+            output=str(tmp_path / "run"),
+            device="cpu",
+            log_steps=1,
+            report_to=(),
+            progress=False,
         ),
     )
     folder = train(recipe, resume=str(checkpoint))

@@ -36,8 +36,8 @@ def test_weights_of_16_bits_give_float32_embeddings(saved: Path, dtype: torch.dt
     assert torch.equal(half.clip.logit_scale, whole.clip.logit_scale)
     for embed in (
         lambda model: embed_texts(model, ["a dog", "two cats"]),
-        lambda model: embed_regions(model, model.encode_image(IMAGES), BOXES),
-        lambda model: embed_regions(model, model.encode_image(IMAGES), BOXES, "roialign"),
+        lambda model: embed_regions(model, model.encode_image(IMAGES), {"box": BOXES}),
+        lambda model: embed_regions(model, model.encode_image(IMAGES), {"box": BOXES}, "roialign"),
         lambda model: F.normalize(model.encode_image(IMAGES).image_features, dim=-1),
     ):
         expected, got = embed(whole), embed(half)
