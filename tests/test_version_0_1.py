@@ -80,9 +80,7 @@ def test_a_run_goes_on_as_if_never_interrupted(checkpoint: Path, tmp_path: Path)
     config = read_config(checkpoint)
     recipe = Recipe(
         name="v0.1",
-        model=ModelConfig(
-            towers=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])
-        ),
+        model=ModelConfig(towers=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])),
         data=DataConfig(
             train=("scenes:train,image_size=32,num_samples=1000",),
             loader=LoaderConfig(num_regions=3, workers=0),
