@@ -12,7 +12,7 @@ import pytest
 
 from open_cloc.cli.main import VERBS
 from open_cloc.evaluation.run import TASKS
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.training.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def _commands(text: str) -> list[list[str]]:
 
 
 def test_python_block_runs(tmp_path: Path, tiny_model_cfg: dict) -> None:
-    create_model(ModelConfig(model_cfg=tiny_model_cfg)).save_pretrained(tmp_path / "model")
+    build_model(ModelConfig(towers=tiny_model_cfg)).save_pretrained(tmp_path / "model")
     (code,) = _blocks(README, "python")
     assert '"runs/demo/cloc/model"' in code
     code = code.replace("runs/demo/cloc/model", str(tmp_path / "model"))
