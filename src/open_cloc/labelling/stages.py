@@ -13,12 +13,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from open_cloc.labelling.recipe import CaptionConfig, DetectorConfig, PhraseConfig
+from open_cloc.labelling.recipe import OWN, CaptionConfig, DetectorConfig, PhraseConfig
 from open_cloc.labelling.types import Batch, Failure, Picture
 from open_cloc.samples import RegionSample
 
 Made = TypeVar("Made")
-OWN = "detector"  # as `cycle_weights`: the detecting model
 
 
 class Stage(Protocol):
