@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from open_cloc.cli.label import main
-from open_cloc.labelling.diff import compare, format_comparison
+from open_cloc.cli.label import comparison_lines, main
+from open_cloc.labelling.diff import compare
 from tests.labelling.made import Labelled, copy_of
 
 
@@ -35,4 +35,4 @@ def test_differences_are_named(labelled: Labelled, tmp_path: Path) -> None:
     ((what, before, after),) = changes["came out"]
     assert what == "regions"
     assert after == before + 3
-    assert "  recipe.filter.min_score: 0.1 -> 0.5" in format_comparison(changes)
+    assert "  recipe.filter.min_score: 0.1 -> 0.5" in comparison_lines(changes)

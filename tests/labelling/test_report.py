@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from open_cloc.cli.label import summary_lines
 from open_cloc.errors import UserError
 from open_cloc.labelling.output import RunFolder, write_unit
-from open_cloc.labelling.report import format_summary, write_report
+from open_cloc.labelling.report import write_report
 from open_cloc.labelling.source import plan_units
 from open_cloc.labelling.types import Batch, Failure, Picture
 from tests.labelling.made import (
@@ -42,7 +43,7 @@ def test_a_run_without_a_region_has_a_report(tmp_path: Path) -> None:
     write_unit(run.path, mine, units[0], [Batch("00000", 0, 1, (failed,))])
     report = write_report(run.path)
     assert set(report["summary"].values()) == {None}
-    assert "regions a picture: none" in format_summary(report)
+    assert "regions a picture: none" in summary_lines(report)
     assert not (run.path / "sheet.jpg").exists()
 
 

@@ -32,23 +32,9 @@ def compare(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     return {"made": made, "came out": list(differences(_outcome(a), _outcome(b)))}
 
 
-def format_comparison(changes: dict[str, list[tuple[str, Any, Any]]]) -> str:
-    """As lines for the terminal."""
-    lines = []
-    for title, rows in changes.items():
-        lines.append(f"{title}:" if rows else f"{title}: the same")
-        lines += [f"  {what}: {_short(old)} -> {_short(new)}" for what, old, new in rows]
-    return "\n".join(lines)
-
-
 def _outcome(report: dict[str, Any]) -> dict[str, Any]:
     counts = report["counts"]
     if not counts:
         return {}
     means = {name: value and round(value, 2) for name, value in summary(counts).items()}
     return {name: counts[name] for name in (*TOTALS, *LEFT_OUT)} | means
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -93,22 +93,8 @@ def write_report(output: Path) -> dict[str, Any]:
     return report
 
 
-def format_summary(report: Mapping[str, Any]) -> str:
-    """The report in a few lines, for the terminal."""
-    counts = report["counts"]
-    lines = [
-        f"{counts['written']:,} of {counts['pictures']:,} pictures written in {report['labelled_units']} "
-        f"shards, {counts['regions']:,} regions, {counts['without_region']:,} pictures without one"
-    ]
-    lines += [f"  {name}: {_mean(value, 1)}" for name, value in report["summary"].items()]
-    for name in LEFT_OUT:
-        if counts[name]:
-            causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))
-            lines.append(f"  {name.replace('_', ' ')}: {causes}")
-    return "\n".join(lines)
-
-
-def _mean(value: float | None, digits: int) -> str:
+def mean_text(value: float | None, digits: int) -> str:
+    """A mean for people; `none` where there was nothing to count."""
     return "none" if value is None else f"{value:.{digits}f}"
 
 
@@ -133,7 +119,7 @@ def _page(report: Mapping[str, Any], has_sheet: bool) -> str:
         "<h2>Beside the paper's labels</h2>",
         _table(
             ("mean", "these", "paper, alt-text", "paper, VESL"),
-            [(name, _mean(value, 2), *PAPER[name]) for name, value in report["summary"].items()],
+            [(name, mean_text(value, 2), *PAPER[name]) for name, value in report["summary"].items()],
         ),
         "<h2>Contact sheet</h2><img src='sheet.jpg' alt='labelled pictures'>" if has_sheet else "",
         *_distributions(counts["histograms"]),
