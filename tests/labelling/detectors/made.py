@@ -13,10 +13,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
+    CLIPTextConfig,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
+    OmDetTurboConfig,
+    OmDetTurboForObjectDetection,
     Owlv2Config,
     Owlv2ForObjectDetection,
     OwlViTConfig,
@@ -143,6 +146,34 @@ def make_dino(folder: Path, model_type: str = "grounding-dino") -> Path:
     return folder
 
 
+def make_omdet(folder: Path) -> Path:
+    """A tiny OmDet-Turbo."""
+    names = ["!", "[UNK]", ",", ".", "detect", *WORDS, "<start>", "<end>"]  # the end has the largest id
+    ids = {name: row for row, name in enumerate(names)}
+    tokenizer(ids, "<start>", "<end>", "!").save_pretrained(folder)
+    text = CLIPTextConfig(
+        vocab_size=len(names), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=16, pad_token_id=0, bos_token_id=ids["<start>"],
+        eos_token_id=ids["<end>"], projection_dim=32,
+    )  # fmt: skip
+    vision = SwinConfig(
+        image_size=SIZE, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_indices=[2, 3, 4],
+    )  # fmt: skip
+    config = OmDetTurboConfig(
+        backbone_config=vision, text_config=text, use_timm_backbone=False, image_size=SIZE,
+        apply_layernorm_after_vision_backbone=False, text_projection_in_dim=32, text_projection_out_dim=32,
+        task_encoder_hidden_dim=32, class_embed_dim=32, num_queries=10, encoder_hidden_dim=16,
+        vision_features_channels=[16, 16, 16], encoder_in_channels=[16, 32, 64], encoder_attention_heads=2,
+        encoder_dim_feedforward=32, decoder_hidden_dim=16, decoder_num_heads=2, decoder_num_layers=2,
+        decoder_dim_feedforward=32,
+    )  # fmt: skip
+    save(OmDetTurboForObjectDetection(config), folder)
+    size = {"height": SIZE, "width": SIZE}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    return folder
+
+
 def save(model: torch.nn.Module, folder: Path) -> None:
     model_with_effect(model).save_pretrained(folder)
 
@@ -243,6 +274,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "owlvit": lambda folder: make_owl(folder, "owlvit"),
     "grounding-dino": make_dino,
     "mm-grounding-dino": lambda folder: make_dino(folder, "mm-grounding-dino"),
+    "omdet-turbo": make_omdet,
     "cloc": make_cloc,
 }
 

@@ -20,6 +20,7 @@ DETECTORS = {
     "owlvit": "open_cloc.labelling.detectors.owl:OwlDetector",
     "grounding-dino": "open_cloc.labelling.detectors.grounding_dino:GroundingDinoDetector",
     "mm-grounding-dino": "open_cloc.labelling.detectors.grounding_dino:GroundingDinoDetector",
+    "omdet-turbo": "open_cloc.labelling.detectors.omdet_turbo:OmDetTurboDetector",
     "cloc": "open_cloc.labelling.detectors.cloc:ClocDetector",
 }
 
