@@ -15,7 +15,6 @@ from open_cloc.errors import UserError
 from open_cloc.labelling.diff import compare
 from open_cloc.labelling.output import RunFolder, write_unit
 from open_cloc.labelling.pipeline import label
-from open_cloc.labelling.provenance import in_todays_words
 from open_cloc.labelling.recipe import (
     LabelRecipe,
 )
@@ -164,26 +163,6 @@ def test_a_folder_of_version_0_1_is_understood(tmp_path: Path) -> None:
     coarse = replace(mine, detect=replace(mine.detect, precision="bf16"))
     with pytest.raises(ValueError, match=r"recipe\.detect\.precision was 'fp32', now 'bf16'"):
         RunFolder.open(tmp_path / "out", coarse, source, units)
-
-
-def test_the_words_of_version_0_1() -> None:
-    old = {
-        "recipe": {
-            "caption": {"kind": "local", "model": "blip"},
-            "detect": {"kind": "transformers", "dtype": "bfloat16"},
-        },
-        "made_by": {"caption": {"name": "local", "model": "blip"}, "detect": {"dtype": "bfloat16"}},
-    }
-    new = {
-        "recipe": {
-            "caption": {"kind": "local", "weights": "blip"},
-            "detect": {"kind": "auto", "precision": "bf16"},
-        },
-        "made_by": {"caption": {"name": "local", "weights": "blip"}, "detect": {"precision": "bf16"}},
-    }
-    assert in_todays_words(old) == new
-    assert in_todays_words(new) == new
-    assert in_todays_words({"made_by": {}}) == {"made_by": {}}
 
 
 def test_a_broken_mark_is_named(tmp_path: Path) -> None:

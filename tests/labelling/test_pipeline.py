@@ -15,22 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from open_cloc.cli.label import main
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
     CaptionConfig,
-    DetectorConfig,
-    FilterConfig,
-    LabelRunConfig,
 )
 from open_cloc.labelling.stats import merge_stats
 from tests.labelling.caption_server import Server, answer, picture_in
 from tests.labelling.made import (
     COUNT,
     Labelled,
-    captions_only,
     checksums,
     recipe,
 )
@@ -171,24 +166,3 @@ def test_a_cluster_of_two_machines_one_of_which_dies(labelled: Labelled, tmp_pat
         (labelled.folder / "slow").unlink(missing_ok=True)
         machines.shutdown()
     assert checksums(output) == checksums(labelled.output)
-
-
-def test_wrong_requests(tmp_path: Path) -> None:
-    source, _ = captions_only(tmp_path / "in", 2)
-    mine = recipe(tmp_path)
-    for wrong, message in (
-        (replace(mine, filter=FilterConfig(min_score=2)), r"filter.min_score must lie in \[0, 1\]; got 2"),
-        (replace(mine, filter=FilterConfig(min_cycle=0.1)), "needs a cycle score"),
-        (
-            replace(mine, detect=DetectorConfig(), cycle_weights="detector"),
-            "needs a CLOC model as detector; got detect.kind 'auto'",
-        ),
-        (replace(mine, run=LabelRunConfig(batch_size=0)), "run.batch_size must be at least 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            label(wrong, source, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"unknown labelling recipe 'vsl'.*did you mean vesl"):
-        main(["vsl", source, str(tmp_path / "out")])
-    with pytest.raises(FileNotFoundError, match="no labelling run"):
-        main(["report", str(tmp_path)])
-    assert not (tmp_path / "out").exists()

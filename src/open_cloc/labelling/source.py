@@ -6,7 +6,6 @@ again, or spread over another number of machines, computes the very same numbers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from open_cloc.data.shards.read import expand_paths
 from open_cloc.data.shards.remote import list_shards
 from open_cloc.data.shards.write import Storage, encode_picture
 from open_cloc.errors import UserError
+from open_cloc.files import read_json
 from open_cloc.labelling.types import Batch, Failure, Picture, Unit
 from open_cloc.samples import RegionSample
 
@@ -103,8 +103,8 @@ def _tar(spec: str) -> Path:
 @lru_cache(maxsize=64)
 def _sizes_beside(folder: Path) -> dict[str, int]:
     try:
-        sizes = json.loads((folder / "sizes.json").read_text())
-    except (OSError, ValueError):  # only the progress bar's total depends on it
+        sizes = read_json(folder / "sizes.json")
+    except (OSError, UserError):  # only the progress bar's total depends on it
         return {}
     return sizes if isinstance(sizes, dict) else {}
 
