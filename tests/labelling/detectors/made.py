@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ from open_cloc.model.prompter import PrompterConfig
 
 TYPES = ("owlv2", "owlvit", "grounding-dino")
 
-
 WORDS = [
     "a",
     "the",
@@ -55,21 +55,16 @@ WORDS = [
     "two",
 ]
 
-
 SIZE = 64  # canvas of the tiny OWL models
-
 
 # Of scores in [0, 1] whose float32 products were made in another place or size of a batch: 4e-7 was seen.
 ROUNDING = 1e-5
-
 
 # A box is a mean of boxes up to 20 pixels apart. Their weights are exponentials of scores over 0.05 of the
 # spread of all scores, so rounding (1e-6 of a spread near 1e-2) moves it by some hundredths of a pixel.
 VOTES_PX = 0.1
 
-
 PICTURES = [(48, 80), (80, 48), (64, 64), (50, 90), (48, 80), (30, 100), (64, 64), (48, 80)]
-
 
 PHRASES = [
     ["dog"],
@@ -201,7 +196,8 @@ def make_cloc(folder: Path) -> Path:
     return folder
 
 
-def detector(folder: Path, **changes):
+def detector(folder: Path, **changes: Any) -> Any:
+    """A detector of the weights in a folder, which keeps every box."""
     return open_detector(DetectorConfig(weights=str(folder), **{"raw_score": 0.0, **changes}), "cpu")
 
 
@@ -216,7 +212,7 @@ def pictures() -> list[np.ndarray]:
     return [picture(size, seed) for seed, size in enumerate(PICTURES)]
 
 
-def bright_boxes(pixels: torch.Tensor, mean, std) -> torch.Tensor:
+def bright_boxes(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(B, 3, H, W), normalised -> (B, 4) `cxcywh` in pixels of the bright rectangle, to a part of one."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
     grey = (pixels * std + mean).mean(1)  # (B, H, W)
@@ -231,7 +227,7 @@ def bright_boxes(pixels: torch.Tensor, mean, std) -> torch.Tensor:
     return torch.stack(found)
 
 
-def plant(own) -> None:
+def plant(own: Any) -> None:
     """Make a detector's model find the bright rectangle in the pixels that it is given."""
     mean, std = own.preprocess.mean, own.preprocess.std
 

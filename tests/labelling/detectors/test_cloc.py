@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from tests.labelling.detectors.made import (
 )
 
 
-def test_cloc_equals_the_predictor(folders):
+def test_cloc_equals_the_predictor(folders: dict[str, Path]) -> None:
     own = detector(folders["cloc"], raw_score=0.0)
     predictor = Predictor(own.grounder.model)
     scale = own.grounder.model.clip.logit_scale.exp().item()
@@ -37,7 +39,7 @@ def test_cloc_equals_the_predictor(folders):
             assert np.abs(alike - box).max(1).min() < VOTES_PX
 
 
-def test_scores_of_a_sigmoid_model_are_its_own_probabilities(folders):
+def test_scores_of_a_sigmoid_model_are_its_own_probabilities(folders: dict[str, Path]) -> None:
     own = detector(folders["cloc"])
     model = own.grounder.model
     model.clip.logit_bias = torch.nn.Parameter(torch.tensor([-10.0]))
@@ -48,13 +50,13 @@ def test_scores_of_a_sigmoid_model_are_its_own_probabilities(folders):
     np.testing.assert_allclose(found.scores, [[1 / (1 + np.exp(-logit))]], atol=1e-5)
 
 
-def test_relative_scores_by_hand():
+def test_relative_scores_by_hand() -> None:
     scores = relative_scores(torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
     np.testing.assert_allclose(scores, [[1, np.exp(-2)], [np.exp(-3), np.exp(-1)]], atol=1e-6)
 
 
 @pytest.mark.parametrize("broken", ["box_head.2.bias", "project.weight"])
-def test_cloc_without_finite_numbers_is_a_failure(folders, broken):
+def test_cloc_without_finite_numbers_is_a_failure(folders: dict[str, Path], broken: str) -> None:
     own = detector(folders["cloc"])
     own.grounder.model.prompter.get_parameter(broken).data.fill_(torch.nan)
     found = own([picture((50, 80))] * 2, [["dog", "cat"], []])
@@ -62,7 +64,7 @@ def test_cloc_without_finite_numbers_is_a_failure(folders, broken):
     assert isinstance(found[1], Detections)
 
 
-def test_a_cloc_detector_knows_its_own_cycle_score(folders):
+def test_a_cloc_detector_knows_its_own_cycle_score(folders: dict[str, Path]) -> None:
     images, phrases = pictures()[:4], PHRASES[:4]
     found = detector(folders["cloc"])(images, phrases)
     expected = CycleScorer(str(folders["cloc"]), "cpu")(images, phrases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.labelling.detectors.made import (
 )
 
 
-def test_cycle_equals_the_predictor_asked_twice(folders):
+def test_cycle_equals_the_predictor_asked_twice(folders: dict[str, Path]) -> None:
     scorer = CycleScorer(str(folders["cloc"]), "cpu")
     predictor = Predictor(scorer.grounder.model)
     images, phrases = pictures(), [*PHRASES[:4], [], *PHRASES[5:]]
@@ -26,6 +27,6 @@ def test_cycle_equals_the_predictor_asked_twice(folders):
     assert json.loads(json.dumps(scorer.provenance)) == scorer.provenance
 
 
-def test_cycle_needs_a_cloc_model(folders):
+def test_cycle_needs_a_cloc_model(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="must be a CLOC model"):
         CycleScorer(str(folders["owlv2"]), "cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ from tests.labelling.detectors.made import (
 )
 
 
-def test_numbers_that_are_not_finite(folders):
+def test_numbers_that_are_not_finite(folders: dict[str, Path]) -> None:
     own = detector(folders["owlv2"])
     images = [picture((64, 64), seed) for seed in range(3)]
     usual = own(images, [["dog"]] * 3)
@@ -37,7 +39,7 @@ def test_numbers_that_are_not_finite(folders):
     assert_equal_detections(fine, usual[2])
 
 
-def test_keep_boxes_by_hand():
+def test_keep_boxes_by_hand() -> None:
     nan, inf = float("nan"), float("inf")
     rows = [
         ((0.1, 0.2, 0.5, 0.6), (0.3, 0.1)),
@@ -68,7 +70,7 @@ def test_keep_boxes_by_hand():
     }
 
 
-def test_boxes_in_the_padding_are_dropped_and_counted(folders):
+def test_boxes_in_the_padding_are_dropped_and_counted(folders: dict[str, Path]) -> None:
     own = detector(folders["owlv2"])
     wide = picture((20, 80))
     (found,) = own([wide], [["dog"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from tests.labelling.detectors.made import (
 
 @pytest.mark.parametrize("size_hw", [(200, 200), (160, 320), (320, 160), (80, 400), (420, 60)])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_planted_boxes_come_back_within_half_a_pixel(folders, model_type, size_hw):
+def test_planted_boxes_come_back_within_half_a_pixel(
+    folders: dict[str, Path], model_type: str, size_hw: tuple[int, int]
+) -> None:
     own = detector(folders[model_type])
     own.preprocess = replace(
         own.preprocess, size=(300, 500) if own.preprocess.mode == "edges" else (256, 256)
@@ -36,7 +39,7 @@ def test_planted_boxes_come_back_within_half_a_pixel(folders, model_type, size_h
 
 
 @pytest.mark.parametrize("pad_value", [0.0, 0.5])
-def test_the_padding_has_the_value_that_is_stated(pad_value):
+def test_the_padding_has_the_value_that_is_stated(pad_value: float) -> None:
     own = Preprocess("pad", (64, 64), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), pad_value, "bilinear")
     image = np.full((40, 80, 3), 51, np.uint8)
     canvas = own.canvas((40, 80))
@@ -51,7 +54,7 @@ def test_the_padding_has_the_value_that_is_stated(pad_value):
     )
 
 
-def test_what_the_checkpoint_says_of_its_pictures_is_followed(tmp_path):
+def test_what_the_checkpoint_says_of_its_pictures_is_followed(tmp_path: Path) -> None:
     defaults = {name: replace(own, size=(64, 64)) for name, own in owl.PREPROCESS.items()}
     defaults["grounding-dino"] = grounding_dino.PREPROCESS
 

@@ -7,7 +7,7 @@ import torch
 from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
 
 
-def test_the_text_cache_is_bounded():
+def test_the_text_cache_is_bounded() -> None:
     asked = []
 
     def encode(text: str) -> torch.Tensor:
@@ -21,7 +21,7 @@ def test_the_text_cache_is_bounded():
     assert asked == ["a", "bb", "ccc", "bb"]
 
 
-def test_a_single_word_that_is_too_long_is_cut_by_the_tokenizer():
+def test_a_single_word_that_is_too_long_is_cut_by_the_tokenizer() -> None:
     assert drop_first_words("b cc", "a {}", len, 6) == ("a b cc", False)
     assert drop_first_words("b cc", "a {}", len, 5) == ("a cc", True)
     assert drop_first_words("b cc", "a {}", len, 3) == ("a cc", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tests.labelling.detectors.made import (
 )
 
 
-def test_grounding_dino_equals_the_librarys_forward_pass(folders):
+def test_grounding_dino_equals_the_librarys_forward_pass(folders: dict[str, Path]) -> None:
     own = detector(folders["grounding-dino"])
     pixels = torch.randn(1, 3, 64, 96)
     phrases = ["a red dog", "cat", "two bird on the tree"]
@@ -37,7 +38,7 @@ def test_grounding_dino_equals_the_librarys_forward_pass(folders):
     assert cut == 0
 
 
-def test_a_picture_too_thin_for_the_queries_is_padded_and_masked(folders):
+def test_a_picture_too_thin_for_the_queries_is_padded_and_masked(folders: dict[str, Path]) -> None:
     own = detector(folders["grounding-dino"])
     own.preprocess = replace(own.preprocess, size=(300, 300))
     own.min_area = 300 * 60
@@ -54,7 +55,7 @@ def test_a_picture_too_thin_for_the_queries_is_padded_and_masked(folders):
     assert isinstance(found, Detections)
 
 
-def test_each_pass_of_grounding_dino_scores_its_own_phrases(folders):
+def test_each_pass_of_grounding_dino_scores_its_own_phrases(folders: dict[str, Path]) -> None:
     own = detector(folders["grounding-dino"])
     phrases = ["a red dog", "cat on the mat", "two small bird on the tree", "the blue car on the tree", "sky"]
     captions, _ = own._captions(phrases)
@@ -69,7 +70,7 @@ def test_each_pass_of_grounding_dino_scores_its_own_phrases(folders):
     np.testing.assert_allclose(whole.scores, expected[order], atol=1e-5)
 
 
-def test_separators_inside_a_phrase_do_not_split_it(folders):
+def test_separators_inside_a_phrase_do_not_split_it(folders: dict[str, Path]) -> None:
     own = detector(folders["grounding-dino"])
     image = picture((50, 80))
     dotted, plain, nothing = own([image] * 3, [["red . dog ?", "cat"], ["red dog", "cat"], [". ?", "cat"]])

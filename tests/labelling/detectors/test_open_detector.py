@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,14 +33,16 @@ from tests.labelling.detectors.made import (
         ({"kind": "cloc"}, ValueError, "holds a owlv2 model; detect.kind cloc is for cloc"),
     ],
 )
-def test_wrong_settings_are_one_sentence(folders, changes, error, message):
+def test_wrong_settings_are_one_sentence(
+    folders: dict[str, Path], changes: Any, error: type[Exception], message: str
+) -> None:
     config = replace(DetectorConfig(weights=str(folders["owlv2"])), **changes)
     with pytest.raises(error, match=message) as caught:
         open_detector(config, "cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_models_that_are_no_detectors(folders, tmp_path):
+def test_models_that_are_no_detectors(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match=r"bert model.*grounding-dino, mm-grounding-dino.*owlv2, owlvit"):
         open_detector(DetectorConfig(weights=str(tmp_path)), "cpu")
@@ -50,7 +54,7 @@ def test_models_that_are_no_detectors(folders, tmp_path):
         open_detector(DetectorConfig(weights=str(tmp_path)), "cpu")
 
 
-def test_the_architecture_that_is_named_is_the_one_that_the_weights_name(folders):
+def test_the_architecture_that_is_named_is_the_one_that_the_weights_name(folders: dict[str, Path]) -> None:
     for name in [*TYPES, "cloc"]:
         named = open_detector(DetectorConfig(kind=name, weights=str(folders[name])), "cpu")
         found = open_detector(DetectorConfig(weights=str(folders[name])), "cpu")
@@ -58,7 +62,7 @@ def test_the_architecture_that_is_named_is_the_one_that_the_weights_name(folders
         assert named.provenance == found.provenance
 
 
-def test_missing_weights_are_refused(tmp_path):
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = make_owl(tmp_path / "owlvit", "owlvit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.labelling.detectors.made import (
 
 
 @pytest.mark.parametrize("model_type", ["owlv2", "owlvit"])
-def test_owl_equals_the_librarys_forward_pass(folders, model_type):
+def test_owl_equals_the_librarys_forward_pass(folders: dict[str, Path], model_type: str) -> None:
     own = detector(folders[model_type])
     pixels = torch.randn(8, 3, SIZE, SIZE)
     most = max(map(len, PHRASES))
@@ -39,7 +40,7 @@ def test_owl_equals_the_librarys_forward_pass(folders, model_type):
     assert expected.logits[0, :, 0].sigmoid().std() > 1e-3  # or the comparison would say nothing
 
 
-def test_a_picture_size_that_is_not_the_models_own(folders, tmp_path):
+def test_a_picture_size_that_is_not_the_models_own(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = make_owl(tmp_path / "owlv2", "owlv2")
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 96, "width": 96}}))
     own = detector(folder)

