@@ -2,7 +2,7 @@
 
     python examples/embed_regions.py runs/demo/cloc/model boxes.json embeddings.npz
 
-`boxes.json` names the boxes of each picture, in pixels, x1 y1 x2 y2: {"photo.jpg": [[10, 20, 200, 180]], ...}.
+`boxes.json` names the boxes of each picture, in pixels, x1 y1 x2 y2: {"photo.jpg": [[10, 20, 200, 180]]}.
 """
 
 from __future__ import annotations
