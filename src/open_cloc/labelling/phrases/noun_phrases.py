@@ -1,7 +1,7 @@
 """Noun phrases of captions by the paper's rules (METHOD 5, step 2), and the choice of phrase rules.
 
 What the paper leaves open (hyphens, duplicates, captions that are no captions) is decided here; the rules in
-their order are in docs/phrases.md.
+their order are in docs/reference/phrases.md.
 """
 
 from __future__ import annotations
