@@ -38,6 +38,7 @@ EXTENDING = (DOCS / "design" / "extending.md").read_text(encoding="utf-8")
 
 MAX_PARAGRAPH, MAX_CELL = 50, 12  # words
 MAX_README = 65  # lines
+PLACEHOLDERS = {"--help", "--debug", "--section.field"}
 
 # Goes, with its marks, once the Python API of 0.2 is here.
 needs_new_api = pytest.mark.skipif(
@@ -133,8 +134,8 @@ def test_options_exist(page: Path) -> None:
     for words in commands(read(page)):
         verb, what = words[1], words[2] if len(words) > 2 else "--help"
         of = what if verb == "data" or what in ("diff", "report") else known.get(verb, "")
-        for option in (word for word in words[2:] if word.startswith("--")):
-            assert option in options_of(verb, of) | {"--help", "--debug"}, " ".join(words)
+        for option in re.findall(r"--[\w.-]+", " ".join(words)):
+            assert option in options_of(verb, of) | PLACEHOLDERS, " ".join(words)
 
 
 def test_make_targets_exist() -> None:
@@ -153,6 +154,14 @@ def test_ci_calls_the_readmes_test_command() -> None:
 def test_python_blocks_are_python(page: Path) -> None:
     for code in blocks(read(page), "python"):
         ast.parse(code)
+
+
+def test_the_canvas_of_the_page_on_data_is_as_it_says() -> None:
+    (code,) = (code for code in blocks(read(DOCS / "reference" / "data.md"), "python") if "Geometry" in code)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["canvas"].shape == (224, 224, 3)
+    assert abs(names["boxes_again"] - [[0.1, 0.2, 0.5, 0.9]]).max() < 1e-9
 
 
 def test_the_log_lists_its_pages_oldest_first() -> None:
