@@ -17,7 +17,7 @@ from benchmarks.timing import print_table, ratios, take_turns, verdict, write_js
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.objectives import LossConfig, total_loss
+from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch
 from open_cloc.training.accumulate import Forward, split_batch
 
@@ -70,9 +70,10 @@ def make_batch(model: CLOC, options: Options, seed: int = 0) -> RegionBatch:
 def backward(model: CLOC, batch: RegionBatch, parts: int) -> None:
     """Gradients of the total loss."""
     model.zero_grad()
-    forward = Forward(model, split_batch(batch, parts), bf16=False, place=(0, 0, 0))
+    objectives = Objectives()
+    forward = Forward(model, split_batch(batch, parts), objectives.needs, None, False, (0, 0, 0))
     features = forward.features()
-    total_loss(features, LossConfig())["total"].backward()
+    objectives(features)["total"].backward()
     forward.backward(features)
 
 

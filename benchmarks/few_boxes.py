@@ -28,9 +28,9 @@ from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
 from open_cloc.model.prompter import PrompterConfig, pool_boxes
-from open_cloc.objectives import total_loss
+from open_cloc.objectives import Objectives
 from open_cloc.samples import Features, RegionSample
-from open_cloc.training import optim
+from open_cloc.training import freeze, optim
 from open_cloc.training.recipes import small_pretrained
 
 RECIPE = small_pretrained()
@@ -153,14 +153,15 @@ def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
     """Train projections and Prompter on cached features, with the recipe's losses and optimizer."""
     torch.manual_seed(seed)
     model = create_model(replace(RECIPE.model, prompter=METHODS[method]))
-    optim.lock_towers(model, RECIPE.optim)
-    optimizer = optim.build_optimizer(model, RECIPE.optim)
+    freeze.lock_towers(model, RECIPE.optim)
+    objectives = Objectives(RECIPE.objectives)
+    optimizer = optim.build_optimizer(model, objectives, RECIPE.optim)
     model.train()
-    optim.lock_towers(model, RECIPE.optim)
+    freeze.lock_towers(model, RECIPE.optim)
     rng = np.random.default_rng(seed)
-    loader = RECIPE.data.loader
+    loader, batch_size = RECIPE.data.loader, RECIPE.run.global_batch_size
     for step in range(steps):
-        rows = torch.tensor(rng.integers(len(cache.tokens), size=min(loader.batch_size, len(cache.tokens))))
+        rows = torch.tensor(rng.integers(len(cache.tokens), size=min(batch_size, len(cache.tokens))))
         slots, mask = draw_regions(cache, rows, loader.num_regions, rng)
         unique = model.clip.text.proj(cache.text_features)  # (U, D)
         region_text = unique[cache.text_index[rows[:, None], slots].clamp(min=0)]  # (B, R, D)
@@ -181,7 +182,7 @@ def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
         factor = optim.learning_rate_factor(step, steps, RECIPE.optim.warmup)
         optim.set_learning_rate(optimizer, factor)
         optimizer.zero_grad()
-        total_loss(features, RECIPE.loss)["total"].backward()
+        objectives(features)["total"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.optim.grad_clip)
         optimizer.step()
         optim.clamp_logit_scale(model, RECIPE.optim.max_logit_scale)

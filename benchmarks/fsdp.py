@@ -25,15 +25,15 @@ import tyro
 from benchmarks.accumulation import Options as BatchOptions
 from benchmarks.accumulation import make_batch
 from benchmarks.timing import print_table, verdict, write_json
-from open_cloc.data.collate import LoaderConfig
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.training import optim
+from open_cloc.objectives import Objectives
+from open_cloc.training import freeze, optim
 from open_cloc.training.checkpoint import Progress, Saver, state_tensors
 from open_cloc.training.loop import Run, train_step
-from open_cloc.training.parallelize import spread
+from open_cloc.training.parallelize import parallelize
 from open_cloc.training.ranks import join_ranks
-from open_cloc.training.recipe import DataConfig, Recipe, RunConfig
+from open_cloc.training.recipe import Recipe, RunConfig
 
 RANKS = 2
 # The same losses but for the order of sums; of DDP's state; of a synchronous save.
@@ -76,22 +76,23 @@ def measure(options: Options, parallel: Any, folder: Path) -> Measured:
         model=ModelConfig(
             architecture=options.architecture, prompter=PrompterConfig(readout="prompt", box_prior=True)
         ),
-        data=DataConfig(loader=LoaderConfig(batch_size=options.batch_size)),
-        run=RunConfig(parallel=parallel, device="cpu"),
+        run=RunConfig(global_batch_size=RANKS * options.batch_size, parallel=parallel, device="cpu"),
     )
     with join_ranks("cpu") as ranks:
         torch.manual_seed(0)
         model = create_model(recipe.model).train()
-        optim.freeze_unreached(model, recipe.loss, recipe.data.loader.num_regions)
+        objectives = Objectives(recipe.objectives)
+        freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)
         batch = make_batch(model, BatchOptions(batch_size=options.batch_size), seed=ranks.rank)
-        network = spread(model, parallel, ranks)
-        run = Run(recipe, ranks, folder, model, network, optim.build_optimizer(model, recipe.optim))
+        network = parallelize(model, parallel, ranks)
+        optimizer = optim.build_optimizer(model, objectives, recipe.optim)
+        run = Run(recipe, ranks, folder, model, objectives, network, optimizer)
         losses, seconds = [], []
         for step in range(options.steps):
             started = time.process_time()
             losses.append(train_step(run, batch, step)["total"].item())
             seconds.append(time.process_time() - started)
-        held = {name: _local(tensor) for name, tensor in state_tensors(model, run.optimizer).items()}
+        held = {name: _local(tensor) for name, tensor in state_tensors(run.state).items()}
         return Measured(
             losses,
             sum(tensor.nbytes for name, tensor in held.items() if name.startswith("model.")),
@@ -109,7 +110,7 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 def _save_now(run: Run, folder: Path) -> float:
     started = time.perf_counter()
-    tensors = state_tensors(run.model, run.optimizer)
+    tensors = state_tensors(run.state)
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder), process_group=run.ranks.saving)
     return time.perf_counter() - started
 
@@ -117,7 +118,7 @@ def _save_now(run: Run, folder: Path) -> float:
 def _save_later(run: Run, folder: Path, count: int) -> tuple[list[float], list[float]]:
     """Seconds that training waits for each save, and seconds until it is written."""
     waited, written = [], []
-    with Saver(folder, run.model, run.optimizer, run.ranks, keep=1) as saver:
+    with Saver(folder, run.state, run.ranks, keep=1) as saver:
         for step in range(1, count + 1):
             started = time.perf_counter()
             saver.save(Progress(step, 1, run.ranks.size))

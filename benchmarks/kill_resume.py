@@ -65,10 +65,18 @@ def recipe() -> Recipe:
         ),
         data=DataConfig(
             train=("scenes:train,image_size=32,num_samples=1000",),
-            loader=LoaderConfig(batch_size=BATCH, num_regions=3, workers=WORKERS),
+            loader=LoaderConfig(num_regions=3, workers=WORKERS),
         ),
         optim=OptimConfig(lr=1e-3, warmup=10),
-        run=RunConfig(device="cpu", accumulate=2, save_steps=5, log_steps=1, report_to=(), progress=False),
+        run=RunConfig(
+            global_batch_size=BATCH * RANKS,
+            device="cpu",
+            accumulate=2,
+            save_steps=5,
+            log_steps=1,
+            report_to=(),
+            progress=False,
+        ),
     )
 
 

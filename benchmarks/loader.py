@@ -141,11 +141,14 @@ def whole_loader(
     sets: dict[str, SampleDataset], num_rounds: int, workers: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
     """Batches of a `RegionLoader`, reading and collating included, and the start of the workers."""
-    config = LoaderConfig(batch_size=32, workers=workers)
+    config = LoaderConfig(workers=workers)
     num_samples = 512
 
     def run(dataset: SampleDataset) -> None:
-        for _ in RegionLoader(dataset, Canvas(), NoTokenizer(), config, num_samples=num_samples):
+        loader = RegionLoader(
+            dataset, Canvas(), NoTokenizer(), config, batch_size=32, num_samples=num_samples
+        )
+        for _ in loader:
             pass
 
     tasks = {name: (lambda dataset=dataset: run(dataset), num_samples) for name, dataset in sets.items()}

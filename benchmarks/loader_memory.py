@@ -29,6 +29,7 @@ from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.remote import open_shards
 from open_cloc.data.shards.write import write_shards
 
+BATCH = 16
 AIM = 0.02  # growth from the middle epoch to the last: by then buffers have found their size
 
 
@@ -58,12 +59,13 @@ def measure(options: Options, folder: Path) -> np.ndarray:
     photos = open_reader(f"coco:{options.shared / 'coco128'}")
     write_shards((photos[i] for i in range(len(photos))), folder / "shards", samples_per_shard=32)
     local = ShardDataset(str(folder / "shards"))
-    cached = open_shards(f"file://{folder}/shards", str(folder / "cache"))
-    config = LoaderConfig(batch_size=16, num_regions=4, workers=options.workers, shuffle_shards=2)
+    cached = open_shards(f"file://{folder}/shards", folder / "cache")
+    config = LoaderConfig(num_regions=4, workers=options.workers, shuffle_shards=2)
     data = Mixture([local, cached], [1, 1])
-    batches = len(data) // config.batch_size
+    batches = len(data) // BATCH
     used = []
-    loader = RegionLoader(data, Canvas(), NoTokenizer(), config, num_samples=options.epochs * len(data))
+    total = options.epochs * len(data)
+    loader = RegionLoader(data, Canvas(), NoTokenizer(), config, batch_size=BATCH, num_samples=total)
     for number, _ in enumerate(loader):
         if (number + 1) % batches == 0:
             pids = [os.getpid(), *sorted(p.pid for p in multiprocessing.active_children() if p.pid)]

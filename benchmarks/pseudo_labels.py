@@ -3,8 +3,9 @@
 A teacher learns from some generated scenes with their true boxes. The labelling pipeline then labels other
 scenes, of which it is given captions only: by noun phrases of captions as a good captioner writes them, and
 by n-grams of captions as noisy as alt-text (the titles of clip art). Students learn from the true boxes of
-those scenes and from both kinds of labels: the same towers, pictures, steps and seed. Rows 8 and 15 of METHOD
-6 say what to expect. About 60 minutes on 2 cores; what is done is kept in the output folder.
+those scenes and from both kinds of labels: the same towers, pictures, steps and seed. Rows 8 and 15 of the
+paper's ablation table say what to expect. About 60 minutes on 2 cores; what is done is kept in the output
+folder.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.objectives import total_loss
-from open_cloc.objectives.total import LossConfig
+from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch
 
 CONTEXT, START, END = 77, 49406, 49407
@@ -171,7 +170,7 @@ def cloc_step(
     model: CLOC, batch: RegionBatch, literal: bool = False, bf16: bool = False
 ) -> Callable[[], object]:
     """Ours; `literal` recomputes every image token for every prompt, as the paper describes it."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimizer, objectives = torch.optim.AdamW(model.parameters(), lr=1e-6), Objectives()
 
     def step() -> None:
         with ExitStack() as stack:
@@ -180,7 +179,7 @@ def cloc_step(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 features = model(batch)
             optimizer.zero_grad()
-            total_loss(features, LossConfig())["total"].backward()
+            objectives(features)["total"].backward()
             optimizer.step()
 
     return step

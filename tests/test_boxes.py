@@ -88,3 +88,21 @@ def test_overlap_fraction_equals_a_loop() -> None:
                 assert got[i, r, n] == pytest.approx(area * 15, abs=1e-5)
     torch.testing.assert_close(got[0, 1], torch.ones(15))
     assert got[0, 0].eq(0).all()
+
+
+def test_iou_is_torchvisions_pair_by_pair() -> None:
+    low, size = torch.rand(2, 5, 3, 2), torch.rand(2, 5, 3, 2)
+    boxes, others = torch.cat([low, low + size], -1)  # (5, 3, 4) each
+    others[0, 0] = boxes[0, 0]
+    boxes[0, 1] = others[0, 1] = torch.tensor([0.3, 0.3, 0.3, 0.3])  # without area
+    found = B.iou(boxes, others)
+    expected = torchvision.ops.box_iou(boxes.reshape(-1, 4), others.reshape(-1, 4)).diagonal().reshape(5, 3)
+    torch.testing.assert_close(found, expected.nan_to_num())
+    assert found[0, 0] == 1
+    torch.testing.assert_close(B.iou(boxes, others[:, :1])[:, 0], found[:, 0])
+
+
+def test_areas_of_arrays_and_tensors_are_alike() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.25], [0.5, 0.0, 0.0, 0.5]])
+    torch.testing.assert_close(B.box_areas(boxes), torch.tensor([0.125, -0.25]))
+    np.testing.assert_allclose(B.box_areas(boxes.numpy()), [0.125, -0.25])

@@ -11,7 +11,6 @@ import pytest
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.objectives import LossConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Outer:
         Outer(maybe=Inner((5, 6))),
         CanvasConfig(image_size=(64, 32), resize_mode="squash", fill=(1, 2, 3)),
         PrompterConfig(readout="prompt", box_prior=True),
-        LossConfig(contrastive="sigmoid"),
     ],
     ids=lambda config: type(config).__name__,
 )

@@ -18,25 +18,20 @@ BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
-def _stack(columns: list, like: Array) -> Array:
-    if isinstance(like, torch.Tensor):
-        return torch.stack(columns, dim=-1)
-    return np.stack(columns, axis=-1)
-
-
 def convert_boxes(boxes: Array, source: str, target: str = "xyxy") -> Array:
     """Convert boxes between formats.
 
     Args:
         boxes: (..., 4) in any unit.
-        source: One of `xyxy` (corners), `xywh` (top-left corner and size, COCO), `cxcywh` (centre and size).
-        target: The same names.
+        source: The format they have: `xyxy` (corners), `xywh` (top-left corner and size, as in COCO) or
+            `cxcywh` (centre and size).
+        target: The format that is wanted, by the same names.
 
     Returns:
         (..., 4) in the same unit.
 
     Raises:
-        UserError: On an unknown format or a last dimension that is not 4.
+        UserError: On an unknown format, or if the last dimension is not 4.
     """
     for name in (source, target):
         if name not in BOX_FORMATS:
@@ -78,13 +73,14 @@ def validate_boxes_px(boxes_px: np.ndarray, size_hw: tuple[int, int], where: str
         where: Where the boxes come from, for the message.
 
     Raises:
-        UserError: Names the first wrong row, what is wrong with it, and the likely cause.
+        UserError: If a box is wrong; names the first such row, what is wrong with it, and the likely cause.
     """
     suffix = f" ({where})" if where else ""
     if boxes_px.ndim != 2 or boxes_px.shape[1] != 4:
         raise UserError(f"boxes must be (R, 4); got shape {tuple(boxes_px.shape)}{suffix}")
     height, width = size_hw
-    slack = 1e-3 * max(height, width)  # rounding of annotations, not a wrong format
+    # Annotators round: less than this outside is no wrong format.
+    slack = 1e-3 * max(height, width)
     for row, (x1, y1, x2, y2) in enumerate(boxes_px.tolist()):
         box = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] in row {row}"
         if not np.isfinite([x1, y1, x2, y2]).all():
@@ -98,6 +94,28 @@ def validate_boxes_px(boxes_px: np.ndarray, size_hw: tuple[int, int], where: str
             raise UserError(
                 f"boxes must lie inside the picture of {width} x {height} pixels; got {box}{suffix}"
             )
+
+
+def box_areas(boxes: Array) -> Array:
+    """Areas (...,) of `xyxy` boxes (..., 4); negative for inverted ones."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Intersection over union, pair by pair; torchvision's `box_iou` pairs all with all of one image.
+
+    Args:
+        boxes: (..., 4) `xyxy` in any unit.
+        others: (..., 4) in the same unit; the leading dimensions broadcast.
+
+    Returns:
+        (...,) in [0, 1]; 0 where neither box has an area.
+    """
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, others)]
+    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-12)
 
 
 def overlap_fraction(boxes: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
@@ -126,6 +144,8 @@ def grid_cells(grid_size: tuple[int, int], device: torch.device | None = None) -
     return torch.stack(corners, dim=-1).reshape(-1, 4)
 
 
-def box_areas(boxes: np.ndarray) -> np.ndarray:
-    """Areas (...,) of `xyxy` boxes (..., 4); negative for inverted ones."""
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+def _stack(columns: list[Array], like: Array) -> Array:
+    """Columns (...,) side by side (..., n), as what `like` is."""
+    if isinstance(like, torch.Tensor):
+        return torch.stack(columns, dim=-1)
+    return np.stack(columns, axis=-1)

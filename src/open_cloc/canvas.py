@@ -29,7 +29,39 @@ INTERPOLATIONS = {
 
 TORCH_INTERPOLATIONS = ("bilinear", "bicubic")
 
+# Of pixels in [0, 1], as OpenAI trained CLIP; most models keep to them.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """How a picture becomes the tower's input.
+
+    Attributes:
+        image_size: (height, width) of the canvas in pixels.
+        mean: Mean of each channel, of pixels in [0, 1].
+        std: Standard deviation of each channel.
+        resize_mode: `longest` (the long side resized, the rest padded, as in the paper) or `squash`. Never a
+            centre crop: boxes must survive.
+        interpolation: `bicubic` or `bilinear`.
+        fill: Colour of the padding, RGB in 0..255.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    resize_mode: Literal["longest", "squash"] = "longest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: tuple[int, int, int] = (122, 116, 104)
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in RESIZE_MODES:
+            raise UserError(f"unknown resize_mode {self.resize_mode!r}; expected longest or squash")
+        if self.interpolation not in TORCH_INTERPOLATIONS:
+            raise UserError(f"unknown interpolation {self.interpolation!r}; expected bicubic or bilinear")
 
 
 @dataclass(frozen=True)
@@ -41,7 +73,7 @@ class Geometry:
         target_hw: (height, width) of the canvas.
         mode: `longest` keeps the aspect ratio and pads (centred); `squash` fills the canvas.
         window: Part of the source that is used, (x1, y1, x2, y2) in whole source pixels.
-        content: Where it lands, (x1, y1, x2, y2) in whole canvas pixels, before mirroring.
+        content: Where the window lands, (x1, y1, x2, y2) in whole canvas pixels, before mirroring.
         flipped: Whether the whole canvas is mirrored left to right at the end.
     """
 
@@ -62,10 +94,11 @@ class Geometry:
             mode: `longest` (long side resized, rest padded evenly) or `squash`.
 
         Raises:
-            UserError: On an unknown mode or a side under one pixel.
+            UserError: If a side is under one pixel.
+            ValueError: On an unknown mode.
         """
         if mode not in RESIZE_MODES:
-            raise UserError(f"unknown resize mode {mode!r}; expected one of {', '.join(RESIZE_MODES)}")
+            raise ValueError(f"unknown resize mode {mode!r}; expected one of {', '.join(RESIZE_MODES)}")
         for name, size_hw in (("source", source_hw), ("target", target_hw)):
             if min(size_hw) < 1:
                 raise UserError(f"{name} size must be at least 1 x 1; got (height, width) = {size_hw}")
@@ -78,7 +111,8 @@ class Geometry:
         """Use only a part of the source, refitted onto the same canvas.
 
         Args:
-            box: Normalised `xyxy` of the *source* picture; rounded to whole pixels, at least one each way.
+            box: The part, normalised `xyxy` of the *source* picture; rounded to whole pixels, at least one
+                each way.
         """
         height, width = self.source_hw
         x1, x2 = _pixel_span(box[0], box[2], width)
@@ -116,15 +150,15 @@ class Geometry:
             (target height, target width, 3) uint8.
 
         Raises:
-            UserError: If the pixels are not of the source's size, or the interpolation is unknown.
+            ValueError: If the pixels are not of the source's size, or the interpolation is unknown.
         """
         if pixels.shape != (*self.source_hw, 3) or pixels.dtype != np.uint8:
-            raise UserError(
+            raise ValueError(
                 f"picture must be (H, W, 3) uint8 of size {self.source_hw}; got {pixels.dtype} {pixels.shape}"
             )
         if interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
-            raise UserError(f"unknown interpolation {interpolation!r}; expected one of {known}")
+            raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {known}")
         x1, y1, x2, y2 = self.content
         left, top, right, bottom = self.window
         if (right - left, bottom - top) == (x2 - x1, y2 - y1):
@@ -132,8 +166,8 @@ class Geometry:
         else:
             resized = resize(pixels[top:bottom, left:right], (y2 - y1, x2 - x1), interpolation)
         canvas = np.empty((*self.target_hw, 3), np.uint8)
-        row = np.tile(np.array(fill, np.uint8), (canvas.shape[1], 1))  # 28 x as fast as pixel by pixel
-        canvas[:] = row
+        # A row at a time is 28 times as fast as a pixel at a time.
+        canvas[:] = np.tile(np.array(fill, np.uint8), (canvas.shape[1], 1))
         canvas[y1:y2, x1:x2] = resized
         return np.ascontiguousarray(canvas[:, ::-1]) if self.flipped else canvas
 
@@ -202,6 +236,7 @@ def _pixel_span(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 def _scale_and_shift(boxes: Array, scale: np.ndarray, shift: np.ndarray) -> Array:
+    """Boxes (..., 4) times (4,) factors plus (4,) offsets, in the boxes' own precision."""
     if isinstance(boxes, torch.Tensor):
         return boxes * boxes.new_tensor(scale) + boxes.new_tensor(shift)
     return (boxes * scale + shift).astype(boxes.dtype)
@@ -213,36 +248,3 @@ def _mirror(boxes: Array) -> Array:
     if isinstance(boxes, torch.Tensor):
         return torch.stack(columns, dim=-1)
     return np.stack(columns, axis=-1)
-
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class CanvasConfig:
-    """How a picture becomes the tower's input.
-
-    Attributes:
-        image_size: (height, width) of the canvas in pixels.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        resize_mode: `longest`: long side resized, then padded (the paper); or `squash`. Never a centre crop:
-            boxes must survive.
-        interpolation: `bicubic` or `bilinear`.
-        fill: Colour of the padding, RGB in 0..255.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
-    resize_mode: Literal["longest", "squash"] = "longest"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    fill: tuple[int, int, int] = (122, 116, 104)
-
-    def __post_init__(self) -> None:
-        if self.resize_mode not in ("longest", "squash"):
-            raise UserError(f"unknown resize_mode {self.resize_mode!r}; expected longest or squash")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise UserError(f"unknown interpolation {self.interpolation!r}; expected bicubic or bilinear")

@@ -23,7 +23,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T
 
     Args:
         cls: A dataclass type.
-        values: Its fields; an instance is returned as it is.
+        values: The fields by name; an instance is returned as it is.
         where: What is being read, for the message.
 
     Raises:
@@ -49,11 +49,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) in (typing.Union, types.UnionType) and isinstance(value, Mapping):
-        for choice in typing.get_args(hint):  # of `Config | None`
+        for choice in typing.get_args(hint):  # such as `Config | None`
             if dataclasses.is_dataclass(choice):
                 return from_dict(typing.cast(type, choice), value, where)
     if isinstance(value, list) and "tuple" in str(hint):
-        return tuple(value)
+        inner = (*typing.get_args(hint), None)[0]
+        return tuple(_convert(inner, part, f"{where}[{row}]") for row, part in enumerate(value))
     return value
 
 
@@ -61,7 +62,7 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """What a table lists under a name, or what `package.module:Name` points to.
 
     Args:
-        table: Ours, by name. A text `module:object` in it is imported when it is asked for.
+        table: What there is, by name. A text `module:object` in it is imported when it is asked for.
         name: What the user gave.
         what: What the table lists, for messages, such as `task`.
 
@@ -84,7 +85,7 @@ def import_object(target: str, what: str) -> Any:
     """Import `package.module:name`.
 
     Args:
-        target: The module and the name.
+        target: The module and the name in it.
         what: What is imported, for the message.
 
     Raises:
@@ -101,7 +102,7 @@ def require(module: str, extra: str) -> Any:
     """Import a library that comes with an extra of this package.
 
     Args:
-        module: Its name, such as `spacy` or `ray.data`.
+        module: The library's name, such as `spacy` or `ray.data`.
         extra: The extra that brings it, such as `label`.
 
     Raises:
@@ -159,8 +160,8 @@ def call_with_options(
 
     Args:
         factory: A function or class.
-        *arguments: Its first arguments, in order.
-        options: Its named ones, as texts or as values.
+        *arguments: The first arguments of the factory, in order.
+        options: The others by name, as texts or as values.
         where: The spec that the options stand in, for messages.
 
     Raises:
@@ -178,12 +179,20 @@ def call_with_options(
     ]
     if lacking:
         raise UserError(f"{where!r} lacks the option {lacking[0]}=...")
-    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hints = _hints_of(factory)
     values = {
         name: _from_text(value, hints.get(name, str), name, where) if isinstance(value, str) else value
         for name, value in options.items()
     }
     return factory(*arguments, **values)
+
+
+def _hints_of(factory: Callable) -> dict[str, Any]:
+    """What a factory's annotations say; nothing where they cannot be found out, as with a partial's."""
+    try:
+        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError):
+        return {}
 
 
 def _from_text(text: str, hint: Any, name: str, where: str) -> Any:
@@ -207,4 +216,8 @@ def _from_text(text: str, hint: Any, name: str, where: str) -> Any:
         except ValueError:
             kind = "a whole number" if hint is int else "a number"
             raise UserError(f"{name} in {where!r} must be {kind}; got {text!r}") from None
-    return hint(text) if inspect.isclass(hint) and issubclass(hint, Path) else text
+    if inspect.isclass(hint) and issubclass(hint, Path):
+        if not text:
+            raise UserError(f"{name} in {where!r} must be a path; got nothing")
+        return hint(text)
+    return text

@@ -39,9 +39,10 @@ def draw_regions(
 
     Args:
         pixels: (H, W, 3) uint8; left as it is.
-        regions: With boxes normalised to this picture. Large ones are drawn first, so that none is hidden.
+        regions: Regions with boxes normalised to this picture. Large ones are drawn first, so that none is
+            hidden.
         show_scores: Write each score behind its text.
-        font_size: In pixels; follows the picture's size unless given.
+        font_size: Height of the texts in pixels; follows the picture's size unless given.
 
     Returns:
         (H, W, 3) uint8.
@@ -66,12 +67,15 @@ def contact_sheet(samples: Sequence[RegionSample], columns: int | None = None, t
     """Lay samples out in a grid, each with its regions drawn and its key and first caption below.
 
     Args:
-        samples: At least one.
+        samples: The samples, at least one.
         columns: Tiles in a row; about as many as rows unless given.
         tile: Width and height of a tile's picture in pixels.
 
     Returns:
         (sheet height, sheet width, 3) uint8.
+
+    Raises:
+        UserError: If there are no samples, or a picture cannot be read.
     """
     if not samples:
         raise UserError("a contact sheet needs at least one sample")

@@ -47,14 +47,14 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file; a byte order mark, as some editors write it, does no harm.
 
     Raises:
         MissingFileError: If it is not there.
         UserError: If it is not JSON; names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise MissingFileError(f"no such file: {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

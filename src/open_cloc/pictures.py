@@ -12,9 +12,19 @@ from PIL import Image, UnidentifiedImageError
 
 from open_cloc.errors import MissingFileError, UserError
 
-JPEG_START = b"\xff\xd8\xff"
+Picture: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
 
+JPEG_START = b"\xff\xd8\xff"
 DIRECT = ("YCbCr", "Gray", "RGB")  # a CMYK file needs Pillow's rules for inverted inks
+
+# What decoding raises on bytes that are no picture, and on one that is too large to be meant.
+UNDECODABLE = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
@@ -45,22 +55,9 @@ def _decode_jpeg(encoded: bytes) -> np.ndarray | None:
         return None
 
 
-# What decoding raises on bytes that are no picture, and on one that is too large to be meant.
-UNDECODABLE = (
-    UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)
-
-
 def decoding_error(error: Exception) -> str:
     """What is wrong with a picture, without the memory address that Pillow puts in: reruns say the same."""
     return str(error).partition(" <")[0] if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-Picture: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
 
 
 def read_pixels(image: Picture, what: str = "picture") -> np.ndarray:
@@ -86,6 +83,7 @@ def read_pixels(image: Picture, what: str = "picture") -> np.ndarray:
 
 
 def _read_encoded(image: str | Path | bytes, what: str) -> np.ndarray:
+    """Decode a file or its bytes, errors in the user's words."""
     where = "" if isinstance(image, bytes) else f" ({image})"
     try:
         return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes())

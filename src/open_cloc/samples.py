@@ -6,16 +6,37 @@ D shared embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from open_cloc.pictures import read_pixels
+
+T = TypeVar("T")
+
+OF_REGIONS = "regions."  # starts a role whose texts are of regions and not of the picture
+
+
+@dataclass(frozen=True)
+class Text:
+    """A further text of a picture or a region, with what it is for.
+
+    Attributes:
+        text: The text itself.
+        role: The purpose by which objectives ask for it, such as `long`, `recaption` or `negative`.
+        source: Who wrote it.
+        weight: Its chance to be drawn among the texts of its role.
+    """
+
+    text: str
+    role: str
+    source: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,7 @@ class Region:
         source: Who made it, such as `coco` or `owlv2`.
         span: Characters of the first caption that the text comes from, as (start, end), where it is known.
         cycle: Cosine of the text and the box that a model finds for it, where one was asked.
+        texts: Further texts of the box with roles of their own, such as hard negatives.
     """
 
     box: tuple[float, float, float, float]
@@ -37,6 +59,7 @@ class Region:
     source: str = ""
     span: tuple[int, int] | None = None
     cycle: float | None = None
+    texts: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,7 @@ class RegionSample:
         captions: Texts of the whole picture; may be empty.
         regions: May be empty.
         metadata: Whatever else the source said; carried through shards unchanged.
+        texts: Further texts of the whole picture, each with a role of its own.
     """
 
     key: str
@@ -56,6 +80,7 @@ class RegionSample:
     captions: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    texts: tuple[Text, ...] = ()
 
     def pixels(self) -> np.ndarray:
         """Decode the picture to (H, W, 3) uint8 RGB.
@@ -67,6 +92,64 @@ class RegionSample:
         if isinstance(self.image, np.ndarray):
             return self.image
         return read_pixels(self.image, f"image of sample {self.key!r}")
+
+
+def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The same value with every tensor in it changed; dataclasses and mappings are gone through."""
+    if isinstance(value, Tensor):
+        return change(value)  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        return {name: map_tensors(part, change) for name, part in value.items()}  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Further random crops of each picture.
+
+    Attributes:
+        count: Number of crops of each picture.
+        image_size: Side of their square canvas in pixels.
+        min_scale: Smallest share of the picture's area.
+        max_scale: Largest share.
+    """
+
+    count: int
+    image_size: int
+    min_scale: float = 0.05
+    max_scale: float = 0.4
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a run's objectives want of each sample beside a caption and regions.
+
+    Attributes:
+        roles: Role -> how many texts of it to draw for each picture, or under `regions.ROLE` for each region.
+        views: Further crops by name.
+    """
+
+    roles: Mapping[str, int] = field(default_factory=dict)
+    views: Mapping[str, ViewConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """Further crops of a batch's pictures, V of each, with the batch's regions in them.
+
+    Attributes:
+        images: (B, V, 3, H, W) uint8, of a size of their own.
+        content_boxes: (B, V, 4) normalised `xyxy` of the picture inside each padded canvas.
+        boxes: (B, V, R, 4) normalised `xyxy` of the view's canvas; zeros where the region is not in it.
+        region_mask: (B, V, R) bool, True where enough of a real region is in the view.
+    """
+
+    images: Tensor
+    content_boxes: Tensor
+    boxes: Tensor
+    region_mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,6 +168,9 @@ class RegionBatch:
         keys: Sample names.
         region_text_ids: (B, R) int64, a hash of each region's text, the same on every rank and in every run;
             0 where masked.
+        role_index: Rows of `texts` by role, -1 where there is none: (B, K) for texts of the picture, and
+            (B, R, K) under `regions.ROLE` for texts of regions.
+        views: Further crops by name, as objectives ask for them.
         bad: Samples that could not be used while this batch was made, counted by cause.
     """
 
@@ -98,25 +184,17 @@ class RegionBatch:
     text_lengths: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
     region_text_ids: Tensor | None = None
+    role_index: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, View] = field(default_factory=dict)
     bad: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> RegionBatch:
         """Move every tensor to a device, without blocking where memory is pinned."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> RegionBatch:
         """Called by torch's DataLoader when it pins memory."""
-        pinned = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return map_tensors(self, Tensor.pin_memory)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
@@ -133,12 +211,14 @@ class World:
 
     Attributes:
         first: Index of this rank's first image among the world's.
+        count: Images of this rank; 0 where it is alone.
         sum: Tensor -> its sum over ranks. What is computed from the sum must be the same on every rank; its
             gradient is handed back `world_size` times.
         max: Tensor -> its elementwise maximum over ranks, without gradient.
     """
 
     first: int = 0
+    count: int = 0
     sum: Callable[[Tensor], Tensor] = _unchanged
     max: Callable[[Tensor], Tensor] = _unchanged
 
@@ -146,12 +226,32 @@ class World:
 ALONE = World()
 
 
+# What the loss of the paper (eq. 4) needs of a batch, by field of `Features`.
+PAPER_NEEDS = frozenset(
+    {
+        "image_features",
+        "text_features",
+        "caption_mask",
+        "region_features",
+        "region_text_features",
+        "region_mask",
+        "region_text_ids",
+        "pred_boxes",
+        "boxes",
+        "logit_scale",
+    }
+)
+
+
 @dataclass(frozen=True)
 class Features:
-    """What the model makes of a batch and the losses eat. None of it is normalised yet.
+    """What the model makes of a batch and the objectives eat. None of it is normalised yet.
 
-    With several ranks, `training.distributed.gather` turns the text side and its masks into the world's: G
-    stands for B in `text_features`, `caption_mask`, `region_text_features`, `region_mask`, `region_text_ids`.
+    A field is None where no objective needs it. Objectives name what they need by field, and by a path for
+    what lies deeper: `teacher.image_features`, `views.local.image_features`, `texts.long`.
+
+    With several ranks, `training.gather` turns what objectives want from the whole world into the world's: it
+    then has G rows, this rank's B images among them from `world.first` on.
 
     Attributes:
         image_features: (B, D).
@@ -165,18 +265,89 @@ class Features:
         logit_scale: Multiplies cosine similarities; already exponentiated.
         logit_bias: Added to them by the sigmoid losses; None for softmax models.
         region_text_ids: (B, R) int64, equal where texts are equal; None if unknown.
+        image_tokens: (B, N, D) image tokens in the shared space, by the tower's own head.
+        image_token_mask: (B, N) True where a token sees the picture and not its padding.
+        text_tokens: (B, T, D) tokens of the captions in the shared space.
+        text_token_mask: (B, T) True for tokens of a caption, start and end marks and padding left out.
+        texts: Features of texts with roles: (B, K, D), and (B, R, K, D) under `regions.ROLE`.
+        text_masks: True for those that are there: (B, K) and (B, R, K).
+        views: Features of further crops, V of each picture: their fields have a second axis V.
+        teacher: The teacher's features of the same batch, without gradient.
         world: Where these images stand among the world's.
+        gathered: Paths of what is the world's by now.
     """
 
-    image_features: Tensor
-    text_features: Tensor
-    caption_mask: Tensor
-    region_features: Tensor
-    region_text_features: Tensor
-    region_mask: Tensor
-    pred_boxes: Tensor
-    boxes: Tensor
-    logit_scale: Tensor
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+    caption_mask: Tensor | None = None
+    region_features: Tensor | None = None
+    region_text_features: Tensor | None = None
+    region_mask: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    boxes: Tensor | None = None
+    logit_scale: Tensor | None = None
     logit_bias: Tensor | None = None
     region_text_ids: Tensor | None = None
+    image_tokens: Tensor | None = None
+    image_token_mask: Tensor | None = None
+    text_tokens: Tensor | None = None
+    text_token_mask: Tensor | None = None
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
+    text_masks: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Features] = field(default_factory=dict)
+    teacher: Features | None = None
     world: World = ALONE
+    gathered: frozenset[str] = frozenset()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its path."""
+        return dict(_walk(self, ""))
+
+    def take(self, *paths: str) -> list[Tensor]:
+        """Tensors by their paths.
+
+        Raises:
+            ValueError: If one is not there: the objective has not named it among its needs, or the model and
+                the data cannot give it.
+        """
+        known = self.tensors()
+        absent = [path for path in paths if path not in known]
+        if absent:
+            raise ValueError(f"features hold no {absent[0]!r}; an objective names it in `needs` to have it")
+        return [known[path] for path in paths]
+
+    def own(self, path: str) -> Tensor:
+        """The B rows of this rank, also of what is the world's."""
+        (tensor,) = self.take(path)
+        if path not in self.gathered:
+            return tensor
+        return tensor[self.world.first : self.world.first + self.world.count]
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Features:
+        """The same features with tensors replaced, by path."""
+        return _put(self, tensors, "")
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    parts: Mapping[str, Any] = {}
+    if isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, Features):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    for name, part in parts.items():
+        yield from _walk(part, f"{path}.{name}" if path else name)
+
+
+def _put(value: T, tensors: Mapping[str, Tensor], path: str) -> T:
+    if isinstance(value, Tensor):
+        return tensors.get(path, value)  # type: ignore[return-value]
+    below = f"{path}." if path else ""
+    if isinstance(value, Mapping):
+        return {n: _put(part, tensors, below + n) for n, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, Features):
+        parts = {f.name: _put(getattr(value, f.name), tensors, below + f.name) for f in fields(value)}
+        return replace(value, **parts)
+    return value

@@ -16,6 +16,7 @@ class PackedTexts:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
+        """Pack texts; a text that holds half a character, as JSON may, keeps it."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self._starts = np.cumsum([0, *map(len, encoded)])  # (texts + 1,)
@@ -27,7 +28,7 @@ class PackedTexts:
         if not 0 <= index < len(self):
             raise IndexError(f"text {index} of {len(self)}")
         content = self._bytes[self._starts[index] : self._starts[index + 1]].tobytes()
-        return content.decode("utf-8", "surrogatepass")  # JSON may hold half a character
+        return content.decode("utf-8", "surrogatepass")
 
 
 def clean_text(text: str, lower_case: bool) -> str:
@@ -37,5 +38,8 @@ def clean_text(text: str, lower_case: bool) -> str:
 
 
 def text_id(text: str) -> int:
-    """A 64-bit hash of a text, the same in every process. Two of 10^5 texts share one once in 3e9 steps."""
+    """A 64-bit hash of a text, the same in every process.
+
+    Of 10^5 different texts, two share one with a chance of 1 in 3e9.
+    """
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

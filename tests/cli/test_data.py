@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from open_cloc.boxes import convert_boxes
 from open_cloc.cli.main import main as cli
-from open_cloc.data.check import Boxes, check_dataset, format_report, guess_format
 from open_cloc.data.readers import open_reader
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
-from open_cloc.draw import contact_sheet, draw_regions, shorten
 from open_cloc.samples import Region, RegionSample
 
 COCO128 = Path(__file__).resolve().parents[3] / "shared/data/coco128"
@@ -49,91 +46,6 @@ def coco(folder: Path, boxes: list[list[float]], **image: Any) -> Path:
     path = folder / "instances_a.json"
     path.write_text(json.dumps(document))
     return path
-
-
-def test_sound_data_has_neither_errors_nor_warnings() -> None:
-    report = check_dataset([sample(i) for i in range(4)])
-    assert report.counts == {
-        "images": 4,
-        "captions": 4,
-        "regions": 8,
-        "images_without_captions": 0,
-        "images_without_regions": 0,
-    }
-    assert (report.errors, report.warnings) == ({}, {})
-    assert report.top_phrases == [("a red mug", 4), ("mug", 4)]
-    assert report.histograms["regions per image"] == {"2-4": 4}
-    assert report.histograms["box area"] == {"10-50 %": 8}
-    assert report.histograms["words per region text"] == {"3-5": 4, "1": 4}
-
-
-def test_every_kind_of_problem_is_counted_and_located() -> None:
-    cut = sample(3).image[:300]  # type: ignore[index]
-    data = [
-        sample(0, captions=(), regions=()),
-        sample(0, key="twin", captions=(" ",)),
-        sample(2, image=Path("/nowhere/x.jpg")),
-        sample(3, image=cut),
-        sample(4, regions=(Region((0.1, 0.1, 0.5, 0.6), ""), Region((0.1, 0.1, 0.1, 0.6), "thin"))),
-        sample(5, regions=(Region((0.5, 0.1, 0.2, 0.6), "a"), Region((0.1, 0.1, 1.5, 0.6), "b"))),
-        sample(6, regions=(Region((0.1, 0.1, 0.101, 0.2), "speck"),)),
-        sample(7, regions=(Region((0.1, 0.1, 0.5, 0.5), "x"),) * 2),
-        sample(8, regions=(Region((float("nan"), 0.1, 0.5, 0.5), "x"),)),
-    ]
-    report = check_dataset(data)
-    errors = {cause: finding.count for cause, finding in report.errors.items()}
-    assert errors == {
-        "missing picture": 1,
-        "undecodable picture": 1,
-        "empty region text": 1,
-        "box inverted": 1,
-        "box outside the picture": 1,
-        "box not finite": 1,
-    }
-    warnings = {cause: finding.count for cause, finding in report.warnings.items()}
-    assert warnings == {
-        "repeated picture": 1,
-        "empty caption": 1,
-        "box without area": 1,
-        "tiny box": 1,
-        "repeated box with the same text": 1,
-    }
-    assert report.warnings["repeated picture"].examples == ["key 'twin' is the same picture as 's0'"]
-    assert "sample 's5', region 1" in report.errors["box outside the picture"].examples[0]
-    assert report.counts["images_without_captions"] == 2
-    assert report.counts["images_without_regions"] == 1
-    text = format_report(report)
-    assert text.endswith("6 errors, 5 warnings")
-    assert "ERROR: box inverted: 1\n  box is inverted: got [0.5, 0.1, 0.2, 0.6]" in text
-
-
-def random_boxes(unit: str, box_format: str, declared: tuple[str, str], seed: int = 0) -> Boxes:
-    """True boxes of a 640 x 480 picture, written in one form and declared as another."""
-    rng = np.random.default_rng(seed)
-    corners = np.sort(rng.uniform(0, 1, (40, 2, 2)), axis=1)
-    corners[:, 1] = np.minimum(corners[:, 1] + 0.05, 1)
-    scale = {"pixels": [640, 480, 640, 480], "[0, 1]": 1, "[0, 1000]": 1000}[unit]
-    numbers = convert_boxes(corners.reshape(-1, 4) * scale, "xyxy", box_format)
-    return Boxes(numbers, (480, 640), *declared)
-
-
-@pytest.mark.parametrize("unit", ["pixels", "[0, 1]", "[0, 1000]"])
-@pytest.mark.parametrize("box_format", ["xyxy", "xywh", "cxcywh"])
-@pytest.mark.parametrize("declared", [("xyxy", "[0, 1]"), ("xywh", "pixels")])
-def test_the_real_format_of_wrong_boxes_is_guessed(unit: str, box_format: str, declared: Any) -> None:
-    sentence = guess_format([random_boxes(unit, box_format, declared, seed) for seed in range(5)])
-    if (box_format, unit) == declared:
-        assert sentence == ""
-    else:
-        assert sentence.endswith(f"these look like {box_format} in {unit}")
-        assert "of 200 boxes are wrong or tiny as " + " in ".join(declared) in sentence
-
-
-def test_a_single_wrong_box_is_no_reason_to_guess(tmp_path: Path) -> None:
-    good = random_boxes("pixels", "xywh", ("xywh", "pixels"))
-    good.numbers[0] = [600, 10, 630, 40]  # right as xyxy only
-    assert guess_format([good]) == ""
-    assert guess_format([]) == ""
 
 
 def test_check_of_coco_boxes_in_the_wrong_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +135,7 @@ def test_convert_leaves_out_bad_samples_only_where_allowed(
     ("args", "message"),
     [
         (["check", "nowhere"], "'nowhere' is neither an existing path nor FORMAT:PATH"),
-        (["check", "yolo:x"], "'yolo:x' is neither an existing path nor FORMAT:PATH"),
+        (["check", "ark:x"], "'ark:x' is neither an existing path nor FORMAT:PATH"),
         (["check", "coco:nowhere"], "no such annotation file or folder: nowhere"),
         (["check", "scenes:val", "--num", "0"], "--num must be at least 1; got 0"),
         (["convert", "scenes:val,num_samples=3", "{full}"], "output folder must be new or empty; got "),
@@ -244,42 +156,6 @@ def test_user_errors_are_one_line_and_exit_2(
     assert message in error
     assert "\n" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
-
-
-def test_boxes_are_drawn_where_they_are() -> None:
-    pixels = np.full((100, 200, 3), 255, np.uint8)
-    before = pixels.copy()
-    drawn = draw_regions(pixels, [Region((0.25, 0.4, 0.75, 0.9), "")])
-    np.testing.assert_array_equal(pixels, before)
-    changed = (drawn != 255).any(-1)
-    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-    assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (50, 40, 150, 90)
-    assert not changed[50:80, 60:140].any()  # an outline, not a filled box
-
-
-def test_texts_colours_and_scores() -> None:
-    pixels = np.full((100, 200, 3), 255, np.uint8)
-    boxes = ((0.1, 0.3, 0.3, 0.9), (0.6, 0.3, 0.9, 0.9))
-    same = draw_regions(pixels, [Region(box, "cat") for box in boxes])
-    assert same[60, 20].tolist() == same[60, 120].tolist()
-    plain = draw_regions(pixels, [Region(boxes[0], "cat", 0.5)])
-    scored = draw_regions(pixels, [Region(boxes[0], "cat", 0.5)], show_scores=True)
-    assert (plain != scored).any()
-    assert (scored != 255).any(-1)[:30].any()  # the label stands above its box
-    tiny = draw_regions(np.zeros((3, 3, 3), np.uint8), [Region((0, 0, 1, 1), "a long phrase")])
-    assert tiny.shape == (3, 3, 3)
-
-
-def test_contact_sheet_layout_and_long_captions() -> None:
-    samples = [sample(i, captions=("word " * 100,)) for i in range(5)]
-    sheet = contact_sheet(samples, columns=2, tile=100)
-    assert sheet.shape[1] == 2 * 108 + 8
-    assert sheet.shape[0] == 3 * (100 + 3 * 11 + 8) + 8
-    assert (sheet[-100:, 116 + 8 :] == 255).all()  # the sixth place is empty
-    assert shorten("short", 12, 400) == "short"
-    assert shorten("word " * 100, 12, 100).endswith("…")
-    with pytest.raises(ValueError, match="at least one sample"):
-        contact_sheet([])
 
 
 @pytest.mark.skipif(not COCO128.exists(), reason="../shared/data/coco128 is not here")

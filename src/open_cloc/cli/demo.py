@@ -24,9 +24,10 @@ from open_cloc.boxes import normalize_boxes
 from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
 from open_cloc.draw import contact_sheet
-from open_cloc.errors import ExistingFileError, UserError
+from open_cloc.errors import ExistingFileError, RunError
 from open_cloc.evaluation.features import EvaluationConfig
-from open_cloc.evaluation.run import evaluate, write_result
+from open_cloc.evaluation.run import evaluate
+from open_cloc.files import write_json, write_whole
 from open_cloc.inference.predictor import Predictor
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, RegionSample
@@ -34,14 +35,12 @@ from open_cloc.training.loop import FINAL_FOLDER
 from open_cloc.training.recipes import scenes_cloc
 
 MODELS = ("clip", "cloc")
-
 PICTURE_SCENES = 6
-
 MOST_THREADS = 4  # per model: towers this small gain nothing from more
 
 
 @dataclass(frozen=True)
-class DemoCommand:
+class Options:
     """Train CLIP and CLOC on generated scenes and compare them on unseen ones.
 
     Attributes:
@@ -61,28 +60,29 @@ class DemoCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when both models are trained, measured and drawn."""
-    command = tyro.cli(DemoCommand, args=list(argv), prog="open-cloc demo")
-    if command.overwrite:
-        remove_earlier(command.output)
-    if command.output.exists() and any(command.output.iterdir()):
-        raise ExistingFileError(f"{command.output} is not empty: give --overwrite, or another --output")
-    command.output.mkdir(parents=True, exist_ok=True)
-    samples = command.samples or scenes_cloc().run.samples
+    options = tyro.cli(Options, args=list(argv), prog="open-cloc demo")
+    if options.overwrite:
+        remove_earlier(options.output)
+    if options.output.exists() and any(options.output.iterdir()):
+        raise ExistingFileError(f"{options.output} is not empty: give --overwrite, or another --output")
+    options.output.mkdir(parents=True, exist_ok=True)
+    samples = options.samples or scenes_cloc().run.samples
     threads = min(MOST_THREADS, max(1, (os.cpu_count() or 2) // len(MODELS)))
     print(f"training CLIP and CLOC side by side on {samples} scenes, {threads} thread(s) each", flush=True)
-    seconds = train_both(command, samples, threads)
-    models = {name: CLOC.from_pretrained(str(command.output / name / FINAL_FOLDER)) for name in MODELS}
-    config = SceneConfig(seed=command.seed)
-    rows = compare(models["clip"], models["cloc"], config, command.scenes)
+    seconds = train_both(options, samples, threads)
+    models = {name: CLOC.from_pretrained(str(options.output / name / FINAL_FOLDER)) for name in MODELS}
+    config = SceneConfig(seed=options.seed)
+    rows = compare(models["clip"], models["cloc"], config, options.scenes)
     report = {
         "scenes_seen": samples,
         "training_seconds": round(seconds),
-        "seed": command.seed,
+        "seed": options.seed,
         "results": rows,
     }
-    write_result(report, command.output / "demo.json")
-    Image.fromarray(draw(models["cloc"], config)).save(command.output / "demo.png")
-    print(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {command.output}/demo.png, demo.json")
+    write_json(options.output / "demo.json", report)
+    with write_whole(options.output / "demo.png") as part:
+        Image.fromarray(draw(models["cloc"], config)).save(part)
+    print(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {options.output}/demo.png, demo.json")
     return 0
 
 
@@ -94,14 +94,14 @@ def remove_earlier(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def train_both(command: DemoCommand, samples: int, threads: int) -> float:
+def train_both(options: Options, samples: int, threads: int) -> float:
     """Train both models at the same time, each in a process of its own; returns the seconds it took.
 
     Raises:
-        UserError: If one of them fails; its own message stands above.
+        RunError: If one of them fails; its own message stands above.
     """
     started = time.monotonic()
-    running = [_start_training(name, line, command, samples, threads) for line, name in enumerate(MODELS)]
+    running = [_start_training(name, line, options, samples, threads) for line, name in enumerate(MODELS)]
     try:
         while all(process.poll() in (None, 0) for process in running) and None in [p.poll() for p in running]:
             time.sleep(0.2)  # until all are done, or the first one fails
@@ -111,18 +111,18 @@ def train_both(command: DemoCommand, samples: int, threads: int) -> float:
             process.terminate()
     for name, code in zip(MODELS, codes):
         if code:
-            raise UserError(f"training {name} ended with exit code {code}")
+            raise RunError(f"training {name} ended with exit code {code}")
     return time.monotonic() - started
 
 
 def _start_training(
-    name: str, line: int, command: DemoCommand, samples: int, threads: int
+    name: str, line: int, options: Options, samples: int, threads: int
 ) -> subprocess.Popen[bytes]:
-    scenes = f"scenes:train,num_samples={samples},seed={command.seed}"
+    scenes = f"scenes:train,num_samples={samples},seed={options.seed}"
     overrides = {
         "--run.samples": str(samples),
-        "--run.output": str(command.output / name),
-        "--run.seed": str(command.seed),
+        "--run.output": str(options.output / name),
+        "--run.seed": str(options.seed),
         "--data.train": scenes,
     }
     # One bar under the other on a terminal; a line now and then in a log.

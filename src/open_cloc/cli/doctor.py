@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import platform
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
 
+from open_cloc.files import version_of, versions
+
+DISTRIBUTION = "open-cloc"
+
+# Libraries that change numbers.
 LIBRARIES = (
-    "open-cloc",
+    DISTRIBUTION,
     "torch",
     "torchvision",
     "open_clip_torch",
@@ -21,8 +27,12 @@ LIBRARIES = (
     "tyro",
 )
 
-# extra -> (module that it brings, what it enables)
-EXTRAS = {"wandb": ("wandb", "train --run.report-to wandb")}
+# What each extra of the package is for.
+ENABLES = {
+    "wandb": "train --run.report-to wandb",
+    "label": "label, and tables in Parquet",
+    "dev": "make check",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,29 +40,16 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="open-cloc doctor", description=__doc__)
     parser.parse_args(argv)
     for title, rows in (
-        ("versions", versions()),
+        ("versions", [("python", platform.python_version()), *versions(*LIBRARIES).items()]),
         ("devices", devices()),
         ("extras", extras()),
         ("weights of `open-cloc train small-pretrained`", small_weights()),
     ):
         print(title)
-        width = max(len(name) for name, _ in rows)
+        width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             print(f"  {name:{width}}  {value}")
     return 0
-
-
-def versions() -> list[tuple[str, str]]:
-    """Of Python and of the libraries that change numbers."""
-    return [("python", platform.python_version()), *((name, version_of(name)) for name in LIBRARIES)]
-
-
-def version_of(distribution: str) -> str:
-    """An installed distribution's version."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def devices() -> list[tuple[str, str]]:
@@ -82,13 +79,29 @@ def _cpu_bf16(torch: ModuleType) -> str:
 
 
 def extras() -> list[tuple[str, str]]:
-    """Optional dependencies and what each enables."""
+    """The package's extras, and which of their libraries are missing."""
     rows = []
-    for extra, (module, enables) in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        state = "installed" if there else f"not installed: pip install 'open-cloc[{extra}]'"
-        rows.append((extra, f"{state} ({enables})"))
+    for extra, libraries in libraries_of_extras().items():
+        missing = [library for library in libraries if version_of(library) == "not installed"]
+        advice = f"not installed ({', '.join(missing)}): pip install '{DISTRIBUTION}[{extra}]'"
+        purpose = f"; for {ENABLES[extra]}" if extra in ENABLES else ""
+        rows.append((extra, (advice if missing else "installed") + purpose))
     return rows
+
+
+def libraries_of_extras() -> dict[str, list[str]]:
+    """What each extra installs, by the package's metadata; empty where it is not installed as a package."""
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for requirement in requirements:
+        extra = re.search(r"""extra == ['"]([\w-]+)""", requirement)
+        library = re.match(r"[\w.-]+", requirement)
+        if extra and library and library[0] != DISTRIBUTION:
+            found[extra[1]].append(library[0])
+    return dict(found)
 
 
 def small_weights() -> list[tuple[str, str]]:

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import tyro
 
+from open_cloc.model.interpolate import interpolate
+
 
 @dataclass(frozen=True)
-class InterpolateCommand:
+class Options:
     """Average the weights of two models of one architecture (WiSE-FT): (1 - alpha) * first + alpha * second.
 
     Attributes:
@@ -29,13 +31,9 @@ class InterpolateCommand:
     towers_only: bool = False
 
 
-def interpolate(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when the model is written."""
-    command = tyro.cli(InterpolateCommand, args=list(argv), prog="open-cloc interpolate")
-    from open_cloc.model.interpolate import interpolate as write_mixture
-
-    write_mixture(
-        command.first, command.second, command.alpha, command.output, towers_only=command.towers_only
-    )
-    print(command.output)
+    options = tyro.cli(Options, args=list(argv), prog="open-cloc interpolate")
+    interpolate(options.first, options.second, options.alpha, options.output, towers_only=options.towers_only)
+    print(options.output)
     return 0

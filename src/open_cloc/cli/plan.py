@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 
-from open_cloc.config import lookup
+from open_cloc.cli.recipe import RecipeField, parse_options
 from open_cloc.errors import UserError
-from open_cloc.objectives.contrastive import DENSE_PAIRS
+from open_cloc.files import write_json
+from open_cloc.objectives.pairs.losses import DENSE_PAIRS
 from open_cloc.training.measure import measure, measure_step, start
 from open_cloc.training.plan import Hardware, Measured, Plan, make_plan, memory_of
 from open_cloc.training.recipe import Recipe
-from open_cloc.training.recipes import RECIPES
 
 GIB = 2**30
 
@@ -30,13 +27,13 @@ class Options:
     """Predict what a run needs, from a few measured steps.
 
     Attributes:
-        recipe: What to plan; every field can be overridden. `loader.batch_size` is one device's.
+        recipe: What to plan; every field can be overridden. The batch is shared by all devices.
         hardware: What it will run on.
         check: Measure a step at the recipe's batch size too, and print it beside the prediction.
         output: JSON file to write, if any.
     """
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
+    recipe: RecipeField
     hardware: Hardware = field(default_factory=Hardware)
     check: bool = False
     output: Path | None = None
@@ -47,25 +44,29 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N] [--check]")
         return 0 if argv else 2
-    default = lookup(RECIPES, argv[0], "recipe")()
-    prog = f"open-cloc plan {argv[0]}"
-    options = tyro.cli(Options, args=list(argv[1:]), default=Options(default), prog=prog)
+    options = parse_options(Options, "plan", argv)
     recipe, hardware = options.recipe, options.hardware
-    measured, embed_dim = measure(recipe)
+    measured, embed_dim = measure(recipe, hardware.devices)
     plan = make_plan(recipe, hardware, measured, embed_dim)
     print("\n".join(describe(recipe, hardware, measured, plan)))
     result = {"recipe": asdict(recipe), "measured": asdict(measured), "plan": asdict(plan)}
     if options.check:
-        alone = make_plan(recipe, replace(hardware, devices=1), measured, embed_dim)
-        result["checked"] = _check(recipe, alone)
+        result["checked"] = _check(alone_on_one(recipe, hardware), hardware, measured, embed_dim)
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.output, result)
     return 0
 
 
-def _check(recipe: Recipe, alone: Plan) -> dict[str, float]:
-    """Print a measured step of the whole batch on one device beside its plan."""
-    size = recipe.data.loader.batch_size
+def alone_on_one(recipe: Recipe, hardware: Hardware) -> Recipe:
+    """The recipe of one device's share of the batch."""
+    size = recipe.run.rank_batch_size(hardware.devices)
+    return replace(recipe, run=replace(recipe.run, global_batch_size=size))
+
+
+def _check(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: int) -> dict[str, float]:
+    """Print a measured step of a batch on one device beside its plan."""
+    size = recipe.run.global_batch_size
+    alone = make_plan(recipe, replace(hardware, devices=1), measured, embed_dim)
     try:
         seconds, activations = measure_step(start(recipe), size)
     except torch.OutOfMemoryError as error:
@@ -79,7 +80,7 @@ def _check(recipe: Recipe, alone: Plan) -> dict[str, float]:
 def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan) -> list[str]:
     """The plan in words and numbers, a line each."""
     loader = recipe.data.loader
-    size, world = loader.batch_size, loader.batch_size * hardware.devices
+    size, world = recipe.run.rank_batch_size(hardware.devices), recipe.run.global_batch_size
     step = world / plan.images_per_second
     shares = ", ".join(f"{name} {share:.0%}" for name, share in measured.shares.items())
     return [
@@ -109,7 +110,7 @@ def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan)
 
 def loss_form(recipe: Recipe, hardware: Hardware) -> str:
     """Which form the region loss takes: it chooses by size."""
-    pairs = recipe.data.loader.batch_size * max(1, recipe.data.loader.num_regions)
+    pairs = recipe.run.rank_batch_size(hardware.devices) * max(1, recipe.data.loader.num_regions)
     dense = pairs * pairs * hardware.devices <= DENSE_PAIRS
     return "dense matrices" if dense else "tiles, nothing quadratic"
 
@@ -117,16 +118,13 @@ def loss_form(recipe: Recipe, hardware: Hardware) -> str:
 def suggestions(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan) -> list[str]:
     """What to change, if anything."""
     loader, lines = recipe.data.loader, []
+    size = recipe.run.rank_batch_size(hardware.devices)
     if plan.largest_batch < 8:
         lines.append(
             "memory: not even 8 images fit: shard the states with --run.parallel fsdp on more devices"
         )
-    elif plan.largest_batch < loader.batch_size:
-        parts = next(
-            m
-            for m in range(1, loader.batch_size + 1)
-            if loader.batch_size % m == 0 and loader.batch_size // m <= plan.largest_batch
-        )
+    elif plan.largest_batch < size:
+        parts = next(m for m in range(1, size + 1) if size % m == 0 and size // m <= plan.largest_batch)
         lines.append(f"batch: {plan.largest_batch} images fit at once: use --run.accumulate {parts}")
     else:
         lines.append(f"batch: up to {plan.largest_batch} images a rank fit")
@@ -134,14 +132,14 @@ def suggestions(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Pl
     if loader.num_regions and share > SMALL_REGION_COST:
         lines.append(
             f"regions: the Prompter takes {share:.0%} of the forward pass with M = {loader.num_regions}; "
-            "M = 2 is nearly as good in the paper (METHOD 6, row 12)"
+            "M = 2 is nearly as good in the paper (its ablation table, row 12)"
         )
     elif loader.num_regions:
         lines.append(
             f"regions: M = {loader.num_regions} costs {share:.0%} of the forward pass: fewer save little"
         )
     if measured.loader_rate:
-        needed = loader.batch_size / plan.seconds_without_data / measured.loader_rate
+        needed = size / plan.seconds_without_data / measured.loader_rate
         lines.append(
             f"data: one worker prepares {measured.loader_rate:,.0f} images/s; a rank needs {ceil(needed)}"
         )

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from open_cloc.config import lookup
-from open_cloc.errors import UserError
+from open_cloc.cli.recipe import RecipeField, parse_options
 from open_cloc.training.loop import FINAL_FOLDER, train
 from open_cloc.training.ranks import Ranks, join_ranks
 from open_cloc.training.recipe import Recipe
@@ -32,7 +28,7 @@ class Options:
         verify_resume: Train nothing: prove in a temporary folder that this recipe resumes exactly.
     """
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field()
+    recipe: RecipeField
     resume: str = ""
     verify_resume: bool = False
 
@@ -51,12 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
-    default = lookup(RECIPES, argv[0], "recipe")()
-    if not isinstance(default, Recipe):
-        raise UserError(f"recipe {argv[0]!r} must return a Recipe; got {type(default).__name__}")
-    options = tyro.cli(
-        Options, args=list(argv[1:]), default=Options(default), prog=f"open-cloc train {argv[0]}"
-    )
+    options = parse_options(Options, "train", argv)
     recipe = options.recipe
     with join_ranks(recipe.run.device) as ranks:
         if options.verify_resume:

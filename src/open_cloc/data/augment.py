@@ -44,18 +44,23 @@ def random_geometry(
     """Crop and mirror a fitted geometry at random.
 
     Args:
-        geometry: As made by `Geometry.fit`.
-        augment: How much.
+        geometry: The whole picture on its canvas, as made by `Geometry.fit`.
+        augment: How much may change.
         texts: All texts of the sample; one that names a side forbids mirroring.
-        rng: Where the randomness comes from.
+        rng: Source of every random choice.
     """
     if augment.min_crop_scale < 1:
-        side = float(np.sqrt(rng.uniform(augment.min_crop_scale, 1)))  # keeps the aspect ratio
-        x, y = rng.uniform(0, 1 - side, size=2)
-        geometry = geometry.crop((x, y, x + side, y + side))
+        geometry = random_crop(geometry, augment.min_crop_scale, 1, rng)
     if augment.flip and rng.random() < augment.flip and not any(map(SIDE_WORDS.search, texts)):
         geometry = geometry.flip()
     return geometry
+
+
+def random_crop(geometry: Geometry, min_scale: float, max_scale: float, rng: np.random.Generator) -> Geometry:
+    """A random crop of the source's own aspect ratio, a share of its area between two limits."""
+    side = float(np.sqrt(rng.uniform(min_scale, max_scale)))
+    x, y = rng.uniform(0, 1 - side, size=2)
+    return geometry.crop((x, y, x + side, y + side))
 
 
 def visible_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,11 @@ class BadSamples:
     """Counts samples that cannot be used and stops the run when they are too many."""
 
     def __init__(self, max_fraction: float) -> None:
+        """Count from nothing.
+
+        Args:
+            max_fraction: Share of bad samples past which the run stops.
+        """
         self.max_fraction = max_fraction
         self.tried = 0
         self.causes: Counter[str] = Counter()
@@ -33,6 +38,10 @@ class BadSamples:
 
     def add(self, good: int, bad: Sequence[BadSample]) -> None:
         """Count the samples that a batch took, and those that it could not take.
+
+        Args:
+            good: Number of samples that could be used.
+            bad: The others.
 
         Raises:
             UserError: If the share of bad ones is past the limit, or one could not be replaced.

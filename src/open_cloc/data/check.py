@@ -26,6 +26,7 @@ from open_cloc.data.annotations import (
     describe_problem,
     raw_sample,
 )
+from open_cloc.errors import MissingFileError, UserError
 from open_cloc.samples import RegionSample
 
 NUM_EXAMPLES = 5  # per finding
@@ -67,10 +68,10 @@ class Report:
     """What a check has found; `dataclasses.asdict` makes it JSON.
 
     Attributes:
-        counts: Images, captions, regions, and images without either.
-        errors: By cause; data that cannot be used as it is.
-        warnings: By cause; data that can be used, but perhaps should not.
-        histograms: Name -> bin -> count.
+        counts: Numbers of images, captions, regions, and of images without either.
+        errors: Findings by cause, of data that cannot be used as it is.
+        warnings: Findings by cause, of data that can be used, but perhaps should not.
+        histograms: Numbers of cases by histogram and bin.
         top_phrases: The most common region texts with their counts.
     """
 
@@ -98,8 +99,9 @@ def check_dataset(
     """Check samples one by one; nothing that is wrong with the data raises.
 
     Args:
-        dataset: Any; of readers that keep raw boxes every wrong one is found, not only each sample's first.
-        indices: Which samples; all unless given.
+        dataset: Any dataset; where its reader keeps raw boxes, every wrong one is found, not only each
+            sample's first.
+        indices: Numbers of the samples to look at; all unless given.
         progress: Called with 1 after each sample.
     """
     tally = Tally()
@@ -110,7 +112,7 @@ def check_dataset(
     for index in range(len(dataset)) if indices is None else indices:
         try:
             tally.add(raw_sample(dataset, index))
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:  # what readers from elsewhere raise, too
             tally.errors["unreadable sample"].add(str(error))
         progress(1)
     return tally.report()
@@ -171,10 +173,10 @@ class Tally:
         """Decode the picture; its (height, width), or None where that fails."""
         try:
             pixels = RegionSample(raw.key, raw.image).pixels()
-        except FileNotFoundError as error:
+        except MissingFileError as error:
             self.errors["missing picture"].add(str(error))
             return None
-        except ValueError as error:
+        except UserError as error:
             self.errors["undecodable picture"].add(f"{error} ({raw.where})")
             return None
         size_hw = (pixels.shape[0], pixels.shape[1])

@@ -14,9 +14,12 @@ from open_cloc.boxes import box_areas
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import checked_boxes
 from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
+from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
 from open_cloc.errors import UserError
-from open_cloc.samples import RegionBatch, RegionSample
+from open_cloc.samples import RegionBatch, RegionSample, Wants
 from open_cloc.texts import clean_text, text_id
+
+NOTHING_MORE = Wants()
 
 
 class Tokenize(Protocol):
@@ -40,6 +43,8 @@ class Prepared(NamedTuple):
     caption: str | None
     boxes: np.ndarray  # (<= R, 4) float32
     texts: list[str]
+    role_texts: Mapping[str, list[list[str]]] = {}
+    views: Mapping[str, PreparedView] = {}
 
 
 def prepare(
@@ -48,6 +53,7 @@ def prepare(
     preprocess: CanvasConfig,
     config: LoaderConfig,
     rng: np.random.Generator,
+    wants: Wants = NOTHING_MORE,
 ) -> Prepared:
     """Resize a picture, carry its boxes along, and draw its regions and caption.
 
@@ -55,8 +61,9 @@ def prepare(
         sample: With boxes of the whole picture.
         pixels: (H, W, 3) uint8 of the sample.
         preprocess: The canvas.
-        config: How many regions, which are too small, how texts are cleaned.
+        config: Number of regions, least size, cleaning of texts.
         rng: Source of every random choice.
+        wants: Texts with roles and further crops to make.
 
     Raises:
         UserError: If a box is not finite, inverted or outside the picture.
@@ -79,11 +86,17 @@ def prepare(
         caption=captions[int(rng.integers(len(captions)))] if captions else None,
         boxes=boxes[drawn].astype(np.float32),
         texts=[texts[row] for row in drawn],
+        role_texts=draw_texts(sample, drawn.tolist(), wants.roles, config.lower_case, rng),
+        views=make_views(pixels, checked_boxes(sample)[drawn], preprocess, config.augment, wants.views, rng),
     )
 
 
 def collate(
-    samples: Sequence[Prepared], num_regions: int, tokenize: Tokenize, bad: Mapping[str, int]
+    samples: Sequence[Prepared],
+    num_regions: int,
+    tokenize: Tokenize,
+    bad: Mapping[str, int],
+    roles: Mapping[str, int] = NOTHING_MORE.roles,
 ) -> RegionBatch:
     """Stack prepared samples, padding regions to `num_regions` and encoding each distinct text once."""
     rows: dict[str, int] = {}  # text -> row of `texts`
@@ -102,6 +115,7 @@ def collate(
         ).long()
         text_ids[i, :count] = torch.tensor([text_id(text) for text in sample.texts]).long()
         mask[i, :count] = True
+    role_index = index_texts([sample.role_texts for sample in samples], roles, num_regions, rows)
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))  # (B, H, W, 3)
     texts = tokenize(list(rows) or [""])  # an index of 0 must point somewhere, even in a batch without text
     lengths = tokenize.lengths(texts)
@@ -118,6 +132,8 @@ def collate(
         region_mask=mask,
         keys=tuple(sample.key for sample in samples),
         region_text_ids=text_ids,
+        role_index={role: torch.where(own < 0, own, place[own]) for role, own in role_index.items()},
+        views=stack_views([sample.views for sample in samples], num_regions),
         bad=dict(bad),
     )
 
@@ -127,10 +143,9 @@ class LoaderConfig:
     """How batches are made.
 
     Attributes:
-        batch_size: Images per batch on one rank.
         num_regions: Regions drawn per image, anew each epoch (the paper's M).
         workers: Processes that decode; 0 decodes in this process.
-        seed: Of the order, the draws and the augmentation.
+        seed: Fixes the order, the draws and the augmentation.
         shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
             groups of 16. The cache must hold two groups.
@@ -140,11 +155,10 @@ class LoaderConfig:
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
         lower_case: Lower-case captions and phrases, as the paper does.
-        caption_from_regions: Where a picture has no caption, join its distinct phrases.
+        caption_from_regions: Join a picture's distinct phrases to a caption where it has none.
         augment: Random crop and flip.
     """
 
-    batch_size: int = 64
     num_regions: int = 4
     workers: int = 2
     seed: int = 0
@@ -160,7 +174,6 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         least_values = {
-            "batch_size": 1,
             "num_regions": 0,
             "workers": 0,
             "seed": 0,

@@ -18,12 +18,12 @@ from torch.utils.data import get_worker_info
 from open_cloc.canvas import CanvasConfig
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.data.collate import LoaderConfig, Prepared, Tokenize, collate, prepare
+from open_cloc.data.collate import NOTHING_MORE, LoaderConfig, Prepared, Tokenize, collate, prepare
 from open_cloc.data.order import laned_order
 from open_cloc.data.shards.index import UnreadableShardError
-from open_cloc.data.workers import _run_workers
+from open_cloc.data.workers import run_workers
 from open_cloc.errors import UserError
-from open_cloc.samples import RegionBatch
+from open_cloc.samples import RegionBatch, Wants
 
 MAX_DRAWS = 16  # bad samples in a row before the data is called unusable
 
@@ -47,6 +47,8 @@ class RegionLoader:
         num_samples: int | None = None,
         start_sample: int = 0,
         *,
+        batch_size: int,
+        wants: Wants = NOTHING_MORE,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -56,10 +58,12 @@ class RegionLoader:
             dataset: Samples by number; several go into a `Mixture`.
             preprocess: Canvas size, resize mode, interpolation and fill colour.
             tokenize: Texts to (T, length) int64 ids; picklable where workers are spawned.
-            config: How batches are made.
+            config: Rules by which batches are made.
             num_samples: Samples that all ranks together see in the whole run; None is one epoch.
             start_sample: Samples that all ranks together have seen already.
-            rank: This process.
+            batch_size: Images of a batch on this rank.
+            wants: Texts with roles and further crops that the run's objectives want of each sample.
+            rank: Number of this process.
             world_size: Number of processes.
 
         Raises:
@@ -70,15 +74,15 @@ class RegionLoader:
         self.config = config
         self.total = len(dataset) if num_samples is None else num_samples
         self.start = start_sample
-        self.global_batch_size = config.batch_size * world_size
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1; got {batch_size}")
+        self.global_batch_size = batch_size * world_size
         if self.total < self.global_batch_size:
             raise UserError(
                 f"num_samples must fill at least one batch of {self.global_batch_size}; got {self.total}"
             )
-        first = start_sample + rank * config.batch_size
-        self._batches = _Batches(
-            dataset, preprocess, tokenize, config, first, self.global_batch_size, len(self)
-        )
+        places = _Places(start_sample + rank * batch_size, batch_size, self.global_batch_size, len(self))
+        self._batches = _Batches(dataset, preprocess, tokenize, config, places, wants)
 
     def __len__(self) -> int:
         """Number of batches from `start_sample` on."""
@@ -94,7 +98,7 @@ class RegionLoader:
         """
         tally = BadSamples(self.config.max_bad_fraction)
         pin = torch.cuda.is_available()
-        for made in _run_workers(self._batches, self.config.workers, pin, self.config.timeout):
+        for made in run_workers(self._batches, self.config.workers, pin, self.config.timeout):
             tally.add(made.good, made.bad)
             assert made.batch is not None  # the tally has stopped the run otherwise
             yield made.batch
@@ -108,6 +112,15 @@ class _Made(NamedTuple):
     bad: list[BadSample]
 
 
+class _Places(NamedTuple):
+    """Which positions of the run this rank's batches take."""
+
+    first: int
+    batch_size: int
+    stride: int  # from a batch to the next
+    length: int  # batches
+
+
 class _Batches:
     """The b-th batch of a pass, as an indexable dataset for torch's DataLoader."""
 
@@ -117,33 +130,32 @@ class _Batches:
         preprocess: CanvasConfig,
         tokenize: Tokenize,
         config: LoaderConfig,
-        first: int,
-        stride: int,
-        length: int,
+        places: _Places,
+        wants: Wants,
     ) -> None:
         self.dataset, self.preprocess, self.tokenize, self.config = dataset, preprocess, tokenize, config
-        self.first, self.stride, self.length = first, stride, length
+        self.places, self.wants = places, wants
         self.order = laned_order(
-            dataset, config.seed, config.shuffle, config.shuffle_shards, config.lanes, stride
+            dataset, config.seed, config.shuffle, config.shuffle_shards, config.lanes, places.stride
         )
         # (workers,) number of the sample that each worker is at, seen by the main process
         self.reading = torch.full((max(1, config.workers),), -1).share_memory_()
 
     def __len__(self) -> int:
-        return self.length
+        return self.places.length
 
     def __getitem__(self, number: int) -> _Made:
-        begin = self.first + number * self.stride
+        begin = self.places.first + number * self.places.stride
         prepared: list[Prepared] = []
         bad: list[BadSample] = []
-        for position in range(begin, begin + self.config.batch_size):
+        for position in range(begin, begin + self.places.batch_size):
             sample, failures = self._draw(position)
             bad += failures
             if sample is None:
                 return _Made(None, len(prepared), bad)
             prepared.append(sample)
         causes = Counter(failure.cause for failure in bad)
-        batch = collate(prepared, self.config.num_regions, self.tokenize, causes)
+        batch = collate(prepared, self.config.num_regions, self.tokenize, causes, self.wants.roles)
         return _Made(batch, len(prepared), bad)
 
     def _draw(self, position: int) -> tuple[Prepared | None, list[BadSample]]:
@@ -160,7 +172,7 @@ class _Batches:
                 cause = "unreadable image"
                 pixels = sample.pixels()
                 cause = "invalid sample"
-                return prepare(sample, pixels, self.preprocess, self.config, rng), bad
+                return prepare(sample, pixels, self.preprocess, self.config, rng, self.wants), bad
             except (
                 Exception
             ) as error:  # a shard of millions may hold anything: counted, and stopped past a limit

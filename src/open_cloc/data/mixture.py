@@ -30,8 +30,8 @@ class Mixture:
         """Join datasets.
 
         Args:
-            sources: At least one, none of them empty.
-            weights: One positive number for each source, in any unit; none for a plain concatenation.
+            sources: The datasets, at least one, none of them empty.
+            weights: A positive number for each source, in any unit; none for a plain concatenation.
 
         Raises:
             UserError: If a source is empty, the weights do not fit, or a weighted mixture is joined without.
@@ -60,6 +60,7 @@ class Mixture:
 
     @property
     def remote(self) -> bool:
+        """Whether any source fetches its shards from elsewhere."""
         return any(is_remote(source) for source in self.sources)
 
     def prefetch(self, shards: Sequence[int]) -> None:

@@ -25,9 +25,11 @@ class Order(Protocol):
 
     def index(self, position: int) -> int:
         """Number of the sample."""
+        ...
 
     def other(self, position: int, rng: np.random.Generator) -> int:
         """Number of a random sample that may stand in for a bad one at that position."""
+        ...
 
 
 def order_of(
@@ -40,12 +42,12 @@ def order_of(
     """The order in which a run goes through a dataset.
 
     Args:
-        dataset: Any; a `Mixture` is looked into.
-        seed: Of every random choice.
+        dataset: Any dataset; a `Mixture` is looked into.
+        seed: Where every random choice comes from.
         shuffle: Visit each epoch in a new order.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards by
             `WINDOW_SHARDS`.
-        lane: Which lane of how many; of n lanes, each visits every n-th shard.
+        lane: The number of a lane, and how many there are; of n lanes, each visits every n-th shard.
     """
     if isinstance(dataset, Mixture) and dataset.weights is not None:
         orders = [
@@ -67,12 +69,12 @@ def laned_order(
     """An order in which each part of a global batch has shards of its own.
 
     Args:
-        dataset: As for `order_of`.
-        seed: As for `order_of`.
-        shuffle: Must be true if there is more than one lane.
-        shuffle_shards: As for `order_of`, for each lane.
-        lanes: Number of parts.
-        batch_size: Of all ranks together.
+        dataset: Any dataset, as for `order_of`.
+        seed: Where every random choice comes from.
+        shuffle: Visit each epoch in a new order; must be true if there is more than one lane.
+        shuffle_shards: Shards whose samples are mixed at a time in each lane, as for `order_of`.
+        lanes: Number of parts of a global batch.
+        batch_size: Images in a step, of all ranks together.
 
     Raises:
         UserError: If batch or shards cannot be dealt to so many lanes.
@@ -145,10 +147,10 @@ class WindowedOrder:
         """Choose shards.
 
         Args:
-            dataset: With `shard_sizes`, or it is cut into pieces.
-            seed: Of the order.
+            dataset: Any dataset; one without `shard_sizes` is cut into pieces.
+            seed: Where the order comes from.
             window_shards: Shards that are mixed at a time; 0 for all.
-            lane: As for `order_of`.
+            lane: The number of a lane, and how many there are.
 
         Raises:
             UserError: If the lane is left without samples.
@@ -222,8 +224,8 @@ class LanedOrder:
         """Deal a batch.
 
         Args:
-            orders: Of each lane.
-            batch_size: Of all ranks together, a multiple of the lanes.
+            orders: The order in each lane.
+            batch_size: Images in a step, of all ranks together; a multiple of the lanes.
         """
         self.orders, self.batch_size, self.share = orders, batch_size, batch_size // len(orders)
 
@@ -253,8 +255,8 @@ class WeightedOrder:
         """Deal one period.
 
         Args:
-            orders: Of each source.
-            weights: Their shares, adding up to 1.
+            orders: The order of each source.
+            weights: Shares of the sources, adding up to 1.
             starts: Number of each source's first sample in the mixture.
         """
         self.orders, self.starts = orders, starts

@@ -12,11 +12,18 @@ from torch.utils.data import DataLoader
 from open_cloc.errors import WorkerDiedError, WorkerTimeoutError
 
 
-def _run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> Iterator[Any]:
-    """Items of an indexable dataset in order, made by worker processes.
+def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> Iterator[Any]:
+    """Yield the items of an indexable dataset in order, made by worker processes.
+
+    Args:
+        batches: The dataset, with `__len__` and `__getitem__`. Where it has a tensor `reading`, of a number
+            for each worker, a hung worker's is told.
+        workers: Number of processes; 0 makes the items in this one.
+        pin: Whether to pin the memory of what comes.
+        timeout: Seconds without an item after which a worker counts as hung; 0 for never.
 
     Raises:
-        WorkerTimeoutError: If a worker gives nothing for `timeout` seconds (0: never).
+        WorkerTimeoutError: If a worker hangs.
         WorkerDiedError: If a worker dies.
     """
     # Its own generator: starting workers draws a seed, which must not move the training's random state.
@@ -70,4 +77,5 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 
 def _unchanged(item: Any) -> Any:
+    """In place of torch's collation, which would make tensors of names."""
     return item

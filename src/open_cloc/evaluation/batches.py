@@ -11,7 +11,7 @@ from torch import Tensor
 
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import SampleDataset, checked_boxes
-from open_cloc.data.workers import _run_workers
+from open_cloc.data.workers import run_workers
 from open_cloc.samples import RegionSample
 
 
@@ -40,7 +40,7 @@ def evaluation_batches(
         UserError: On the first sample that cannot be used; an evaluation never skips.
         MissingFileError: If that sample's picture is missing.
     """
-    for made in _run_workers(_EvaluationBatches(dataset, preprocess, batch_size), workers, pin=False):
+    for made in run_workers(_EvaluationBatches(dataset, preprocess, batch_size), workers, pin=False):
         if isinstance(made, Exception):
             raise made
         yield made

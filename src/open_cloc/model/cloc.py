@@ -6,7 +6,7 @@ embedding, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
 from open_cloc.errors import MissingFileError
 from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
+from open_cloc.model.features import compute_features, encode_distinct_texts
 from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
-from open_cloc.model.text_buckets import split_by_length
-from open_cloc.samples import Features, RegionBatch
+from open_cloc.samples import PAPER_NEEDS, Features, RegionBatch
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,15 @@ class CLOC(
                 Tokens that see nothing of it are masked out of the Prompter's attention.
         """
         output = towers.encode_image(self.clip.visual, self.normalize_pixels(images))
-        mask = None
-        if content_boxes is not None:
-            cells = grid_cells(output.grid_size, images.device)
-            mask = overlap_fraction(content_boxes[:, None].float(), cells)[:, 0] > 0  # (B, N)
+        mask = None if content_boxes is None else self.tokens_in_picture(output.grid_size, content_boxes)
         prompted = self.prompter.prepare(output.image_tokens, output.grid_size, mask)
         return ImageState(output.image_features, output.image_tokens, output.grid_size, prompted)
+
+    @staticmethod
+    def tokens_in_picture(grid_size: tuple[int, int], content_boxes: Tensor) -> Tensor:
+        """Which tokens of a grid see something of the picture (B, 4) and not only padding: (B, N) bool."""
+        cells = grid_cells(grid_size, content_boxes.device)
+        return overlap_fraction(content_boxes[:, None].float(), cells)[:, 0] > 0
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids (U, T) -> text features (U, D), not normalised."""
@@ -150,44 +153,13 @@ class CLOC(
         pooled = pool_boxes(state.image_tokens, state.grid_size, boxes)  # (B, R, 49, C)
         return towers.project_pooled(self.clip.visual, pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
 
-    def forward(self, batch: RegionBatch) -> Features:
-        """Everything that the losses need of a batch. Each distinct text is encoded once."""
-        unique = self.encode_distinct_texts(batch)  # (U, D)
-        region_text = unique[batch.region_text_index]  # (B, R, D)
-        if batch.boxes.shape[1]:
-            state = self.encode_image(batch.images, batch.content_boxes)
-            image_features = state.image_features
-            regions = self.encode_regions(state, batch.boxes)
-            pred_boxes = self.ground(state, region_text)
-        else:  # a batch that asks for no regions is plain CLIP, at plain CLIP's price
-            image_features = towers.encode_image(
-                self.clip.visual, self.normalize_pixels(batch.images)
-            ).image_features
-            regions, pred_boxes = region_text, batch.boxes
-        return Features(
-            image_features=image_features,
-            text_features=unique[batch.caption_index.clamp(min=0)],
-            caption_mask=batch.caption_index >= 0,
-            region_features=regions,
-            region_text_features=region_text,
-            region_mask=batch.region_mask,
-            pred_boxes=pred_boxes,
-            boxes=batch.boxes,
-            logit_scale=self.clip.logit_scale.exp(),
-            logit_bias=self.clip.logit_bias,
-            region_text_ids=batch.region_text_ids,
-        )
+    def forward(self, batch: RegionBatch, needs: Collection[str] = PAPER_NEEDS) -> Features:
+        """What the objectives need of a batch, by path of `Features`. Each distinct text is encoded once."""
+        return compute_features(self, batch, needs)
 
     def encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
-        """(U, D), texts of like length together."""
-        if not batch.text_lengths:
-            return self.encode_text(batch.texts)
-        features, start = [], 0
-        for count, length in split_by_length(batch.text_lengths):
-            texts = batch.texts[start : start + max(1, count), :length]  # an empty bucket makes its pass too
-            features.append(self.encode_text(texts)[:count])
-            start += count
-        return torch.cat(features)
+        """The batch's texts (U, T) -> (U, D), texts of like length together."""
+        return encode_distinct_texts(self, batch)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' activations in the backward pass instead of keeping them."""

@@ -1,4 +1,4 @@
-"""The grounding loss (METHOD 2, eq. 3).
+"""The grounding loss (the paper, eq. 3).
 
 Shapes: B images of this rank, G images of the world, R regions per image (padded).
 """
@@ -6,13 +6,14 @@ Shapes: B images of this rank, G images of the world, R regions per image (padde
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
 from open_cloc.errors import UserError
-from open_cloc.samples import ALONE, World
+from open_cloc.samples import ALONE, Features, World
 
 
 def _l2(pred_boxes: Tensor, boxes: Tensor) -> Tensor:
@@ -25,7 +26,30 @@ def _l1_giou(pred_boxes: Tensor, boxes: Tensor) -> Tensor:
     return (pred_boxes - boxes).abs().sum(-1) + 0.4 * giou
 
 
-KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "l1_giou": _l1_giou}
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "l1_giou": _l1_giou}
+
+
+class Grounding(nn.Module):
+    """Boxes found from phrases against the true ones, a mean over the world's regions.
+
+    Args:
+        form: `l2`, the paper's mean squared error over coordinates, or `l1_giou`.
+    """
+
+    per = "images_with_regions"
+    gathered = frozenset({"region_mask"})
+    needs = frozenset({"pred_boxes", "boxes", "region_mask"})
+
+    def __init__(self, form: Literal["l2", "l1_giou"] = "l2") -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise UserError(f"unknown grounding loss {form!r}; expected one of {', '.join(FORMS)}")
+        self.form = form
+
+    def forward(self, features: Features) -> Tensor:
+        """(B, R, 4) predicted against (B, R, 4) true boxes -> a scalar."""
+        pred_boxes, boxes, mask = features.take("pred_boxes", "boxes", "region_mask")
+        return grounding_loss(pred_boxes, boxes, region_mask=mask, form=self.form, world=features.world)
 
 
 def grounding_loss(
@@ -33,7 +57,7 @@ def grounding_loss(
     boxes: Tensor,
     *,
     region_mask: Tensor | None = None,
-    kind: str = "l2",
+    form: str = "l2",
     world: World = ALONE,
 ) -> Tensor:
     """How far the boxes grounded from phrases are from the true ones.
@@ -42,17 +66,17 @@ def grounding_loss(
         pred_boxes: (B, R, 4) normalised `xyxy`.
         boxes: (B, R, 4) normalised `xyxy`.
         region_mask: (G, R) True for real regions; all of a single process's by default.
-        kind: `l2`, the paper's mean squared error over coordinates, or `l1_giou`.
+        form: `l2`, the paper's mean squared error over coordinates, or `l1_giou`.
         world: Where this rank's images stand among the world's.
 
     Returns:
         Scalar, the mean over the world's real regions; zero and differentiable when there are none.
 
     Raises:
-        UserError: On an unknown kind.
+        UserError: On an unknown form.
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown grounding loss {kind!r}; expected one of {', '.join(KINDS)}")
+    if form not in FORMS:
+        raise UserError(f"unknown grounding loss {form!r}; expected one of {', '.join(FORMS)}")
     if pred_boxes.shape != boxes.shape or boxes.shape[-1] != 4:
         raise UserError(
             f"boxes must both be (B, R, 4); got {tuple(pred_boxes.shape)} and {tuple(boxes.shape)}"
@@ -63,5 +87,5 @@ def grounding_loss(
     with torch.autocast(boxes.device.type, enabled=False):
         # Masked before and after: what padding predicts reaches neither the loss nor, as 0 * nan, a gradient.
         pred_boxes, boxes = (x.float().masked_fill(~real[..., None], 0.0) for x in (pred_boxes, boxes))
-        losses = KINDS[kind](pred_boxes, boxes)  # (B, R)
+        losses = FORMS[form](pred_boxes, boxes)  # (B, R)
         return world.sum(losses.masked_fill(~real, 0.0).sum()) / region_mask.sum().clamp(min=1)

@@ -1,94 +1,162 @@
-"""The weighted total of the losses (METHOD 2, eq. 4)."""
+"""The weighted total of a run's objectives; the paper's eq. 4 is the default."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from open_cloc.config import call_with_options, lookup
 from open_cloc.errors import UserError
-from open_cloc.objectives.contrastive import (
-    CONFLICT_THRESHOLD,
-    Pairs,
-    filtered_share,
-    find_pairs,
-    sigmoid_loss,
-    softmax_loss,
-)
-from open_cloc.objectives.grounding import KINDS, grounding_loss
-from open_cloc.samples import Features
+from open_cloc.objectives.objective import Objective, Term
+from open_cloc.objectives.teacher import Teacher
+from open_cloc.samples import OF_REGIONS, Features, View, ViewConfig
 
-CONTRASTIVE = ("softmax", "sigmoid")
+# kind -> `module:Class`. Imported only when used.
+OBJECTIVES = {
+    "image_text": "open_cloc.objectives.image_text:ImageText",
+    "region_text": "open_cloc.objectives.region_text:RegionText",
+    "grounding": "open_cloc.objectives.grounding:Grounding",
+    "sparc": "open_cloc.objectives.sparc:Sparc",
+}
+# total = image_text + lambda * (region_text + grounding)
+RESERVED = ("total", "grad_norm")  # of the log
+PAPER_TERMS = (Term("image_text"), Term("region_text"), Term("grounding"))
 
 
-@dataclass(frozen=True)
-class LossConfig:
-    """Which losses and how much of each.
+class Objectives(nn.Module):
+    """The terms of a run and their weighted sum.
+
+    `total = sum of weight * term + lambda * (sum of weight * regional term)`, where lambda is the share of
+    the batch's images that have regions. With the paper's three terms this is its eq. 4, and a batch without
+    any region is plain CLIP.
 
     Attributes:
-        contrastive: `softmax` (the paper) or `sigmoid` (SigLIP) for both contrastive terms.
-        grounding: `l2` (the paper) or `l1_giou`.
-        region_weight: The paper's 1.0 in front of lambda.
-        grounding_weight: Of the grounding loss beside the region-text loss; 1 in the paper.
-        conflict_threshold: See `region_text_loss`; above 1 turns the filter off.
+        terms: The terms that the recipe lists.
+        modules_by_name: Each term's objective, by its name in the log.
+        needs: Paths of `Features` that the model must compute for all of them together.
+        gathered: Those that must be the whole world's.
+        roles: Texts with roles that the loader must draw, and how many of each.
+        views: Further crops that the loader must make.
+        teacher_momentum: Momentum of the teacher that some of them need; None where none does.
+        teacher: Made from the starting model by whoever needs one.
     """
 
-    contrastive: Literal["softmax", "sigmoid"] = "softmax"
-    grounding: Literal["l2", "l1_giou"] = "l2"
-    region_weight: float = 1.0
-    grounding_weight: float = 1.0
-    conflict_threshold: float = CONFLICT_THRESHOLD
+    def __init__(self, terms: Sequence[Term] = PAPER_TERMS) -> None:
+        """Make every term's objective.
 
-    def __post_init__(self) -> None:
-        if self.contrastive not in CONTRASTIVE:
-            raise UserError(
-                f"unknown contrastive loss {self.contrastive!r}; expected one of {', '.join(CONTRASTIVE)}"
+        Raises:
+            UserError: If there is none, a kind or an option is unknown, or two have one name.
+        """
+        super().__init__()
+        if not terms:
+            raise UserError("objectives must name at least one term; got none")
+        self.terms = tuple(terms)
+        self.modules_by_name = nn.ModuleDict()
+        for term in self.terms:
+            if term.label in (*self.modules_by_name, *RESERVED):
+                raise UserError(f"another loss is called {term.label!r} already: give name=... to this one")
+            factory = lookup(OBJECTIVES, term.kind, "objective")
+            self.modules_by_name[term.label] = call_with_options(
+                factory, options=term.options, where=str(term)
             )
-        if self.grounding not in KINDS:
-            raise UserError(f"unknown grounding loss {self.grounding!r}; expected one of {', '.join(KINDS)}")
+        made: list[Any] = list(self.modules_by_name.values())
+        self.per = {t.label: t.per or getattr(o, "per", "batch") for t, o in zip(self.terms, made)}
+        self.needs = frozenset().union(*(o.needs for o in made))
+        self.gathered = frozenset().union(*(getattr(o, "gathered", ()) for o in made))
+        if "images_with_regions" in self.per.values():
+            self.needs |= {"region_mask"}
+            self.gathered |= {"region_mask"}
+        self.roles: dict[str, int] = _merged(made, "roles", max)
+        self.views: dict[str, ViewConfig] = _merged(made, "views", _same)
+        self.teacher_momentum = _teacher_momentum(made, self.needs)
+        self.teacher: Teacher | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the log calls the terms."""
+        return tuple(self.modules_by_name)
+
+    def blank_roles(self, region_index: Tensor) -> dict[str, Tensor]:
+        """Row indices of texts for all roles, of a batch whose regions (B, R) have these rows."""
+        return {
+            role: (
+                region_index
+                if role.startswith(OF_REGIONS)
+                else region_index.new_tensor(range(len(region_index)))
+            )[..., None].expand(*region_index.shape[: 2 if role.startswith(OF_REGIONS) else 1], count)
+            for role, count in self.roles.items()
+        }
+
+    def blank_views(self, boxes: Tensor) -> dict[str, View]:
+        """Black crops for all views, of a batch with these boxes (B, R, 4)."""
+        return {name: _blank_view(view, boxes) for name, view in self.views.items()}
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Every term by name, `total`, and what else the terms say of themselves; scalars of the whole batch.
+
+        Values are the same on every rank; of gradients see `World`.
+        """
+        values: dict[str, Tensor] = {}
+        extras: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
+        for term in self.terms:
+            made = self.modules_by_name[term.label](features)
+            if isinstance(made, Mapping):
+                extras |= {name: value for name, value in made.items() if name != "loss"}
+                made = made["loss"]
+            values[term.label] = made
+            weighted = term.weight * made
+            per = self.per[term.label]
+            sums[per] = sums[per] + weighted if per in sums else weighted
+        if "images_with_regions" in sums:
+            sums["images_with_regions"] = share_with_regions(features) * sums["images_with_regions"]
+        return values | {"total": reduce(add, sums.values())} | extras
 
 
-def total_loss(features: Features, config: LossConfig) -> dict[str, Tensor]:
-    """Every term and their weighted sum, over the batch of all ranks where features have been gathered.
-
-    `total = image_text + lambda * (region_text + grounding)`, where lambda is the share of the batch's images
-    that have regions. A batch without any region is plain CLIP.
-
-    Returns:
-        Scalars named `image_text`, `region_text`, `grounding`, `total`, and `filtered_pairs`: the share of
-        region pairs that the conflict filter leaves out, which is no loss but explains one. Their values are
-        the same on every rank; of gradients see `World`.
-    """
-    mask, world = features.region_mask, features.world
-    images = find_pairs(features.image_features, features.text_features, features.caption_mask, world=world)
-    regions = find_pairs(
-        features.region_features,
-        features.region_text_features,
-        mask,
-        config.conflict_threshold,
-        features.region_text_ids,
-        world=world,
+def _blank_view(view: ViewConfig, boxes: Tensor) -> View:
+    size, batch = view.image_size, len(boxes)
+    return View(
+        images=torch.zeros(batch, view.count, 3, size, size, dtype=torch.uint8),
+        content_boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, view.count, 4),
+        boxes=boxes[:, None].expand(-1, view.count, -1, -1),
+        region_mask=torch.ones(batch, view.count, boxes.shape[1], dtype=torch.bool),
     )
-    image_text, region_text = (_contrastive(pairs, features, config) for pairs in (images, regions))
-    grounding = grounding_loss(
-        features.pred_boxes, features.boxes, region_mask=mask, kind=config.grounding, world=world
-    )
-    share = mask.any(dim=1).float().mean() if mask.shape[1] else 0.0
-    regional = region_text + config.grounding_weight * grounding
-    return {
-        "image_text": image_text,
-        "region_text": region_text,
-        "grounding": grounding,
-        "total": image_text + config.region_weight * share * regional,
-        # If the filter leaves out nearly all pairs, the region loss is 0 because the texts have collapsed.
-        "filtered_pairs": filtered_share(regions, world),
-    }
 
 
-def _contrastive(pairs: Pairs, features: Features, config: LossConfig) -> Tensor:
-    if config.contrastive == "softmax":
-        return softmax_loss(pairs, features.logit_scale, features.world)
-    if features.logit_bias is None:
-        raise UserError("the sigmoid losses need a model with a logit bias: set model.sigmoid")
-    return sigmoid_loss(pairs, features.logit_scale, features.logit_bias, features.world)
+def share_with_regions(features: Features) -> Tensor | float:
+    """Share of the batch's images, of all ranks, that have regions: lambda of the paper's eq. 4."""
+    (mask,) = features.take("region_mask")
+    return mask.any(dim=1).float().mean() if mask.shape[1] else 0.0
+
+
+def _merged(objectives: Sequence[Any], attribute: str, choose: Any) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for objective in objectives:
+        for name, value in getattr(objective, attribute, {}).items():
+            merged[name] = choose(merged[name], value) if name in merged else value
+    return merged
+
+
+def _same(one: ViewConfig, other: ViewConfig) -> ViewConfig:
+    if one != other:
+        raise UserError(f"two objectives want different views of one name: {one} and {other}")
+    return one
+
+
+def _teacher_momentum(objectives: Sequence[Objective], needs: frozenset[str]) -> float | None:
+    """The momentum of the one teacher that all objectives share; None where none needs its features."""
+    if not any(path.startswith("teacher.") for path in needs):
+        return None
+    asked = {getattr(o, "teacher_momentum", 1.0) for o in objectives if _needs_teacher(o)}
+    if len(asked) > 1:
+        raise UserError(f"objectives want teachers of different momentum: {sorted(asked)}; a run has one")
+    return asked.pop()
+
+
+def _needs_teacher(objective: Objective) -> bool:
+    return any(path.startswith("teacher.") for path in objective.needs)

@@ -9,6 +9,7 @@ gradients are the whole batch's, `logit_scale`'s included.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,18 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from open_cloc.samples import Features, RegionBatch
+from open_cloc.objectives.teacher import Teacher
+from open_cloc.samples import Features, RegionBatch, map_tensors
 
 NOT_PER_IMAGE = ("texts", "text_lengths", "bad")  # fields of RegionBatch
 SCALARS = ("logit_scale", "logit_bias")  # fields of Features
-PER_TEXT = ("texts", "text_lengths")
 
 
 def split_batch(batch: RegionBatch, parts: int) -> list[RegionBatch]:
     """Cut a batch into equal parts, each with the texts that its own images need.
 
     Args:
-        batch: On the CPU, where finding a part's texts costs nothing.
+        batch: A batch on the CPU, where finding a part's texts costs nothing.
         parts: Divides the number of images.
     """
     if parts == 1:
@@ -40,17 +41,20 @@ def split_batch(batch: RegionBatch, parts: int) -> list[RegionBatch]:
 
 def _cut(batch: RegionBatch, rows: slice) -> RegionBatch:
     per_image: dict[str, Any] = {
-        f.name: value[rows]
+        f.name: map_tensors(getattr(batch, f.name), lambda tensor: tensor[rows])
         for f in fields(batch)
-        if f.name not in NOT_PER_IMAGE and (value := getattr(batch, f.name)) is not None
+        if f.name not in (*NOT_PER_IMAGE, "keys")
     }
-    captions, regions = per_image["caption_index"], per_image["region_text_index"]
-    # Their order is kept: texts are sorted by length. Missing captions read row 0, hence the clamp.
-    used, place = torch.unique(torch.cat([captions, regions.flatten()]).clamp(min=0), return_inverse=True)
-    per_image["caption_index"] = torch.where(captions < 0, captions, place[: len(captions)])
-    per_image["region_text_index"] = place[len(captions) :].view_as(regions)
+    indices = [per_image["caption_index"], per_image["region_text_index"], *per_image["role_index"].values()]
+    # Their order is kept: texts are sorted by length. Missing texts read row 0, hence the clamp.
+    flat = torch.cat([index.flatten() for index in indices])
+    used, place = torch.unique(flat.clamp(min=0), return_inverse=True)
+    moved = torch.where(flat < 0, flat, place).split([index.numel() for index in indices])
+    captions, regions, *roles = (new.view_as(old) for new, old in zip(moved, indices))
+    per_image |= {"caption_index": captions, "region_text_index": regions}
+    per_image["role_index"] = dict(zip(per_image["role_index"], roles))
     lengths = tuple(batch.text_lengths[row] for row in used.tolist()) if batch.text_lengths else ()
-    return replace(batch, **per_image, texts=batch.texts[used], text_lengths=lengths)
+    return replace(batch, **per_image, keys=batch.keys[rows], texts=batch.texts[used], text_lengths=lengths)
 
 
 def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:
@@ -69,6 +73,8 @@ class Forward:
     Attributes:
         network: The model, or what spreads it over ranks.
         parts: The batch, on the model's device.
+        needs: Paths of `Features` that the model computes.
+        teacher: Computes its own of them, where there is one.
         bf16: Autocast to bfloat16.
         place: (seed, step, rank), which fix the random numbers.
         kept: The last part's features with their graph, which need no second pass.
@@ -76,12 +82,17 @@ class Forward:
 
     network: nn.Module
     parts: list[RegionBatch]
+    needs: frozenset[str]
+    teacher: Teacher | None
     bf16: bool
     place: tuple[int, int, int]
     kept: Features | None = None
 
     def features(self) -> Features:
         """Features of the whole batch: with their graph for one part, else leaves that collect gradients."""
+        return self._with_teacher(self._student_features())
+
+    def _student_features(self) -> Features:
         if len(self.parts) == 1:
             return self._run(0)
         *others, last = range(len(self.parts))
@@ -90,6 +101,13 @@ class Forward:
         with self._without_reduction():
             self.kept = self._run(last)
         return _as_leaves(_join([*made, self.kept]))
+
+    def _with_teacher(self, features: Features) -> Features:
+        if self.teacher is None:
+            return features
+        with self._autocast():
+            made = [self.teacher(part, self.needs) for part in self.parts]
+        return replace(features, teacher=_join(made))
 
     def backward(self, leaves: Features) -> None:
         """After the loss's backward pass: carry the leaves' gradients on to the weights, part by part."""
@@ -110,19 +128,24 @@ class Forward:
     def _carry(self, leaves: Features, made: Features, part: int, *, with_scalars: bool = False) -> None:
         size = len(self.parts[0].images)
         rows = slice(part * size, (part + 1) * size)
-        outputs, gradients = [], []
+        outputs, gradients, given = [], [], leaves.tensors()
         for name, output in _learning(made, with_scalars=with_scalars).items():
-            gradient = getattr(leaves, name).grad
+            gradient = given[name].grad
             if gradient is not None:
                 outputs.append(output)
-                gradients.append(gradient if name in SCALARS else gradient[rows])
+                # A part's caption tokens may be fewer than those of the longest part.
+                own = gradient if name in SCALARS else gradient[rows]
+                gradients.append(own[:, : output.shape[1]] if output.ndim > 1 else own)
         torch.autograd.backward(outputs, gradients)
 
     def _run(self, part: int) -> Features:
         seed_step(*self.place, part)
-        batch = self.parts[part]
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.network(batch)
+        with self._autocast():
+            return self.network(self.parts[part], self.needs)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.parts[0].images.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.bf16)
 
     def _without_reduction(self) -> Any:
         """DDP sums the parts' gradients on each rank, then reduces them once with the last part's.
@@ -134,29 +157,36 @@ class Forward:
 
 def _join(made: list[Features]) -> Features:
     """Parts' features one below the other; the scale and the bias are the same in all."""
-    joined: dict[str, Any] = {
-        f.name: torch.cat([getattr(part, f.name) for part in made])
-        for f in fields(Features)
-        if f.name not in SCALARS and isinstance(getattr(made[0], f.name), Tensor)
-    }
-    return replace(made[0], **joined)
+    parts = [features.tensors() for features in made]
+    return made[0].put(
+        {
+            path: torch.cat([_as_long(part, path, parts) for part in parts])
+            for path in parts[0]
+            if path not in SCALARS
+        }
+    )
+
+
+def _as_long(part: Mapping[str, Tensor], path: str, parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Caption tokens (B, T, ...), as many as a part's longest, padded to the longest of all parts."""
+    tensor = part[path]
+    if not path.rpartition(".")[2].startswith("text_token"):
+        return tensor
+    longest = max(other[path].shape[1] for other in parts)
+    room = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, room], dim=1)
 
 
 def _as_leaves(features: Features) -> Features:
-    leaves: dict[str, Any] = {
-        f.name: value.detach().requires_grad_()
-        for f in fields(features)
-        if isinstance(value := getattr(features, f.name), Tensor) and value.is_floating_point()
-    }
-    return replace(features, **leaves)
+    return features.put(
+        {p: t.detach().requires_grad_() for p, t in features.tensors().items() if t.is_floating_point()}
+    )
 
 
 def _learning(features: Features, *, with_scalars: bool) -> dict[str, Tensor]:
     """The features that depend on weights; scale and bias in one part only, or they would count m times."""
     return {
-        f.name: value
-        for f in fields(features)
-        if isinstance(value := getattr(features, f.name), Tensor)
-        and value.requires_grad
-        and (with_scalars or f.name not in SCALARS)
+        path: tensor
+        for path, tensor in features.tensors().items()
+        if tensor.requires_grad and (with_scalars or path not in SCALARS)
     }

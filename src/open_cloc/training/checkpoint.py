@@ -16,15 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model import sharded, weights
 from open_cloc.model.cloc import CLOC
+from open_cloc.training.optim import OBJECTIVES_PREFIX
 from open_cloc.training.parallelize import (
     share_buffers,
 )
@@ -55,10 +56,27 @@ class Progress:
     world_size: int
 
 
-def state_tensors(model: CLOC, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that changes from step to step, in place: `model.NAME`, `optimizer.NAME.exp_avg` and the like."""
+class State(NamedTuple):
+    """What changes from step to step.
+
+    Attributes:
+        model: Whole, or its parameters this rank's shards.
+        objectives: With parameters and a teacher of their own, if they have any.
+        optimizer: AdamW over what learns of both.
+    """
+
+    model: CLOC
+    objectives: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def state_tensors(state: State) -> dict[str, Tensor]:
+    """Every tensor of a state, in place: `model.NAME`, `objectives.NAME`, `optimizer.NAME.exp_avg`, ..."""
+    model, objectives, optimizer = state
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names |= {p: f"{OBJECTIVES_PREFIX}{name}" for name, p in objectives.named_parameters()}
     tensors = {f"{sharded.MODEL_PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"{OBJECTIVES_PREFIX}{name}": t for name, t in objectives.state_dict().items()}
     for parameter, moments in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in moments.items()}
     return tensors
@@ -70,10 +88,8 @@ class Saver:
     Use as a context: leaving it waits for the last one. Every rank must call `save` at the same steps.
     """
 
-    def __init__(
-        self, folder: Path, model: CLOC, optimizer: torch.optim.Optimizer, ranks: Ranks, *, keep: int
-    ) -> None:
-        self.folder, self.model, self.optimizer, self.ranks, self.keep = folder, model, optimizer, ranks, keep
+    def __init__(self, folder: Path, state: State, ranks: Ranks, *, keep: int) -> None:
+        self.folder, self.state, self.ranks, self.keep = folder, state, ranks, keep
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[Path] | None = None
         ranks.on_first(self._clear_leftovers)
@@ -89,10 +105,10 @@ class Saver:
             UserError: If the one before could not be written.
         """
         self.wait()
-        share_buffers(self.model, self.ranks)
+        share_buffers(self.state.model, self.ranks)
         temporary = self.folder / f"{WRITING}step_{progress.step:08d}"
         written = dcp.async_save(
-            state_tensors(self.model, self.optimizer),
+            state_tensors(self.state),
             storage_writer=dcp.FileSystemWriter(temporary / sharded.SHARDS_FOLDER),
             process_group=self.ranks.saving,
         )
@@ -105,7 +121,7 @@ class Saver:
 
         def give_name() -> None:
             _require_all_shards(metadata, temporary / sharded.SHARDS_FOLDER)
-            weights.save_config(self.model, temporary)
+            weights.save_config(self.state.model, temporary)
             (temporary / STATE_NAME).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
             temporary.rename(target)
 
@@ -194,7 +210,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
     Args:
         resume: `latest`, a checkpoint's path, or `auto`: the latest, or None where there is none.
-        folder: Where the run keeps its checkpoints, and will write further ones.
+        folder: The run's folder of checkpoints, which will get further ones.
 
     Raises:
         MissingFileError: If there is none.
@@ -229,9 +245,7 @@ def read_progress(path: Path) -> Progress:
         raise UserError(f"{path / STATE_NAME} cannot be read: {_reason(error)}") from error
 
 
-def load_checkpoint(
-    path: Path, model: CLOC, optimizer: torch.optim.Optimizer, ranks: Ranks, *, global_batch_size: int
-) -> int:
+def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: int) -> int:
     """Put a run back where it was, on any number of ranks; returns its step.
 
     Learning rates and the like stay as the optimizer has them, so that a resumed run may change them.
@@ -246,15 +260,15 @@ def load_checkpoint(
             f"{path} was written with batches of {progress.global_batch_size} over all ranks; got batches of "
             f"{global_batch_size}: the samples to come would not be those of an unbroken run"
         )
-    _make_moments(optimizer)
-    tensors = state_tensors(model, optimizer)
+    _make_moments(state.optimizer)
+    tensors = state_tensors(state)
     own = {name: tensor.shape for name, tensor in tensors.items()}
     saved = sharded.read_shapes(path)
     weights.require_same_shapes(sharded.of_model(own), sharded.of_model(saved), str(path))
     if saved.keys() != own.keys():
         raise UserError(
             f"{path} was written by a run with another set of learned parameters: resume it with the same "
-            "locked towers, losses and number of regions"
+            "locked towers, objectives and number of regions"
         )
     sharded.load_shards(path, tensors, process_group=ranks.saving)
     return progress.step

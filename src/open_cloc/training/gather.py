@@ -1,12 +1,13 @@
 """What ranks exchange in a step.
 
-`gather` hands every rank the world's texts, and nothing else of n x D elements moves: each rank's images and
-regions meet all texts where they are. With n pairs of width D in the world that is n D words forward and, as
-a reduce-scatter, n D words backward.
+`gather` hands every rank what the run's objectives want of the world. For the paper's that is all texts, and
+nothing else of n x D elements moves: each rank's images and regions meet all texts where they are. With n
+pairs of width D in the world that is n D words forward and, as a reduce-scatter, n D words backward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -16,33 +17,54 @@ from torch import Tensor
 
 from open_cloc.samples import Features, World
 
+# What the paper's terms meet of the world: every text, and which regions there are.
+PAPER_GATHERED = frozenset(
+    {"text_features", "caption_mask", "region_text_features", "region_mask", "region_text_ids"}
+)
 
-def gather(features: Features) -> Features:
-    """Features whose text side is the world's; the step's only gather.
+
+def gather(features: Features, paths: Collection[str] = PAPER_GATHERED) -> Features:
+    """Features of which some are the world's; the step's only gather.
 
     Args:
-        features: Of this rank's B images, R regions each; B and R are the same on every rank. Any number of
-            regions and captions may be masked.
+        features: Features of this rank's B images, R regions each; B and R are the same on every rank. Any
+            number of regions and captions may be masked.
+        paths: Names of what must be the world's. Caption tokens are padded to the longest of all ranks.
 
     Returns:
         The argument if there is one process.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return features
-    ids = features.region_text_ids
-    # One gather for everything that is whole numbers: (B, 1 + R) or, with ids, (B, 1 + 2 R).
-    own = [features.caption_mask[:, None].long(), features.region_mask.long()]
-    numbers = _all_gather(torch.cat(own if ids is None else [*own, ids], dim=1))
-    num_regions = features.region_mask.shape[1]
-    return replace(
-        features,
-        text_features=_Gather.apply(features.text_features),
-        caption_mask=numbers[:, 0].bool(),
-        region_text_features=_Gather.apply(features.region_text_features),
-        region_mask=numbers[:, 1 : 1 + num_regions].bool(),
-        region_text_ids=None if ids is None else numbers[:, 1 + num_regions :],
-        world=World(first=dist.get_rank() * len(features.boxes), sum=_Sum.apply, max=_max),
-    )
+    own = {path: _one_length(path, t) for path, t in features.tensors().items() if path in paths}
+    whole = {path: tensor for path, tensor in own.items() if not tensor.is_floating_point()}
+    made: dict[str, Tensor] = {p: _Gather.apply(t) for p, t in own.items() if p not in whole}
+    count = len(next(iter(own.values()))) if own else 0
+    world = World(dist.get_rank() * count, count, _Sum.apply, _max)
+    return replace(features.put(made | _gather_whole_numbers(whole)), world=world, gathered=frozenset(own))
+
+
+def _one_length(path: str, tensor: Tensor) -> Tensor:
+    """Caption tokens (B, T, ...) padded to the longest T of all ranks; anything else as it is."""
+    if not path.rpartition(".")[2].startswith("text_token"):
+        return tensor
+    longest = int(_max(torch.tensor(tensor.shape[1], device=tensor.device)))
+    room = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, room], dim=1)
+
+
+def _gather_whole_numbers(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Masks and ids of all ranks, by one collective for all of them."""
+    if not own:
+        return {}
+    columns = [
+        tensor.flatten(1).long() if tensor.ndim > 1 else tensor[:, None].long() for tensor in own.values()
+    ]
+    parts = _all_gather(torch.cat(columns, dim=1)).split([part.shape[1] for part in columns], dim=1)
+    return {
+        path: part.reshape(len(part), *tensor.shape[1:]).to(tensor.dtype)
+        for part, (path, tensor) in zip(parts, own.items())
+    }
 
 
 class _Gather(torch.autograd.Function):

@@ -19,13 +19,21 @@ from open_cloc.data.readers import open_reader
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
-from open_cloc.objectives import total_loss
-from open_cloc.samples import RegionBatch
-from open_cloc.training import checkpoint, optim
+from open_cloc.objectives import Objectives
+from open_cloc.objectives.teacher import Teacher
+from open_cloc.samples import RegionBatch, Wants
+from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.checkpoint import SaveClock, Saver
 from open_cloc.training.gather import gather
-from open_cloc.training.parallelize import learning_batch_norms, spread, whole_model, whole_tensor
+from open_cloc.training.parallelize import (
+    average_gradients,
+    learning_batch_norms,
+    parallelize,
+    whole_model,
+    whole_state,
+    whole_tensor,
+)
 from open_cloc.training.probe import probe
 from open_cloc.training.ranks import Ranks, StopSignal, join_ranks
 from open_cloc.training.recipe import Recipe
@@ -44,7 +52,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
     """Run a recipe to its end, or to SIGTERM; with torchrun or srun, on every rank at once.
 
     Args:
-        recipe: What to do.
+        recipe: The run, written down.
         resume: `latest` or a checkpoint's path, to go on where it stopped; `auto` to go on if there is a
             checkpoint and to start otherwise; empty starts a new run.
         dataset: Training samples, in place of what `recipe.data.train` names.
@@ -67,23 +75,21 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
                 _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
             model = create_model(recipe.model).to(ranks.device)
-            prepare_model(model, recipe)
+            objectives = build_objectives(recipe, model)
+            prepare_model(model, objectives, recipe)
             if found is None and recipe.data.probe:
                 ranks.on_first(lambda: _probe_start(model, recipe, folder))
             model.train()
-            optim.lock_towers(model, recipe.optim)  # train() has woken frozen batch norms
+            freeze.lock_towers(model, recipe.optim)  # train() has woken frozen batch norms
             _refuse_batch_norm_in_parts(model, recipe)
-            network = spread(model, recipe.run.parallel, ranks)
-            optimizer = optim.build_optimizer(model, recipe.optim)
+            network = parallelize(model, recipe.run.parallel, ranks)
+            optimizer = optim.build_optimizer(model, objectives, recipe.optim)
+            run = Run(recipe, ranks, folder, model, objectives, network, optimizer)
             step = 0
             if found is not None:
-                global_batch_size = recipe.data.loader.batch_size * ranks.size
-                step = checkpoint.load_checkpoint(
-                    found, model, optimizer, ranks, global_batch_size=global_batch_size
-                )
+                step = checkpoint.load_checkpoint(found, run.state, ranks, recipe.run.global_batch_size)
                 if ranks.is_first:
                     _write_recipe(recipe, folder)
-            run = Run(recipe, ranks, folder, model, network, optimizer)
             if not _run_steps(run, dataset, step, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
             whole = whole_model(model, ranks)
@@ -96,31 +102,51 @@ class Run:
     """What the steps of a run need.
 
     Attributes:
-        recipe: What to do.
+        recipe: The run, written down.
         ranks: The processes that do it.
         folder: Run folder.
         model: Whole, or its parameters this rank's shards.
+        objectives: The terms of the loss, with parameters and a teacher of their own if they have any.
         network: Called in the model's place; reduces gradients over the ranks.
-        optimizer: Of the model's learning parameters.
+        optimizer: AdamW over what learns of the model and the objectives.
     """
 
     recipe: Recipe
     ranks: Ranks
     folder: Path
     model: CLOC
+    objectives: Objectives
     network: nn.Module
     optimizer: torch.optim.Optimizer
 
     @property
     def global_batch_size(self) -> int:
-        return self.recipe.data.loader.batch_size * self.ranks.size
+        return self.recipe.run.global_batch_size
+
+    @property
+    def state(self) -> checkpoint.State:
+        """All that a checkpoint holds."""
+        return checkpoint.State(self.model, self.objectives, self.optimizer)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's and the objectives' own."""
+        return [*self.model.parameters(), *self.objectives.parameters()]
 
 
-def prepare_model(model: CLOC, recipe: Recipe) -> None:
+def build_objectives(recipe: Recipe, model: CLOC) -> Objectives:
+    """The recipe's objectives; where they need a teacher, it is the model as it is now."""
+    objectives = Objectives(recipe.objectives)
+    if objectives.teacher_momentum is not None:
+        objectives.teacher = Teacher(model, objectives.teacher_momentum)
+    return objectives.to(model.device)
+
+
+def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
     """Decide what is recomputed and what is frozen."""
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
-    optim.lock_towers(model, recipe.optim)
-    optim.freeze_unreached(model, recipe.loss, recipe.data.loader.num_regions)
+    freeze.lock_towers(model, recipe.optim)
+    freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)
 
 
 def _probe_start(model: CLOC, recipe: Recipe, folder: Path) -> None:
@@ -148,6 +174,8 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
         run.model.preprocess,
         run.model.tokenize,
         run.recipe.data.loader,
+        batch_size=config.rank_batch_size(ranks.size),
+        wants=Wants(run.objectives.roles, run.objectives.views),
         num_samples=config.samples,
         start_sample=step * run.global_batch_size,
         rank=ranks.rank,
@@ -156,8 +184,8 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
     meter, clock = Meter(), SaveClock(config)
     with (
         StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
-        Report(run.folder, config, ranks, start_step=step, batch_size=run.global_batch_size) as report,
-        Saver(run.folder / CHECKPOINTS_FOLDER, run.model, run.optimizer, ranks, keep=config.keep) as saver,
+        Report(run.folder, config, ranks, start_step=step, shown=run.objectives.names) as report,
+        Saver(run.folder / CHECKPOINTS_FOLDER, run.state, ranks, keep=config.keep) as saver,
     ):
         for batch in loader:
             # What one rank knows all must do at the same step; they find out while they compute.
@@ -189,23 +217,28 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
 
 def train_step(run: Run, batch: RegionBatch, step: int) -> dict[str, Tensor]:
     """One update; the losses by name and the gradient's norm, those of all ranks, still on the device."""
-    recipe, optimizer = run.recipe, run.optimizer
+    recipe, optimizer, objectives = run.recipe, run.optimizer, run.objectives
     forward = Forward(
         run.network,
         [part.to(run.ranks.device) for part in split_batch(batch, recipe.run.accumulate)],
-        bf16=recipe.run.precision == "amp_bf16",
+        needs=objectives.needs,
+        teacher=objectives.teacher,
+        bf16=recipe.run.precision == "bf16",
         place=(recipe.run.seed, step, run.ranks.rank),
     )
     features = forward.features()
-    losses = total_loss(gather(features), recipe.loss)
+    losses = objectives(gather(features, objectives.gathered))
     optimizer.zero_grad()
     losses["total"].backward()
     forward.backward(features)  # for a batch in parts: from the features on, where the graph ended
-    grad_norm = optim.clip_gradient(run.model, recipe.optim.grad_clip)
+    average_gradients(objectives, run.ranks)
+    grad_norm = optim.clip_gradient(run.parameters, recipe.optim.grad_clip)
     losses = {name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm}
     require_finite(losses, step)  # before the update: the weights stay good
     optimizer.step()
     optim.clamp_logit_scale(run.model, recipe.optim.max_logit_scale)
+    if objectives.teacher is not None:
+        objectives.teacher.follow(whole_state(run.model))
     return losses
 
 
@@ -234,10 +267,12 @@ def open_data(recipe: Recipe) -> SampleDataset:
 
 
 def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
-    config, batch_size = recipe.run, recipe.data.loader.batch_size
-    if config.samples < batch_size * ranks.size:
-        each = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
-        raise UserError(f"run.samples must be at least one batch of {batch_size}{each}; got {config.samples}")
+    config = recipe.run
+    batch_size = config.rank_batch_size(ranks.size)
+    if config.samples < config.global_batch_size:
+        raise UserError(
+            f"run.samples must be at least one batch of {config.global_batch_size}; got {config.samples}"
+        )
     if batch_size % config.accumulate:
         raise UserError(
             f"run.accumulate must divide a rank's batch of {batch_size} into equal parts; got "

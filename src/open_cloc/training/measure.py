@@ -21,34 +21,36 @@ from open_cloc.model.create import create_model
 from open_cloc.model.load import choose_device
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
-from open_cloc.training.loop import Run, open_data, prepare_model, train_step
+from open_cloc.training.loop import Run, build_objectives, open_data, prepare_model, train_step
 from open_cloc.training.parallelize import tower_blocks
 from open_cloc.training.plan import Measured
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
 
-CAPTION_WORDS, PHRASE_WORDS = 40, 2  # of the paper's training data (METHOD 5)
+CAPTION_WORDS, PHRASE_WORDS = 40, 2  # of the paper's training data
 
 VOCABULARY = [a + b for a in "bdfgklmnprst" for b in ("ago", "ane", "ell", "ide", "ock", "une")]
 
 ENOUGH_SECONDS = 4.0  # a step this long need not grow further to be measured
 
 REPEATS = 3
+LOADER_BATCH = 16  # images at most for the loader's rate
 
 
-def measure(recipe: Recipe) -> tuple[Measured, int]:
-    """Run a few real steps; the measurements and D.
+def measure(recipe: Recipe, num_ranks: int = 1) -> tuple[Measured, int]:
+    """Run a few real steps of one of so many ranks; the measurements and D.
 
     Raises:
         UserError: If the recipe's model or data cannot be built, or its batch has fewer than two images.
     """
-    if recipe.data.loader.batch_size < 2:
-        raise UserError(f"a plan needs a batch of at least 2 images; got {recipe.data.loader.batch_size}")
+    batch_size = recipe.run.rank_batch_size(num_ranks)
+    if batch_size < 2:
+        raise UserError(f"a plan needs at least 2 images on each rank; got {batch_size}")
     run = start(replace(recipe, run=replace(recipe.run, accumulate=1)))
     sizes: list[int] = []
     seconds: list[float] = []
     activations: list[int] = []
-    for size in _growing(recipe.data.loader.batch_size):
+    for size in _growing(batch_size):
         try:
             step_time, step_bytes = measure_step(run, size)
         except torch.OutOfMemoryError as error:
@@ -80,10 +82,10 @@ def start(recipe: Recipe) -> Run:
     torch.manual_seed(recipe.run.seed)
     model = create_model(recipe.model).to(choose_device(recipe.run.device or None))
     model.train()  # a Hugging Face tower recomputes nothing outside of training
-    prepare_model(model, recipe)
-    run = Run(
-        recipe, Ranks(0, 1, model.device), Path(), model, model, optim.build_optimizer(model, recipe.optim)
-    )
+    objectives = build_objectives(recipe, model)
+    prepare_model(model, objectives, recipe)
+    optimizer = optim.build_optimizer(model, objectives, recipe.optim)
+    run = Run(recipe, Ranks(0, 1, model.device), Path(), model, objectives, model, optimizer)
     train_step(run, make_batch(run, max(2, recipe.run.accumulate)), 0)
     return run
 
@@ -109,11 +111,18 @@ def measure_step(run: Run, batch_size: int) -> tuple[float, int]:
 
 def make_batch(run: Run, batch_size: int) -> RegionBatch:
     """From the recipe's data, or made up in the shape of the paper's where it names none."""
-    loader = replace(run.recipe.data.loader, batch_size=batch_size, workers=0, lanes=1)
+    loader = replace(run.recipe.data.loader, workers=0, lanes=1)
     model = run.model
     if run.recipe.data.train:
         data = open_data(run.recipe)
-        batches = RegionLoader(data, model.preprocess, model.tokenize, loader, num_samples=batch_size)
+        batches = RegionLoader(
+            data,
+            model.preprocess,
+            model.tokenize,
+            loader,
+            batch_size=batch_size,
+            num_samples=batch_size,
+        )
         return next(iter(batches))
     draw = np.random.default_rng(0)
     made = [_made_up(draw, model.preprocess.image_size, loader.num_regions) for _ in range(batch_size)]
@@ -169,7 +178,7 @@ class PeakBytes:
 
 def _forward_shares(run: Run, batch: RegionBatch) -> dict[str, float]:
     """Part of the forward pass in image tower, text tower and Prompter."""
-    bf16 = run.recipe.run.precision == "amp_bf16"
+    bf16 = run.recipe.run.precision == "bf16"
     with torch.no_grad(), torch.autocast(run.model.device.type, torch.bfloat16, enabled=bf16):
         return _component_shares(run.model, batch.to(run.model.device))
 
@@ -212,10 +221,13 @@ def _loader_rate(run: Run) -> float:
     if not run.recipe.data.train:
         return 0.0
     loader = run.recipe.data.loader
-    loader = replace(loader, batch_size=min(16, loader.batch_size), workers=0, lanes=1)
+    loader = replace(loader, workers=0, lanes=1)
+    size = min(LOADER_BATCH, run.recipe.run.global_batch_size)
     model = run.model
     data = open_data(run.recipe)
-    batches = RegionLoader(data, model.preprocess, model.tokenize, loader, num_samples=5 * loader.batch_size)
+    batches = RegionLoader(
+        data, model.preprocess, model.tokenize, loader, batch_size=size, num_samples=5 * size
+    )
     stream = iter(batches)
     next(stream)  # opens files and fills caches
     started = time.perf_counter()

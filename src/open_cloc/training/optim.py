@@ -1,21 +1,18 @@
-"""AdamW's parameter groups, the learning-rate schedule, and what stays frozen."""
+"""AdamW's parameter groups and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from open_cloc.data.collate import Prepared, collate
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
-from open_cloc.objectives import LossConfig, total_loss
 from open_cloc.training.parallelize import whole_tensor
 from open_cloc.training.recipe import OptimConfig
 
@@ -28,53 +25,18 @@ FIRST = re.compile(
     r"|trunk\.(?:conv1|conv_stem|bn1|stem|patch_embed|pos_embed|cls_token|reg_token|norm_pre)"
     r"|transformer\.(?:\w+\.)?\w*embed)"
 )
+# Of the names of objectives' own parameters, beside the model's.
+OBJECTIVES_PREFIX = "objectives."
 # Matrices that are positions or tokens rather than maps.
 NOT_DECAYED = re.compile(r"embedding|pos_embed|cls_token|reg_token|relative_position_bias|\.corner$")
 
 
-def lock_towers(model: CLOC, config: OptimConfig) -> None:
-    """Freeze what the config says; call again after `model.train()`, which wakes frozen batch norms."""
-    visual, text = model.clip.visual, model.clip.text
-    if config.lock_image:
-        _freeze(getattr(visual, "trunk", visual))
-    if config.lock_text:
-        _freeze(text.transformer if hasattr(text, "pooler") else text)
-
-
-def _freeze(module: nn.Module) -> None:
-    module.requires_grad_(False)
-    module.eval()
-
-
-def freeze_unreached(model: CLOC, loss: LossConfig, num_regions: int) -> None:
-    """Freeze parameters that no loss reaches, such as the Prompter's of a run without regions.
-
-    Found by one backward pass of two blank images. DDP waits in every step for a gradient of each parameter
-    that learns; one that never gets any would make it wait for ever.
-    """
-    blank = np.zeros((*model.preprocess.image_size, 3), np.uint8)
-    boxes = np.tile(np.array([0.25, 0.25, 0.75, 0.75], np.float32), (num_regions, 1))
-    samples = [
-        Prepared("", blank, (0.0, 0.0, 1.0, 1.0), caption, boxes, [caption] * num_regions)
-        for caption in ("a", "b")
-    ]
-    batch = collate(samples, num_regions, model.tokenize, {}).to(model.device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()  # no statistics, no random numbers
-    total_loss(model(batch), loss)["total"].backward()
-    for parameter in model.parameters():
-        if parameter.grad is None:
-            parameter.requires_grad_(False)
-    model.zero_grad()
-    for module, training in modes.items():
-        module.training = training
-
-
-def build_optimizer(model: CLOC, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn, each group with its `peak_lr`."""
+def build_optimizer(model: CLOC, objectives: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over what learns of the model and of the objectives, each group with its `peak_lr`."""
     groups: dict[tuple[float, float], dict[str, nn.Parameter]] = defaultdict(dict)
     depths = {tower: _depth(getattr(model.clip, tower)) for tower in ("visual", "text")}
-    for name, parameter in model.named_parameters():
+    own = {f"{OBJECTIVES_PREFIX}{name}": parameter for name, parameter in objectives.named_parameters()}
+    for name, parameter in [*model.named_parameters(), *own.items()]:
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not NOT_DECAYED.search(name)
@@ -139,9 +101,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def clip_gradient(model: CLOC, largest: float) -> Tensor:
+def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     """Scale the gradients to a norm of at most `largest` (0: leave them); the norm before, over all ranks."""
-    norm = clip_grad_norm_(model.parameters(), largest or float("inf"))
+    norm = clip_grad_norm_(parameters, largest or float("inf"))
     return whole_tensor(norm)  # under FSDP each rank knows its shards' share
 
 

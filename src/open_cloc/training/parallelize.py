@@ -24,7 +24,7 @@ Parallel = Literal["ddp", "fsdp"]
 BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?\d*|stages)(?:\.\d+)+$")
 
 
-def spread(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
+def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
     """The callable that a training step uses in the model's place; gradients become means over the ranks.
 
     `ddp` keeps the model whole on every rank; `fsdp` replaces its parameters by shards, in place. Every
@@ -92,6 +92,21 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
 def whole_tensor(tensor: Tensor) -> Tensor:
     """A tensor as one process would hold it; where it is sharded, all ranks must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state as one process holds it; where it is sharded, all ranks must call this together."""
+    return {name: whole_tensor(tensor) for name, tensor in model.state_dict().items()}
+
+
+def average_gradients(module: nn.Module, ranks: Ranks) -> None:
+    """Make the gradients of a module that DDP and FSDP do not know those of the world's batch: their mean."""
+    if ranks.size == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= ranks.size
 
 
 def whole_model(model: CLOC, ranks: Ranks) -> CLOC:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from open_cloc.errors import UserError
-from open_cloc.objectives.contrastive import DENSE_PAIRS
+from open_cloc.objectives.pairs.losses import DENSE_PAIRS
 from open_cloc.training.recipe import Recipe
 
 FLOAT = 4  # bytes
@@ -91,11 +91,11 @@ class Plan:
         loss_bytes: Gathered texts, their gradients, and the loss's work space.
         compute_seconds: Forward, backward and update.
         loss_seconds: The part of it that grows with the square of the global batch.
-        data_seconds: For the workers to prepare a batch, or for the run itself where it has none.
+        data_seconds: Time in which the workers, or the run itself where it has none, prepare a batch.
         send_seconds: Collectives, if nothing hides them.
-        sent_bytes: By one rank in one step.
-        images_per_second: Of all ranks.
-        hours: Of the whole run.
+        sent_bytes: Bytes that one rank sends in one step.
+        images_per_second: Throughput of all ranks together.
+        hours: Length of the whole run.
         bound: What the run waits for most.
         largest_batch: Images a rank that fit the memory without accumulation.
     """
@@ -125,7 +125,8 @@ class Plan:
 def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: int) -> Plan:
     """Formulas applied to measurements."""
     loader, ranks = recipe.data.loader, hardware.devices
-    batch_size, num_regions, parts = loader.batch_size, loader.num_regions, recipe.run.accumulate
+    batch_size, num_regions = recipe.run.rank_batch_size(ranks), loader.num_regions
+    parts = recipe.run.accumulate
     states = states_bytes(recipe, ranks, measured)
     loss_bytes = losses_bytes(batch_size, ranks, num_regions, embed_dim)
     # All parts but the last are computed forward once more. A backward pass is two forward ones.
@@ -175,8 +176,8 @@ def sent_bytes(recipe: Recipe, ranks: int, measured: Measured, embed_dim: int) -
     """What one rank sends in a step: texts and their gradients, weights and theirs."""
     loader = recipe.data.loader
     # Texts go forward in the type of the forward pass, their gradients come back in float32.
-    text_bytes = FLOAT + (2 if recipe.run.precision == "amp_bf16" else FLOAT)
-    texts = loader.batch_size * ranks * (1 + loader.num_regions) * embed_dim * text_bytes
+    text_bytes = FLOAT + (2 if recipe.run.precision == "bf16" else FLOAT)
+    texts = recipe.run.global_batch_size * (1 + loader.num_regions) * embed_dim * text_bytes
     words = weight_words(measured, recipe.run.accumulate, fsdp=shards_weights(recipe, ranks))
     return (texts + words * FLOAT) * (ranks - 1) / ranks
 

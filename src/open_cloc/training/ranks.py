@@ -91,9 +91,9 @@ class Ranks:
     """The processes of a run.
 
     Attributes:
-        rank: This process.
+        rank: Number of this process.
         size: Number of processes.
-        device: This process's.
+        device: The device of this process.
         control: Group of small messages between main threads; None for one process.
         saving: Group of the threads that write checkpoints; None for one process.
     """
@@ -115,7 +115,7 @@ class Ranks:
         The first process raises the error itself. The others leave with exit code 2: one message is enough.
 
         Args:
-            function: What to do.
+            function: Work for the first process.
             group: Tells the others; `control` unless this is another thread than the main one.
         """
         if self.size == 1:

@@ -8,9 +8,9 @@ from typing import Literal
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.errors import UserError
 from open_cloc.model.create import ModelConfig
-from open_cloc.objectives import LossConfig
+from open_cloc.objectives import PAPER_TERMS, Term
 
-PRECISIONS = ("fp32", "amp_bf16")
+PRECISIONS = ("fp32", "bf16")
 PARALLEL = ("ddp", "fsdp")
 
 
@@ -41,15 +41,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay (METHOD 4).
+    """AdamW with linear warm-up and cosine decay (the paper, Table A).
 
     Attributes:
         lr: Peak learning rate.
         prompter_lr: Peak learning rate of the Prompter; 0 means `lr`.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: On matrices; never on biases, norms, or the logit scale.
-        warmup: Steps.
+        betas: AdamW's decay rates of the first and the second moment.
+        eps: AdamW's small number in the denominator.
+        weight_decay: AdamW's, applied to matrices; never to biases, norms, or the logit scale.
+        warmup: Steps over which the rate rises from 0 to its peak.
         grad_clip: Largest norm of the whole gradient; 0 for no limit.
         layer_decay: Each tower layer learns at this factor of the next one's rate; 1 for all alike.
         lock_image: Freeze the image tower; a timm tower's projection still learns.
@@ -83,9 +83,10 @@ class RunConfig:
 
     Attributes:
         samples: Images that all ranks together see in the whole run; cost is counted in these.
+        global_batch_size: Images of a step over all ranks; each rank takes its share.
         output: Run folder, which must be new or be resumed.
-        seed: Of the starting weights and of dropout (with step and rank); the loader has its own.
-        precision: `fp32`, or `amp_bf16` (bf16 autocast, losses in fp32).
+        seed: Fixes starting weights and, with step and rank, dropout; the loader has a seed of its own.
+        precision: `fp32`, or `bf16` (autocast; losses stay in fp32).
         grad_checkpointing: Recompute the towers' activations in the backward pass.
         accumulate: Forward and backward a rank's batch in this many parts, for memory's sake; the gradients
             are those of the whole batch.
@@ -101,9 +102,10 @@ class RunConfig:
     """
 
     samples: int = 0
+    global_batch_size: int = 64
     output: str = ""
     seed: int = 0
-    precision: Literal["fp32", "amp_bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     grad_checkpointing: bool = False
     accumulate: int = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -116,6 +118,7 @@ class RunConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        _require("run.global_batch_size", self.global_batch_size, self.global_batch_size >= 1, "at least 1")
         _require("run.precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS))
         _require("run.parallel", self.parallel, self.parallel in PARALLEL, " or ".join(PARALLEL))
         _require("run.accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
@@ -123,6 +126,20 @@ class RunConfig:
         _require("run.save_minutes", self.save_minutes, self.save_minutes > 0, "above 0")
         _require("run.keep", self.keep, self.keep >= 1, "at least 1")
         _require("run.log_steps", self.log_steps, self.log_steps >= 1, "at least 1")
+
+    def rank_batch_size(self, num_ranks: int) -> int:
+        """Images of a step on each of so many ranks.
+
+        Raises:
+            UserError: If they cannot share them equally.
+        """
+        size, rest = divmod(self.global_batch_size, num_ranks)
+        if rest:
+            raise UserError(
+                f"run.global_batch_size must be a multiple of the {num_ranks} ranks; got "
+                f"{self.global_batch_size}"
+            )
+        return size
 
 
 def _require(name: str, value: object, good: bool, expected: str) -> None:
@@ -132,11 +149,20 @@ def _require(name: str, value: object, good: bool, expected: str) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a training run depends on; saved as `recipe.json` with it."""
+    """Everything that a training run depends on; saved as `recipe.json` with it.
+
+    Attributes:
+        name: The run's name, and its folder's unless `run.output` names another.
+        model: Towers and Prompter to start from.
+        data: What is read, and how batches are made.
+        objectives: Terms of the loss; the paper's eq. 4 unless told otherwise.
+        optim: Optimizer and schedule.
+        run: Length, precision, processes and output of the run.
+    """
 
     name: str
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    objectives: tuple[Term, ...] = PAPER_TERMS
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)

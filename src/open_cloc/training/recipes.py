@@ -12,9 +12,11 @@ from open_cloc.data.collate import LoaderConfig
 from open_cloc.errors import MissingFileError
 from open_cloc.model.create import ModelConfig
 from open_cloc.model.prompter import PrompterConfig
-from open_cloc.objectives import LossConfig
+from open_cloc.objectives import Term
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 
+# The paper's eq. 4 with DETR's box loss in place of the squared error.
+WITH_GIOU = (Term("image_text"), Term("region_text"), Term("grounding", options={"form": "l1_giou"}))
 SCENE_TOWERS: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {
@@ -39,23 +41,23 @@ def scenes_cloc() -> Recipe:
         ),
         data=DataConfig(
             train=("scenes:train,num_samples=10000000",),
-            loader=LoaderConfig(batch_size=128, num_regions=5, workers=0, shuffle=False),
+            loader=LoaderConfig(num_regions=5, workers=0, shuffle=False),
         ),
-        loss=LossConfig(grounding="l1_giou"),
+        objectives=WITH_GIOU,
         optim=OptimConfig(lr=2e-3, weight_decay=0.1, warmup=100),
-        run=RunConfig(samples=64_000, precision="amp_bf16", report_to=()),
+        run=RunConfig(samples=64_000, global_batch_size=128, precision="bf16", report_to=()),
     )
 
 
 def scenes_clip() -> Recipe:
     """The demo's baseline: the same towers, scenes and steps without regions, which is plain CLIP."""
     cloc = scenes_cloc()
-    loader = LoaderConfig(batch_size=128, num_regions=0, workers=0, shuffle=False)
+    loader = LoaderConfig(num_regions=0, workers=0, shuffle=False)
     return Recipe(
         name="scenes-clip",
         model=cloc.model,
         data=DataConfig(train=cloc.data.train, loader=loader),
-        loss=cloc.loss,
+        objectives=cloc.objectives,
         optim=cloc.optim,
         run=cloc.run,
     )
@@ -80,25 +82,26 @@ def finetune() -> Recipe:
                 pooled_residual=True,
             ),
         ),
-        data=DataConfig(loader=LoaderConfig(batch_size=256, num_regions=4, workers=4)),
-        loss=LossConfig(grounding="l1_giou"),
+        data=DataConfig(loader=LoaderConfig(num_regions=4, workers=4)),
+        objectives=WITH_GIOU,
         optim=OptimConfig(lr=1e-5, prompter_lr=5e-4, weight_decay=0.05, warmup=500, layer_decay=0.75),
-        run=RunConfig(precision="amp_bf16", grad_checkpointing=True),
+        run=RunConfig(global_batch_size=256, precision="bf16", grad_checkpointing=True),
     )
 
 
 def paper_vit_b16() -> Recipe:
-    """From scratch as in the paper: ViT-B/16 at 224 pixels, 439,087 steps of 32,768 images (METHOD 4).
+    """From scratch as in the paper: ViT-B/16 at 224 pixels, 439,087 steps of 32,768 images (Table A).
 
     The paper's T5 tokenizer is replaced by open_clip's byte-pair encoding, which ships with it.
     """
     return Recipe(
         name="paper-vit-b16",
         model=ModelConfig(architecture="ViT-B-16", prompter=PrompterConfig(readout="mean")),
-        data=DataConfig(loader=LoaderConfig(batch_size=32_768, num_regions=4, workers=16)),
-        loss=LossConfig(),
+        data=DataConfig(loader=LoaderConfig(num_regions=4, workers=16)),
         optim=OptimConfig(lr=5e-4, betas=(0.9, 0.98), weight_decay=0.2, warmup=2000),
-        run=RunConfig(samples=439_087 * 32_768, precision="amp_bf16", grad_checkpointing=True),
+        run=RunConfig(
+            samples=439_087 * 32_768, global_batch_size=32_768, precision="bf16", grad_checkpointing=True
+        ),
     )
 
 
@@ -154,16 +157,15 @@ def small_pretrained() -> Recipe:
         ),
         data=DataConfig(
             loader=LoaderConfig(
-                batch_size=32,
                 num_regions=8,
                 workers=1,
                 caption_from_regions=True,
                 augment=AugmentConfig(flip=0.5),
             )
         ),
-        loss=LossConfig(grounding="l1_giou"),
+        objectives=WITH_GIOU,
         optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=50, lock_image=True, lock_text=True),
-        run=RunConfig(samples=6_400, report_to=()),
+        run=RunConfig(samples=6_400, global_batch_size=32, report_to=()),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -95,25 +95,26 @@ WRITERS: dict[str, Callable[[Path, int], Writer]] = {"tensorboard": TensorBoardW
 class Report:
     """All of a run's writers and its progress bar, which shows images per second and the time left.
 
-    Only the first process writes and shows anything. `batch_size` is that of all processes together.
+    Only the first process writes and shows anything. The bar shows the numbers named in `shown`.
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, ranks: Ranks, *, start_step: int, batch_size: int
+        self, folder: Path, config: RunConfig, ranks: Ranks, *, start_step: int, shown: Sequence[str]
     ) -> None:
         unknown = sorted(set(config.report_to) - set(WRITERS))
         if unknown:
             raise UserError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
-        self.batch_size = batch_size
+        self.batch_size, self.shown = config.global_batch_size, shown
         self.writers: list[Writer] = []
         if ranks.is_first:
             self.writers = [WRITERS[name](folder, start_step) for name in config.report_to]
             self.writers.append(JsonlWriter(folder, start_step))
-        shown = config.progress and ranks.is_first
-        hidden: Any = {} if shown else {"disable": True}  # else TQDM_DISABLE decides
+        hidden: Any = (
+            {} if config.progress and ranks.is_first else {"disable": True}
+        )  # else TQDM_DISABLE decides
         self.bar = tqdm(
             total=config.samples,
-            initial=start_step * batch_size,
+            initial=start_step * self.batch_size,
             unit="img",
             unit_scale=True,
             dynamic_ncols=True,
@@ -131,9 +132,8 @@ class Report:
         """Hand numbers to every writer."""
         for writer in self.writers:
             writer.write(step, scalars)
-        terms = ("image_text", "region_text", "grounding")
-        shown = {name: f"{scalars[name]:.3f}" for name in terms if name in scalars}
-        self.bar.set_postfix(shown, refresh=False)
+        values = {name: f"{scalars[name]:.3f}" for name in self.shown if name in scalars}
+        self.bar.set_postfix(values, refresh=False)
 
     def __exit__(
         self,

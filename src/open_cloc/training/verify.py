@@ -42,7 +42,7 @@ def verify_resume(recipe: Recipe, ranks: Ranks) -> Verdict:
     Raises:
         UserError: If the recipe is too short to be interrupted.
     """
-    steps = min(STEPS, recipe.run.samples // (recipe.data.loader.batch_size * ranks.size))
+    steps = min(STEPS, recipe.run.samples // recipe.run.global_batch_size)
     if steps < 2:
         raise UserError(
             f"run.samples must be at least two batches to verify resuming; got {recipe.run.samples}"

@@ -24,10 +24,11 @@ import pytest
 from open_cloc.cli.data import open_source
 from open_cloc.data.order import WindowedOrder, order_of
 from open_cloc.data.readers import open_reader
-from open_cloc.data.shards import remote
+from open_cloc.data.shards import cache as shard_cache
+from open_cloc.data.shards.cache import ShardCache
 from open_cloc.data.shards.index import UnreadableShardError
 from open_cloc.data.shards.read import ShardDataset
-from open_cloc.data.shards.remote import RemoteShards, ShardCache, open_shards
+from open_cloc.data.shards.remote import RemoteShards, open_shards
 from open_cloc.data.shards.write import write_shards
 from open_cloc.samples import Region, RegionSample
 
@@ -115,12 +116,12 @@ def server(shards: Path, tmp_path: Path) -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses between attempts, written down instead of waited for."""
     slept: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr(shard_cache.time, "sleep", slept.append)
     return slept
 
 
 def opened(path: str, cache: Path, gigabytes: float = 1.0) -> RemoteShards:
-    dataset = open_shards(path, cache=str(cache), cache_gb=str(gigabytes))
+    dataset = open_shards(path, cache=cache, cache_gb=gigabytes)
     assert isinstance(dataset, RemoteShards)
     return dataset
 
@@ -267,7 +268,7 @@ def test_lasting_failures_end_in_one_sentence_and_are_not_repeated(
         opened(server.url, tmp_path / "cache")[0]
     assert server.asked["00000.tar"] == 12  # but by the next run
     assert dataset[PER_SHARD].key == "k004"
-    monkeypatch.setattr(remote, "REMEMBER_FAILURE", 0.0)
+    monkeypatch.setattr(shard_cache, "REMEMBER_FAILURE", 0.0)
     server.fail.clear()
     assert dataset[0].key == "k000"
     (server.folder / "00002.tar").unlink()
@@ -332,11 +333,11 @@ def test_wrong_locations_are_named(server: Server, shards: Path, tmp_path: Path)
         (server.folder / name / "sizes.json").write_text(content)
     for path, message in cases:
         with pytest.raises(ValueError, match=message):
-            open_shards(path, cache=str(tmp_path))
-    with pytest.raises(ValueError, match="cache_gb must be a number; got 'much'"):
-        open_shards(server.url, cache_gb="much")
+            open_shards(path, cache=tmp_path)
+    with pytest.raises(ValueError, match=r"cache_gb in 'shards:.*' must be a number; got 'much'"):
+        open_reader(f"shards:{server.url},cache_gb=much")
     with pytest.raises(FileNotFoundError, match=r"no sizes\.json"):
-        open_shards(f"file://{tmp_path}/nothing", cache=str(tmp_path))
+        open_shards(f"file://{tmp_path}/nothing", cache=tmp_path)
     server.fail["sizes.json"] = [500]
     with pytest.raises(ValueError, match=r"cannot be read: HTTP Error 500: .*/sizes\.json"):
         open_shards(server.url)

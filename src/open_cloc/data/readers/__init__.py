@@ -1,54 +1,53 @@
-"""Readers of annotations and of pictures: each turns one format into a dataset of `RegionSample`."""
+"""Readers of annotations and of pictures: each turns one format into a dataset of `RegionSample`.
+
+A reader is a module with two functions: `recognises(text)` says whether a bare path is of its format, and the
+one that opens the dataset is listed here.
+"""
 
 from __future__ import annotations
 
-import inspect
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from open_cloc.config import import_object
+from open_cloc.config import call_with_options, lookup, parse_spec
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import MissingFileError, UserError
 
 __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
 
-# format -> `module:function` taking (path, **options), all of them text. Imported only when used.
+# format -> `module:function` taking (path, **options); imported when it is used.
 READERS = {
     "coco": "open_cloc.data.readers.coco:open_coco",
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
+    "yolo": "open_cloc.data.readers.yolo:open_yolo",
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
     "table": "open_cloc.data.readers.table:open_table",
 }
-TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
+LAST = "folder"  # asked when no other format is recognised: their folders hold pictures as well
 
 
 def open_reader(spec: str) -> SampleDataset:
     """Open a dataset by `FORMAT:PATH[,name=value...]`.
 
     Args:
-        spec: FORMAT is a key of `READERS` or `package.module:Name` of a callable that takes the path and the
-            options as text and returns a `SampleDataset`.
+        spec: FORMAT is a key of `READERS`, or `package.module:Name` of a callable that takes the path and the
+            options and returns a `SampleDataset`. Options become what the callable's annotations say.
 
     Raises:
         UserError: On an unknown format or option, or files that are not of that format.
         MissingFileError: If the path does not exist.
     """
-    name, rest = _split_format(spec)
-    factory: Callable[..., SampleDataset] = import_object(READERS.get(name, name), "reader")
-    path, *texts = re.split(r",(?=[A-Za-z_]\w*=)", rest)
-    options = dict(text.split("=", 1) for text in texts)
-    parameters = inspect.signature(factory).parameters.values()
-    known = [p.name for p in parameters][1:]
-    unknown = [option for option in options if option not in known]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        expected = f"one of {', '.join(known)}" if known else "none"
+    kind, path, options = parse_spec(spec, READERS)
+    if not path:
+        formats = ", ".join(READERS)
         raise UserError(
-            f"unknown option {unknown[0]!r} of format {name!r}; expected {expected} (in {spec!r})"
+            f"unknown data {spec!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
         )
-    return factory(path, **options)
+    return call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
 
 
 def guess_spec(text: str) -> str:
@@ -60,51 +59,19 @@ def guess_spec(text: str) -> str:
     """
     if re.match(rf"({'|'.join(READERS)}):|[A-Za-z_][\w.]*:[A-Za-z_]\w*:", text):
         return text
-    path = Path(text)
-    if path.suffix == ".tar" or "{" in text or "://" in text or text.startswith("pipe:"):
-        return f"shards:{text}"
-    if not path.exists():
-        formats = ", ".join(READERS)
+    found = [name for name in READERS if name != LAST and _recogniser(name)(text)]
+    if not found and _recogniser(LAST)(text):
+        found = [LAST]
+    if len(found) == 1:
+        return f"{found[0]}:{text}"
+    if found:
+        raise UserError(f"{text!r} looks like {' and like '.join(found)}; give the format as FORMAT:{text}")
+    formats = ", ".join(READERS)
+    if not Path(text).exists():
         raise MissingFileError(f"{text!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
-    if path.is_dir():
-        folders = (path, path / "annotations")
-        found = {
-            "shards": any(path.glob("*.tar")),
-            "lvis": any(any(folder.glob("lvis*.json")) for folder in folders),
-            "coco": any(any(folder.glob("instances*.json")) for folder in folders),
-        }
-    else:
-        lvis = path.suffix == ".json" and path.name.startswith("lvis")
-        table = path.suffix.lower() in TABLES
-        found = {"lvis": lvis, "coco": path.suffix == ".json" and not lvis, "table": table}
-    names = [name for name, hit in found.items() if hit]
-    if not names and path.is_dir() and _holds_pictures(path):  # COCO's folders hold pictures as well
-        names = ["folder"]
-    if len(names) != 1:
-        seen = (
-            f"looks like {' and like '.join(names)}"
-            if names
-            else "holds nothing known (tar shards, COCO JSON, pictures; a table is .parquet, .jsonl or .csv)"
-        )
-        raise UserError(f"{text!r} {seen}; give the format as FORMAT:{text}")
-    return f"{names[0]}:{text}"
+    raise UserError(f"{text!r} holds nothing known; give the format as FORMAT:{text} (FORMAT: {formats})")
 
 
-def _holds_pictures(folder: Path) -> bool:
-    from open_cloc.data.readers.folder import is_picture, walk
-
-    return any(is_picture(name) for name in walk(folder))
-
-
-def _split_format(spec: str) -> tuple[str, str]:
-    """The format and the rest of a spec; a format from outside the package is itself `module:Name`."""
-    name, colon, rest = spec.partition(":")
-    if name not in READERS and ":" in rest:
-        attribute, colon, rest = rest.partition(":")
-        name = f"{name}:{attribute}"
-    if not colon or not rest or (name not in READERS and ":" not in name):
-        formats = ", ".join(READERS)
-        raise UserError(
-            f"unknown data {spec!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
-        )
-    return name, rest
+def _recogniser(name: str) -> Callable[[str], bool]:
+    """The function of a reader's module that knows its format when it sees it."""
+    return importlib.import_module(READERS[name].partition(":")[0]).recognises

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,29 @@ import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
 from open_cloc.data.annotations import EMPTY, RawRegion, RawSample, box_problems, finish
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.data.readers.files import (
+    annotation_files,
+    find_annotations,
+    find_images,
+    key_of,
+    missing_images,
+)
+from open_cloc.errors import UserError
+from open_cloc.files import read_json
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts
 
+PATTERN = "instances*.json"
 
-def open_coco(path: str, images: str | None = None, captions: str | None = None) -> CocoDataset:
+
+def recognises(text: str) -> bool:
+    """Whether this is a JSON file, LVIS's aside, or a folder with some named as COCO's are."""
+    path = Path(text)
+    is_json = path.is_file() and path.suffix == ".json" and not path.name.startswith("lvis")
+    return is_json or bool(annotation_files(path, PATTERN))
+
+
+def open_coco(path: str, images: Path | None = None, captions: Path | None = None) -> CocoDataset:
     """Open COCO annotations.
 
     Args:
@@ -29,7 +45,7 @@ def open_coco(path: str, images: str | None = None, captions: str | None = None)
         MissingFileError: If a file or the pictures' folder is missing.
         UserError: If the JSON is not COCO's, or a category or image id is unknown.
     """
-    annotations = find_annotations(Path(path), "instances*.json")
+    annotations = find_annotations(Path(path), PATTERN)
     document = load_document(annotations)
     names = [_field(image, "file_name", "image", annotations) for image in document["images"]]
     folder = find_images(annotations, images, names)
@@ -45,7 +61,7 @@ class CocoDataset:
 
     Attributes:
         categories: The document's categories, as they are.
-        class_names: Their names, in the document's order.
+        class_names: Names of the categories, in the document's order.
         dropped: Annotations that become no region, counted by cause.
     """
 
@@ -61,12 +77,12 @@ class CocoDataset:
         """Index a parsed document.
 
         Args:
-            document: With `images`, `annotations` and `categories`.
-            file_names: Of the images, below `folder`.
-            folder: Of the pictures.
+            document: A parsed file with `images`, `annotations` and `categories`.
+            file_names: A picture's name for each of the images, below `folder`.
+            folder: Where the pictures lie.
             where: The document's file, for messages.
-            captions: By image id.
-            source: Written into each region.
+            captions: Texts of the images that have some, by image id.
+            source: What each region says about its maker, such as `coco`.
 
         Raises:
             UserError: On unknown ids, entries that lack a field, repeated images, captions of other images.
@@ -162,31 +178,14 @@ class CocoDataset:
             self.dropped["without area"] = empty
 
 
-def key_of(file_name: str) -> str:
-    """A file's name as a sample's key: no suffix, and no dot, which would end the key inside a tar."""
-    return Path(file_name).with_suffix("").as_posix().lstrip("/").replace(".", "_")
-
-
-def find_annotations(path: Path, pattern: str) -> Path:
-    """The annotation file: the path itself, or the one match inside a folder."""
-    if not path.exists():
-        raise MissingFileError(f"no such annotation file or folder: {path}")
-    if path.is_file():
-        return path
-    found = sorted([*path.glob(pattern), *(path / "annotations").glob(pattern)])
-    if len(found) != 1:
-        names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
-        raise UserError(f"expected exactly one {pattern} in {path} or its annotations/; got {names}")
-    return found[0]
-
-
 def load_document(path: Path) -> dict[str, Any]:
     """Parse COCO-like JSON and check its outer form.
 
     Raises:
+        MissingFileError: If the file is not there.
         UserError: If it is not JSON, or lacks images, annotations or categories.
     """
-    document = load_json(path)
+    document = read_json(path)
     for name in ("images", "annotations", "categories"):
         entries = document.get(name) if isinstance(document, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -196,21 +195,16 @@ def load_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def load_json(path: Path) -> Any:
-    """Parse a JSON file, naming it where that fails."""
-    if not path.is_file():
-        raise MissingFileError(f"no such file: {path}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid JSON ({path}): {error}") from error
+def read_captions(path: Path | None) -> dict[int, tuple[str, ...]]:
+    """Captions by image id from a COCO captions file; none without a path.
 
-
-def read_captions(path: str | None) -> dict[int, tuple[str, ...]]:
-    """Captions by image id from a COCO captions file; none without a path."""
+    Raises:
+        MissingFileError: If the file is not there.
+        UserError: If it is not COCO's captions.
+    """
     if path is None:
         return {}
-    document = load_json(Path(path))
+    document = read_json(path)
     captions: defaultdict[int, list[str]] = defaultdict(list)
     try:
         for annotation in document["annotations"]:
@@ -220,34 +214,6 @@ def read_captions(path: str | None) -> dict[int, tuple[str, ...]]:
             f"captions must be annotations with image_id and caption; got {error!r} ({path})"
         ) from error
     return {number: tuple(texts) for number, texts in captions.items()}
-
-
-def image_folders(annotations: Path, images: str | None) -> list[Path]:
-    """Where the pictures of an annotation file may lie; only the given folder, where one is given."""
-    if images is not None:
-        return [Path(images)]
-    split = annotations.stem.rpartition("_")[2]  # instances_val2017 -> val2017
-    near, above = annotations.parent, annotations.parent.parent
-    return [folder for base in (near, above) for folder in (base / "images" / split, base / split)] + [
-        folder for base in (near, above) for folder in (base / "images", base)
-    ]
-
-
-def find_images(annotations: Path, images: str | None, names: Sequence[str]) -> Path | None:
-    """The first likely folder that holds one of the first pictures."""
-    for folder in image_folders(annotations, images):
-        if any((folder / name).is_file() for name in names[:10]):
-            return folder
-    return None
-
-
-def missing_images(annotations: Path, images: str | None, names: Sequence[str]) -> FileNotFoundError:
-    """The error for pictures that are nowhere."""
-    tried = ", ".join(map(str, image_folders(annotations, images)))
-    return MissingFileError(
-        f"pictures of {annotations} not found, such as {names[0]!r}; looked in {tried}; give their folder "
-        "as images=FOLDER"
-    )
 
 
 def _field(entry: Mapping[str, Any], name: str, what: str, where: object) -> Any:

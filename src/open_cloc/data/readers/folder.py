@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import posixpath
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from open_cloc.data.readers.coco import key_of
-from open_cloc.data.readers.table import CAPTION_COLUMNS, JsonRows, find_columns, scalars, texts_of
+from open_cloc.data.readers.columns import CAPTION_COLUMNS, find_columns, scalars, texts_of
+from open_cloc.data.readers.files import PICTURES, is_picture, printable, unique_keys, walk
+from open_cloc.data.readers.rows import JsonRows
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts
 
 logger = logging.getLogger(__name__)
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 METADATA = "metadata.jsonl"
+
+
+def recognises(text: str) -> bool:
+    """Whether there is a picture anywhere below a folder."""
+    return Path(text).is_dir() and any(map(is_picture, walk(Path(text))))
 
 
 def open_folder(path: str) -> FolderDataset:
@@ -89,7 +92,7 @@ class FolderDataset:
             key=self.keys[index],
             image=self.folder / name,
             captions=captions or _text_beside(self.folder / name),
-            metadata=scalars(others) | {"file_name": _printable(name)},
+            metadata=scalars(others) | {"file_name": printable(name)},
         )
 
     def _row(self, name: str) -> tuple[Mapping[str, Any], str]:
@@ -98,26 +101,6 @@ class FolderDataset:
             return {}, ""
         number, index = self._rows[name]
         return self._metadata[number][index], f"{self._metadata[number].file}, row {index}"
-
-
-def walk(folder: Path) -> Iterator[str]:
-    """Files below a folder, as paths relative to it; no hidden ones, links followed but never in circles."""
-    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while stack:
-        below, above = stack.pop()
-        status = os.stat(folder / below)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue
-        with os.scandir(folder / below) as entries:
-            for entry in entries:
-                name = f"{below}/{entry.name}" if below else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    stack.append((name, above | {identity}))
-                elif entry.is_file() or entry.is_symlink():  # a broken link is a missing picture, not none
-                    yield name
 
 
 def described_pictures(rows: JsonRows, folder: Path, pictures: Set[str]) -> dict[str, int]:
@@ -146,28 +129,6 @@ def described_pictures(rows: JsonRows, folder: Path, pictures: Set[str]) -> dict
     return found
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's suffix is a picture's."""
-    return PurePosixPath(name).suffix.lower() in PICTURES
-
-
-def unique_keys(names: Sequence[str], where: str) -> list[str]:
-    """A key for each file name: the path without suffix or, where others have that too, with it.
-
-    Raises:
-        UserError: If that does not tell two files apart.
-    """
-    names = [_printable(name) for name in names]
-    short = [key_of(name) for name in names]
-    taken = Counter(short)
-    keys = [key if taken[key] == 1 else name.replace(".", "_") for key, name in zip(short, names)]
-    key, count = Counter(keys).most_common(1)[0]
-    if count > 1:
-        same = [name for name, own in zip(names, keys) if own == key][:2]
-        raise UserError(f"{same[0]!r} and {same[1]!r} would share the key {key!r}; rename one ({where})")
-    return keys
-
-
 def _text_beside(picture: Path) -> tuple[str, ...]:
     """The caption in the `.txt` of a picture's name, if there is one."""
     file = picture.with_suffix(".txt")
@@ -178,8 +139,3 @@ def _text_beside(picture: Path) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise UserError(f"caption is not UTF-8: {error} ({file})") from error
     return texts_of(text, str(file))
-
-
-def _printable(name: str) -> str:
-    """A file's name as text, also where the file system holds bytes that are none."""
-    return os.fsencode(name).decode("utf-8", "replace")

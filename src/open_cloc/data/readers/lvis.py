@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from open_cloc.data.readers.coco import (
-    CocoDataset,
-    find_annotations,
-    find_images,
-    load_document,
-    missing_images,
-    read_captions,
-)
+from open_cloc.data.readers.coco import CocoDataset, load_document, read_captions
+from open_cloc.data.readers.files import annotation_files, find_annotations, find_images, missing_images
 from open_cloc.errors import UserError
 
+PATTERN = "lvis*.json"
 
-def open_lvis(path: str, images: str | None = None, captions: str | None = None) -> CocoDataset:
+
+def recognises(text: str) -> bool:
+    """Whether this is a JSON file named after LVIS, or a folder with some."""
+    path = Path(text)
+    return bool(annotation_files(path, PATTERN)) or (path.is_file() and path.match(PATTERN))
+
+
+def open_lvis(path: str, images: Path | None = None, captions: Path | None = None) -> CocoDataset:
     """Open LVIS annotations.
 
     Category names become texts by `clean_name`. LVIS splits mix COCO's train2017 and val2017, so `images` may
@@ -31,7 +33,7 @@ def open_lvis(path: str, images: str | None = None, captions: str | None = None)
         MissingFileError: If a file or the pictures' folder is missing.
         UserError: If the JSON is not LVIS's, or a category or image id is unknown.
     """
-    annotations = find_annotations(Path(path), "lvis*.json")
+    annotations = find_annotations(Path(path), PATTERN)
     document = load_document(annotations)
     urls = [_location(image, annotations) for image in document["images"]]
     document["categories"] = [

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-DARK_LEVELS = (22.0, 88.0)  # grey levels of dark and light backgrounds; nothing between, for contrast
-
-LIGHT_LEVELS = (188.0, 238.0)
-
-TINT = 14.0  # backgrounds: largest distance of a channel from grey
+# Grey levels of dark and of light backgrounds; nothing between them, for contrast.
+DARK_LEVELS, LIGHT_LEVELS = (22.0, 88.0), (188.0, 238.0)
+TINT = 14.0  # largest distance of a channel from grey
 
 
 @lru_cache(maxsize=8)
@@ -68,6 +66,29 @@ BACKGROUNDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 
 
-def _integer(rng: np.random.Generator, low: int, high: int) -> int:
+def draw_background(
+    rng: np.random.Generator, size: int, kinds: Sequence[str], levels: tuple[float, float]
+) -> np.ndarray:
+    """Draw a background between two near-grey colours of similar lightness.
+
+    Args:
+        rng: Source of every random choice.
+        size: Height and width in pixels.
+        kinds: Keys of `BACKGROUNDS`, drawn with equal chance.
+        levels: Lowest and highest grey level, in 0..255.
+
+    Returns:
+        (H, W, 3) float32 in 0..255.
+    """
+    low, high = levels
+    draws = rng.random(8)
+    greys = low + (high - low) * draws[:2]
+    first, second = (greys[:, None] + TINT * (2 * draws[2:].reshape(2, 3) - 1)).astype(np.float32)  # (3,)
+    kind = kinds[random_integer(rng, 0, len(kinds) - 1)]
+    share = BACKGROUNDS[kind](rng, size)[..., None]  # (H, W, 1)
+    return np.broadcast_to(first + share * (second - first), (size, size, 3))
+
+
+def random_integer(rng: np.random.Generator, low: int, high: int) -> int:
     """Uniform in [low, high]; `rng.integers` takes ten times as long for a single number."""
     return low + int(rng.random() * (high - low + 1))

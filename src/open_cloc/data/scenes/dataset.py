@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from open_cloc.data.scenes.backgrounds import BACKGROUNDS, DARK_LEVELS, LIGHT_LEVELS, TINT, _integer
+from open_cloc.data.scenes.backgrounds import DARK_LEVELS, LIGHT_LEVELS, draw_background, random_integer
 from open_cloc.data.scenes.glyphs import ANGLES, NUM_SIZES, glyph_mask
 from open_cloc.data.scenes.vocabulary import (
     COLOURS,
@@ -23,7 +23,7 @@ from open_cloc.data.scenes.vocabulary import (
     NUM_PLACES,
     SPLITS,
     SceneConfig,
-    _held_out_indices,
+    held_out_indices,
     phrase_of,
 )
 from open_cloc.errors import UserError
@@ -38,8 +38,8 @@ class SceneObject(NamedTuple):
     """One glyph in a scene.
 
     Attributes:
-        glyph: Row of `GLYPHS`.
-        colour: Row of `COLOURS`.
+        glyph: Its row of `GLYPHS`.
+        colour: Its row of `COLOURS`.
         rgb: (3,) float32, the colour as drawn.
         x: Left edge of the mask in pixels.
         y: Top edge of the mask in pixels.
@@ -70,7 +70,7 @@ class Scene(NamedTuple):
 
     Attributes:
         background: (H, W, 3) float32.
-        objects: Drawn in this order.
+        objects: What stands on it, drawn in this order.
     """
 
     background: np.ndarray
@@ -93,7 +93,7 @@ class SceneDataset:
     Args:
         config: What the scenes look like.
         split: `train` never holds a held-out pair; `val` and `test` mix seen and held-out pairs.
-        num_samples: Length. Scene `i` does not depend on it.
+        num_samples: Number of scenes. What scene `i` looks like does not depend on it.
 
     Raises:
         UserError: On an unknown split or a negative length.
@@ -107,12 +107,11 @@ class SceneDataset:
         self.config = config
         self.split = split
         self.num_samples = num_samples
-        self._held_out = _held_out_indices(config)
-        held_out = set(self._held_out)
+        self._held_out = held_out_indices(config)
+        self._held_out_set = held_out = set(self._held_out)
         self._seen_colours = [
             [c for c in range(config.num_colours) if (g, c) not in held_out] for g in range(config.num_glyphs)
         ]
-        self._held_out_set = held_out
         self._held_out_share = config.held_out_share if self._held_out and split != "train" else 0.0
         low, high = config.min_object_size * config.image_size, config.max_object_size * config.image_size
         self._sizes = [round(low + (high - low) * k / (NUM_SIZES - 1)) for k in range(NUM_SIZES)]
@@ -152,8 +151,9 @@ class SceneDataset:
     def _scene(self, rng: np.random.Generator) -> Scene:
         config = self.config
         on_light = rng.random() < 0.5
-        background = _background(rng, config, LIGHT_LEVELS if on_light else DARK_LEVELS)
-        pairs = self._pairs(rng, _integer(rng, config.min_objects, config.max_objects))
+        levels = LIGHT_LEVELS if on_light else DARK_LEVELS
+        background = draw_background(rng, config.image_size, config.backgrounds, levels)
+        pairs = self._pairs(rng, random_integer(rng, config.min_objects, config.max_objects))
         objects = []
         for (glyph, colour), (x, y, mask) in zip(pairs, self._layout(rng, [glyph for glyph, _ in pairs])):
             named = COLOURS[colour].on_light if on_light else COLOURS[colour].on_dark
@@ -166,11 +166,11 @@ class SceneDataset:
         pairs: list[tuple[int, int]] = []
         while len(pairs) < count:
             if rng.random() < self._held_out_share:
-                pair = self._held_out[_integer(rng, 0, len(self._held_out) - 1)]
+                pair = self._held_out[random_integer(rng, 0, len(self._held_out) - 1)]
             else:
-                glyph = _integer(rng, 0, self.config.num_glyphs - 1)
+                glyph = random_integer(rng, 0, self.config.num_glyphs - 1)
                 colours = self._seen_colours[glyph]
-                pair = glyph, colours[_integer(rng, 0, len(colours) - 1)]
+                pair = glyph, colours[random_integer(rng, 0, len(colours) - 1)]
             if pair not in pairs:
                 pairs.append(pair)
         return pairs
@@ -194,13 +194,14 @@ class SceneDataset:
     def _place(
         self, rng: np.random.Generator, character: str, boxes: list[tuple[int, int, int, int]]
     ) -> tuple[int, int, np.ndarray] | None:
+        """Find a size and a place for one glyph beside boxes in pixels: (x, y, mask), or None."""
         image_size, max_overlap = self.config.image_size, self.config.max_overlap
         largest: float = rng.random() * NUM_SIZES
-        angle = ANGLES[_integer(rng, 0, len(ANGLES) - 1)]
+        angle = ANGLES[random_integer(rng, 0, len(ANGLES) - 1)]
         for _ in range(NUM_PLACES):
             mask = glyph_mask(character, self._sizes[int(largest)], angle)
             height, width, _ = mask.shape
-            x, y = _integer(rng, 0, image_size - width), _integer(rng, 0, image_size - height)
+            x, y = random_integer(rng, 0, image_size - width), random_integer(rng, 0, image_size - height)
             box = (x, y, x + width, y + height)
             if all(_overlap(box, other) <= max_overlap for other in boxes):
                 return x, y, mask
@@ -218,6 +219,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
 
 
 def _scaled(box_px: tuple[int, int, int, int], size: int) -> tuple[float, float, float, float]:
+    """A box of a square picture of so many pixels, normalised."""
     x1, y1, x2, y2 = box_px
     return x1 / size, y1 / size, x2 / size, y2 / size
 
@@ -228,7 +230,12 @@ def _caption(rng: np.random.Generator, phrases: list[str]) -> str:
     if len(order) > 2 and rng.random() < 0.2:
         order.pop()
     text = order[0] if len(order) == 1 else f"{', '.join(order[:-1])} and {order[-1]}"
-    return CAPTION_TEMPLATES[_integer(rng, 0, len(CAPTION_TEMPLATES) - 1)].format(text)
+    return CAPTION_TEMPLATES[random_integer(rng, 0, len(CAPTION_TEMPLATES) - 1)].format(text)
+
+
+def recognises(text: str) -> bool:
+    """Never: scenes lie nowhere; `scenes:train` asks for them."""
+    return False
 
 
 def open_scenes(path: str, **options: Any) -> SceneDataset:
@@ -237,7 +244,7 @@ def open_scenes(path: str, **options: Any) -> SceneDataset:
     Args:
         path: A split, then any `name=value` of `SceneConfig` or `num_samples` (1000 unless told);
             `backgrounds` are joined by `+`.
-        options: The same names; they win over those in the path.
+        **options: The same by name; they win over those in the path.
 
     Raises:
         UserError: On an unknown split or option, or a value that does not parse.
@@ -270,15 +277,3 @@ def _parse(name: str, value: Any, like: Any) -> Any:
         return type(like)(value)
     except ValueError:
         raise UserError(f"scenes: {name} must be {type(like).__name__}; got {value!r}") from None
-
-
-def _background(rng: np.random.Generator, config: SceneConfig, levels: tuple[float, float]) -> np.ndarray:
-    """(H, W, 3) float32 between two near-grey colours of similar lightness."""
-    low, high = levels
-    draws = rng.random(8)
-    greys = low + (high - low) * draws[:2]
-    first, second = (greys[:, None] + TINT * (2 * draws[2:].reshape(2, 3) - 1)).astype(np.float32)  # (3,)
-    size = config.image_size
-    kind = config.backgrounds[_integer(rng, 0, len(config.backgrounds) - 1)]
-    share = BACKGROUNDS[kind](rng, size)[..., None]  # (H, W, 1)
-    return np.broadcast_to(first + share * (second - first), (size, size, 3))

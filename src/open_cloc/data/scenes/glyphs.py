@@ -9,21 +9,18 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from open_cloc.data.scenes.vocabulary import (
-    GLYPHS,
-)
+from open_cloc.data.scenes.vocabulary import GLYPHS
 
-NUM_SIZES = 16
-ANGLES = (-12, -6, 0, 6, 12)
+NUM_SIZES = 16  # different sizes of a glyph in the scenes of a config
+ANGLES = (-12, -6, 0, 6, 12)  # degrees anticlockwise
 FONT_PIXELS = 256
-
 INK_GAIN = 1.4  # thickens lines thinner than a pixel, whose colour would fade into the background
-
 MIN_INK = 0.15  # fainter pixels are left out, so that a box never ends at ink that nobody can see
 
 
 @lru_cache(maxsize=len(GLYPHS) * len(ANGLES))
 def _large_glyph(character: str, angle: int) -> Image.Image:
+    """A glyph in 256-pixel type, turned and cropped to its ink."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     font = ImageFont.truetype(str(path), FONT_PIXELS, layout_engine=ImageFont.Layout.BASIC)
     canvas = Image.new("L", (2 * FONT_PIXELS, 2 * FONT_PIXELS))
@@ -55,9 +52,3 @@ def glyph_mask(character: str, size: int, angle: int) -> np.ndarray:
     mask = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, None].copy()
     mask.setflags(write=False)
     return mask
-
-
-NUM_SIZES = 16
-
-
-ANGLES = (-12, -6, 0, 6, 12)

@@ -84,6 +84,7 @@ COLOURS = (
     Colour("purple", (160, 80, 235), (110, 30, 165)),
 )
 
+SPLITS = {"train": 0, "val": 1, "test": 2}  # the number enters the seed: do not renumber
 NUM_PLACES = 40  # tries for one object, and then for a whole layout
 
 
@@ -98,7 +99,7 @@ class SceneConfig:
         min_objects: Fewest objects in a scene.
         max_objects: Most objects in a scene.
         min_object_size: Shortest long side of an object, as a fraction of the image.
-        max_object_size: Longest long side; crowded scenes fall back to smaller ones.
+        max_object_size: Longest long side, as a fraction too; crowded scenes fall back to smaller ones.
         max_overlap: Largest share of the smaller of two boxes that the other may cover.
         backgrounds: Keys of `BACKGROUNDS`, drawn with equal chance.
         held_out_fraction: Share of colour-glyph pairs that never occur in training.
@@ -182,7 +183,7 @@ class Vocabulary:
     Attributes:
         glyphs: Nouns, in the order of `GLYPHS`.
         colours: Colour names, in the order of `COLOURS`.
-        phrases: One for each colour-glyph pair; glyph by glyph, colours innermost.
+        phrases: A phrase for each colour-glyph pair; glyph by glyph, colours innermost.
     """
 
     glyphs: tuple[str, ...]
@@ -212,7 +213,7 @@ def held_out_pairs(config: SceneConfig) -> frozenset[tuple[str, str]]:
     The pairs lie on diagonals of the glyph-by-colour table, rows and columns shuffled by the seed, so that
     all glyphs, and all colours, lose the same number of pairs to within one.
     """
-    return frozenset((COLOURS[c].name, GLYPHS[g].name) for g, c in _held_out_indices(config))
+    return frozenset((COLOURS[c].name, GLYPHS[g].name) for g, c in held_out_indices(config))
 
 
 def held_out_phrases(config: SceneConfig) -> frozenset[str]:
@@ -220,7 +221,8 @@ def held_out_phrases(config: SceneConfig) -> frozenset[str]:
     return frozenset(phrase_of(colour, glyph) for colour, glyph in held_out_pairs(config))
 
 
-def _held_out_indices(config: SceneConfig) -> list[tuple[int, int]]:
+def held_out_indices(config: SceneConfig) -> list[tuple[int, int]]:
+    """Return the held-out pairs as (row of `GLYPHS`, row of `COLOURS`)."""
     rng = np.random.default_rng([config.seed, len(SPLITS)])
     glyphs = rng.permutation(config.num_glyphs).tolist()
     colours = rng.permutation(config.num_colours).tolist()
@@ -230,6 +232,3 @@ def _held_out_indices(config: SceneConfig) -> list[tuple[int, int]]:
         (glyphs[k % len(glyphs)], colours[(k + k // period) % len(colours)])
         for k in range(config.num_held_out)
     ]
-
-
-SPLITS = {"train": 0, "val": 1, "test": 2}  # the number enters the seed: do not renumber

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from open_cloc.errors import UserError
+from open_cloc.files import write_whole
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-
-BLOCK = 512
+BLOCK = 512  # bytes that a tar is made of
 
 
 class UnreadableShardError(UserError):
@@ -28,9 +28,9 @@ class ShardIndex(NamedTuple):
     """The samples of one tar, in order.
 
     Attributes:
-        keys: (n,) text.
+        keys: (n,) texts, the samples' names.
         spans: (n, 6) int64: offset and size of the picture, of `txt` and of `json`; size -1 where absent.
-        without_image: Keys that have no picture, hence no row.
+        without_image: Number of keys that have no picture, hence no row.
     """
 
     keys: np.ndarray
@@ -78,14 +78,8 @@ def index_file(tar: Path) -> Path:
 
 def save_index(file: Path, index: ShardIndex, tar: Path) -> None:
     """Write an index; the file appears whole or not at all. Equal indices give equal bytes."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            np.savez(stream, **index._asdict(), tar_size=tar.stat().st_size)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_whole(file) as part, part.open("wb") as stream:
+        np.savez(stream, **index._asdict(), tar_size=tar.stat().st_size)
 
 
 def load_index(file: Path, tar: Path) -> ShardIndex | None:
@@ -118,7 +112,7 @@ def scan_shard(tar: Path) -> tuple[ShardIndex, list[str]]:
             else:
                 spans = [parts.get(suffix, Member(suffix, 0, -1)) for suffix in (image, "txt", "json")]
                 rows[key] = [number for span in spans for number in (span.offset, span.size)]
-    except ValueError as error:
+    except UserError as error:
         problems.append(str(error))
     spans_array = np.array(list(rows.values()), np.int64).reshape(-1, 6)
     return ShardIndex(np.array(list(rows), np.str_), spans_array, without_image), problems
@@ -139,7 +133,8 @@ def scan_tar(path: Path) -> Iterator[tuple[str, list[Member]]]:
     members: list[Member] = []
     for name, offset, size in _scan_headers(path):
         folder, slash, file = name.rpartition("/")
-        base, _, suffix = file.partition(".")  # webdataset: the key ends at the first dot of the file's name
+        # As in webdataset, the key ends at the first dot of the file's name.
+        base, _, suffix = file.partition(".")
         if not base or not suffix:
             continue
         if folder + slash + base != key and members:

@@ -31,9 +31,9 @@ class ShardDataset:
 
     Attributes:
         paths: The tar files.
-        keys: One per sample.
+        keys: A name for each sample.
         shard_sizes: (shards,) samples of each tar.
-        problems: What a tolerant opening has passed over.
+        problems: What a tolerant opening has passed over, a sentence each.
         without_image: Number of keys that have no picture.
     """
 
@@ -107,8 +107,8 @@ def read_sample(tar: Path, key: str, spans: Sequence[int], where: str) -> RawSam
     """A sample by the offsets of its members.
 
     Args:
-        tar: The file.
-        key: The members' base name.
+        tar: The shard's file.
+        key: The sample's name, which its members share.
         spans: Offset and size of the picture, of `txt` and of `json`.
         where: The shard as the user knows it, for messages.
 
@@ -117,10 +117,13 @@ def read_sample(tar: Path, key: str, spans: Sequence[int], where: str) -> RawSam
         MissingFileError: If it is not there.
         UserError: If the JSON is not the schema's.
     """
-    with tar.open("rb") as stream:
-        image, text, document = (
-            _read(stream, offset, size, where) for offset, size in zip(spans[::2], spans[1::2])
-        )
+    try:
+        with tar.open("rb") as stream:
+            image, text, document = (
+                _read(stream, offset, size, where) for offset, size in zip(spans[::2], spans[1::2])
+            )
+    except FileNotFoundError:
+        raise MissingFileError(f"no such shard: {where}") from None
     return parse_sample(key, image or b"", text, document, f"{where}, key {key!r}")
 
 

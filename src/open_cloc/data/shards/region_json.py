@@ -22,7 +22,6 @@ from open_cloc.samples import RegionSample
 
 # Keys that the writer fills; anything else is a sample's metadata.
 WRITTEN = ("key", "status", "caption", "captions", "width", "height", "regions", "box_format")
-
 SIZES = ("width", "height", "original_width", "original_height")
 
 
@@ -61,11 +60,11 @@ def parse_sample(key: str, image: bytes, text: bytes | None, document: bytes | N
     """Turn the members of a sample into a raw sample.
 
     Args:
-        key: The members' base name.
+        key: The sample's name, which its members share.
         image: The encoded picture.
-        text: The `txt` member.
-        document: The `json` member.
-        where: For messages.
+        text: The `txt` member; None without one.
+        document: The `json` member; None without one.
+        where: Shard and key, for messages.
 
     Raises:
         UserError: If the JSON does not parse, is not the schema's, or names regions of a picture whose

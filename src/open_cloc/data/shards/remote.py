@@ -1,68 +1,47 @@
 """Shards that lie elsewhere: fetched whole into a bounded folder, then read like local ones.
 
 A location is any URL that fsspec opens (`s3://`, `hf://`, `gs://`, ...), `http(s)://`, or `pipe:COMMAND`,
-whose output is the tar. All processes of a host share the folder: each shard is fetched by one of them,
-appears under its name only when it is whole, and the shards used longest ago are deleted past the limit.
+whose output is the tar.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import random
-import shutil
-import subprocess
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import fsspec
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch.utils.data import get_worker_info
 from webdataset.shardlists import expand_urls
 
 from open_cloc.data.annotations import RawSample, finish
-from open_cloc.data.shards.index import (
-    ShardIndex,
-    UnreadableShardError,
-    cache_folder,
-    index_file,
-    save_index,
-    scan_shard,
-)
+from open_cloc.data.shards.cache import ShardCache
+from open_cloc.data.shards.index import ShardIndex, UnreadableShardError, cache_folder
 from open_cloc.data.shards.read import ShardDataset, read_sample
+from open_cloc.data.shards.urls import is_final, one_line, open_url, shown
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.samples import RegionSample
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 6  # waits of 1, 2, 4, 8 and 16 s between them: a store that restarts is forgiven
-
-REMEMBER_FAILURE = 600.0  # seconds until a shard that could not be fetched is tried again
-
-STILL_IN_USE = 10.0  # seconds since a shard was last read
-
-HTTP_TIMEOUT = 60.0  # seconds without a byte
-
 COUNTING_THREADS = 8
-
 KEPT_INDICES = 64  # of shards, in the memory of one process
 
-GONE = (401, 403, 404, 410)  # HTTP codes that trying again does not change
+
+def recognises(text: str) -> bool:
+    """Whether this names tars, here or elsewhere, or is a folder that holds some."""
+    named = Path(text).suffix == ".tar" or "{" in text or is_remote(text)
+    return named or any(Path(text).glob("*.tar"))
 
 
-def open_shards(path: str, cache: str = "", cache_gb: str = "100") -> ShardDataset | RemoteShards:
+def open_shards(path: str, cache: Path | None = None, cache_gb: float = 100.0) -> ShardDataset | RemoteShards:
     """Open tar shards, local or remote.
 
     Args:
@@ -80,11 +59,7 @@ def open_shards(path: str, cache: str = "", cache_gb: str = "100") -> ShardDatas
         return ShardDataset(path)
     if not all(remote):
         raise UserError(f"local and remote shards cannot be joined in one name; got {path!r}")
-    try:
-        limit = float(cache_gb) * 1e9
-    except ValueError:
-        raise UserError(f"cache_gb must be a number; got {cache_gb!r} ({path})") from None
-    return RemoteShards(path, ShardCache(Path(cache) if cache else cache_folder() / "shards", limit))
+    return RemoteShards(path, ShardCache(cache or cache_folder() / "shards", cache_gb * 1e9))
 
 
 def is_remote(location: str) -> bool:
@@ -100,9 +75,9 @@ class RemoteShards:
     `shuffle_shards`.
 
     Attributes:
-        urls: Of the tars.
-        shard_sizes: (shards,) samples of each.
-        remote: Tells the loader not to jump about.
+        urls: Where the tars lie.
+        shard_sizes: (shards,) samples of each tar.
+        remote: Always true; tells the loader not to jump about.
     """
 
     remote = True
@@ -112,7 +87,7 @@ class RemoteShards:
 
         Args:
             path: As for `open_shards`.
-            cache: Where shards are kept.
+            cache: Where fetched shards are kept.
 
         Raises:
             MissingFileError: If a `sizes.json` does not name a shard, or there is no shard.
@@ -176,7 +151,7 @@ class RemoteShards:
         """Fetch shards in the background, in this order; each worker process takes its share.
 
         Args:
-            shards: Numbers, as in `urls`.
+            shards: Their numbers, as in `urls`.
         """
         worker = get_worker_info()
         own = shards if worker is None else shards[worker.id :: worker.num_workers]
@@ -189,113 +164,6 @@ def _fetch_all(cache: ShardCache, urls: Sequence[str]) -> None:
         # Another process fetches it, or it cannot be fetched, which whoever needs the shard is told.
         with suppress(Timeout, UnreadableShardError):
             cache.fetch(url, wait=False)
-
-
-@dataclass
-class ShardCache:
-    """A folder of fetched shards that processes share.
-
-    Attributes:
-        folder: Made when first used.
-        max_bytes: Past it, the shards used longest ago are deleted.
-        opened_at: Failures before that were another run's, and whatever caused them may be mended.
-        warned: Whether it has said that the limit is too small.
-    """
-
-    folder: Path
-    max_bytes: float
-    opened_at: float = field(default_factory=time.time)
-    warned: bool = False
-
-    def fetch(self, url: str, wait: bool = True) -> Path:
-        """The local copy of a shard, fetched if it is not there.
-
-        Args:
-            url: Of a tar.
-            wait: Wait while another process fetches it.
-
-        Raises:
-            UnreadableShardError: If that fails, also when tried again.
-            filelock.Timeout: If another process is at it and this one does not wait.
-        """
-        tar = self.path(url)
-        if not tar.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(tar.with_suffix(".lock"), timeout=-1 if wait else 0):
-                if not tar.exists():
-                    self._raise_remembered(tar)
-                    self._fetch_anew(url, tar)
-        with suppress(FileNotFoundError):
-            os.utime(tar)  # used now
-        return tar
-
-    def fetch_index(self, url: str) -> ShardIndex:
-        """The index of a shard, which outlives the shard in the folder; fetches it if need be."""
-        file = index_file(self.path(url))
-        for _ in range(3):
-            if file.exists():
-                with np.load(file, allow_pickle=False) as arrays:
-                    return ShardIndex(arrays["keys"], arrays["spans"], int(arrays["without_image"]))
-            self.fetch(url)
-        raise UnreadableShardError(f"index of the shard vanished from {self.folder} ({shown(url)})")
-
-    def path(self, url: str) -> Path:
-        """Where a shard's copy lies, whatever signature the URL has today."""
-        return self.folder / f"{hashlib.sha256(shown(url).encode()).hexdigest()[:32]}.tar"
-
-    def _fetch_anew(self, url: str, tar: Path) -> None:
-        """Download, index and check a shard, trying again with growing pauses."""
-        part = tar.with_suffix(".tar.part")
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                part.unlink(
-                    missing_ok=True
-                )  # a killed process may have left a command that still writes to it
-                with part.open("wb") as stream:
-                    download(url, stream)
-                index, problems = scan_shard(part)
-                if problems:
-                    raise UnreadableShardError(problems[0].replace(str(part), "as downloaded"))
-                save_index(index_file(tar), index, part)
-                self._make_room(part.stat().st_size)
-                part.replace(tar)
-                return
-            except Exception as error:  # each store has errors of its own; all end in one sentence
-                part.unlink(missing_ok=True)
-                if attempt == ATTEMPTS or _is_final(error):
-                    message = (
-                        f"shard cannot be fetched after {attempt} attempts: {_text(error)} ({shown(url)})"
-                    )
-                    with suppress(OSError):  # a full disk
-                        tar.with_suffix(".failed").write_text(f"{time.time()} {message}")
-                    raise UnreadableShardError(message) from error
-                logger.warning("attempt %d to fetch %s failed: %s", attempt, shown(url), _text(error))
-                time.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1))  # not all hosts at once
-
-    def _raise_remembered(self, tar: Path) -> None:
-        """Raise how fetching has failed just now, in any process: not once more by each, for each sample."""
-        told = ""
-        with suppress(FileNotFoundError):
-            told = tar.with_suffix(".failed").read_text()
-        failed_at, _, message = told.partition(" ")
-        if message and float(failed_at) > max(self.opened_at, time.time() - REMEMBER_FAILURE):
-            raise UnreadableShardError(message)
-
-    def _make_room(self, needed: int) -> None:
-        """Delete the shards used longest ago until so many bytes more are within the limit."""
-        found = []
-        for tar in self.folder.glob("*.tar"):
-            with suppress(FileNotFoundError):  # another process makes room too
-                found.append((tar.stat().st_mtime_ns, tar.stat().st_size, tar))
-        total = needed + sum(size for _, size, _ in found)
-        for used_ns, size, tar in sorted(found):
-            if total <= self.max_bytes:
-                return
-            if time.time() - used_ns / 1e9 < STILL_IN_USE and not self.warned:
-                self.warned = True
-                logger.warning("cache_gb is too small: %s loses shards that are in use", self.folder)
-            tar.unlink(missing_ok=True)
-            total -= size
 
 
 def list_shards(path: str) -> tuple[list[str], dict[str, int]]:
@@ -331,9 +199,9 @@ def _read_sizes(folder: str, query: str) -> dict[str, int]:
         with open_url(f"{folder}/sizes.json{query}") as stream:
             content = stream.read()
     except (OSError, ValueError, ImportError) as error:  # also an unknown protocol, a missing s3fs, ...
-        if isinstance(error, OSError) and _is_final(error):
+        if isinstance(error, OSError) and is_final(error):
             return {}
-        raise UserError(f"cannot be read: {_text(error)} ({folder}/sizes.json)") from error
+        raise UserError(f"cannot be read: {one_line(error)} ({folder}/sizes.json)") from error
     try:
         document = json.loads(content)
     except ValueError as error:
@@ -354,43 +222,3 @@ def _list_folder(folder: str) -> list[str]:
         f"no sizes.json and no list of .tar files in {folder}: name the shards, such as "
         f"{folder}/{{00000..00009}}.tar"
     )
-
-
-def download(url: str, stream: IO[bytes]) -> None:
-    """Copy what is behind a URL, or what a command prints, into an open file."""
-    if not url.startswith("pipe:"):
-        with open_url(url) as source:
-            shutil.copyfileobj(source, stream, 1 << 20)
-        return
-    done = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=stream, stderr=subprocess.PIPE)
-    if done.returncode:
-        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise OSError(f"command ended with code {done.returncode}: {last_line}")
-
-
-@contextmanager
-def open_url(url: str) -> Iterator[IO[bytes]]:
-    """Open a URL for reading: HTTP by the standard library, anything else by fsspec."""
-    if url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT) as response:
-            yield response
-    else:
-        with fsspec.open(url, "rb") as stream:
-            yield stream
-
-
-def shown(url: str) -> str:
-    """A URL without its query, which may hold a signature."""
-    return url if url.startswith("pipe:") else url.partition("?")[0]
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether trying again is of no use."""
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code in GONE
-    return isinstance(error, (FileNotFoundError, PermissionError, ImportError))
-
-
-def _text(error: Exception) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,18 +16,14 @@ from PIL import Image
 from webdataset import TarWriter
 
 from open_cloc.canvas import resize
-from open_cloc.data.shards.index import (
-    index_file,
-    save_index,
-    scan_shard,
-)
+from open_cloc.data.shards.index import index_file, save_index, scan_shard
 from open_cloc.data.shards.region_json import encode_json
 from open_cloc.errors import ExistingFileError, MissingFileError, UserError
+from open_cloc.files import PART, read_json, write_json
 from open_cloc.pictures import UNDECODABLE, decoding_error
 from open_cloc.samples import RegionSample
 
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> suffix
-
 RESIZED_QUALITY = 90  # of JPEGs made smaller
 
 
@@ -37,7 +32,7 @@ class Storage(NamedTuple):
 
     Attributes:
         array_format: How pixels are encoded: `png`, lossless, or `jpg`, quality 95.
-        max_side: A picture with a longer side is made smaller, as JPEG of quality 90; 0 for no limit.
+        max_side: Pixels; a picture with a longer side is made smaller, as JPEG of quality 90. 0 for no limit.
     """
 
     array_format: str = "png"
@@ -61,9 +56,9 @@ def write_shards(
     folder's name when all is written.
 
     Args:
-        samples: Any iterable; read once, one at a time.
+        samples: Any iterable of samples; read once, one at a time.
         folder: Where the shards go; must not exist or be empty.
-        samples_per_shard: All shards but the last have so many.
+        samples_per_shard: Number of samples in every shard but the last.
         array_format: As in `Storage`.
         max_side: As in `Storage`. Near the size that the model sees, loading is several times as fast.
         resume: Keep the shards that an earlier call with the same samples finished before it was stopped,
@@ -97,7 +92,7 @@ def write_shards(
             sizes[tar.name] = write_shard(shard, tar, storage)
         if not sizes:
             raise UserError("no samples to write; expected at least one")
-        _write_json(unfinished / "sizes.json", sizes)
+        write_json(unfinished / "sizes.json", sizes)
     return sum(sizes.values())
 
 
@@ -122,7 +117,7 @@ def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) ->
     stats_file = tar.with_name(f"{tar.stem}_stats.json")
     if tar.exists() and stats_file.exists():
         stats = _stats(samples, storage)
-        if json.loads(stats_file.read_text()) != stats:
+        if read_json(stats_file) != stats:
             raise UserError(f"finished shard {tar} holds other samples; start anew without resume")
         return stats["count"]
     part = tar.with_suffix(".tar.part")
@@ -131,7 +126,7 @@ def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) ->
     index, problems = scan_shard(part)
     assert not problems, problems
     save_index(index_file(tar), index, part)
-    _write_json(stats_file, stats)
+    write_json(stats_file, stats)
     part.replace(tar)
     return stats["count"]
 
@@ -168,17 +163,23 @@ def _finished_folder(folder: Path, resume: bool) -> Iterator[Path]:
     if unfinished.exists() and not resume:
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
+    _remove_parts(unfinished)  # of a call that was killed
     try:
         yield unfinished
     except BaseException:
         if not resume:
             shutil.rmtree(unfinished)
-        for part in unfinished.glob("*.part"):
-            part.unlink()
+        _remove_parts(unfinished)
         raise
     if folder.is_dir():
         folder.rmdir()  # empty, as checked before
     unfinished.rename(folder)
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove files that were being written."""
+    for part in (*folder.glob("*.part"), *folder.glob(f"{PART}*")):
+        part.unlink()
 
 
 def _checked_keys(
@@ -237,7 +238,3 @@ def _encode(pixels: np.ndarray, suffix: str, quality: int) -> tuple[str, bytes, 
     else:
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return suffix, buffer.getvalue(), (pixels.shape[0], pixels.shape[1])
-
-
-def _write_json(path: Path, document: Any) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n")

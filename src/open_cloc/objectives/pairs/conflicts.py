@@ -41,8 +41,8 @@ def conflicting_pairs(
     Args:
         texts: The u texts.
         rows: (g,) ascending indices of those whose pairs are wanted.
-        threshold: In [-1, 1].
-        tile: How many rows and columns are looked at together.
+        threshold: Cosine above which two texts conflict, in [-1, 1].
+        tile: Number of rows and columns that are looked at together.
 
     Returns:
         Positions in `rows` and indices of texts, (pairs,) each, in no order; None where there are more than

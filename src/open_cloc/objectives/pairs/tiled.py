@@ -109,7 +109,7 @@ class TiledPairs:
     Attributes:
         left: (rows, D) features as given, not normalised.
         right: (texts, D) text features as given, not normalised.
-        layout: Which of them are rows and columns.
+        layout: Says which of the features are rows and columns.
         text_index: (m,) column of each real text of the world.
         first: Row i's text is real text `first + i`.
         num_filtered: Scalar, how many of the pairs the conflict filter leaves out.
@@ -226,7 +226,7 @@ class _Tiles:
     Args:
         left: (rows, D) features as given.
         right: (texts, D) text features as given.
-        layout: Which of them are rows and columns.
+        layout: Says which of the features are rows and columns.
         finish: What a tile holds is made of its logits by this, in place; the logits themselves if None.
         kept: The first tiles, finished; filled up to `KEPT_BYTES`. None: none are kept.
     """
@@ -405,10 +405,10 @@ def _gradients(
     """Gradients for left and right features and the scale.
 
     Args:
-        tiles: Of the pair matrix.
-        left: As given to the forward pass; so are `right` and `scale`.
-        right: See there.
-        scale: See there.
+        tiles: The pair matrix, tile by tile.
+        left: The rows' features as given to the forward pass.
+        right: The columns' features as given to the forward pass.
+        scale: The logit scale as given to the forward pass.
         positive_grad: (n,) for the positive cosines.
         weights: A tile, its rows and its columns -> the gradients for its logits (t, t).
     """

@@ -1,4 +1,4 @@
-"""Contrastive losses (METHOD 2, eq. 1 and 2), pure functions of features.
+"""Contrastive losses over pairs of rows and columns, pure functions of features.
 
 Shapes: B images of this rank, G images of the world, R regions per image (padded), n rows of this rank, D
 shared embedding. Every function normalises its features, computes in float32 or wider whatever autocast says,
@@ -18,107 +18,20 @@ from torch.nn import functional as F
 from open_cloc.errors import UserError
 from open_cloc.objectives.pairs.dense import DensePairs, dense_pairs
 from open_cloc.objectives.pairs.tiled import TiledPairs, tiled_pairs
-from open_cloc.samples import ALONE, World
+from open_cloc.samples import ALONE, Features, World
 
-CONFLICT_THRESHOLD = 0.9  # METHOD 2
+CONFLICT_THRESHOLD = 0.9  # of the paper's filter
+
 
 # Up to this many pairs, the dense form is as fast and its memory (about 5 floats a pair) small.
 DENSE_PAIRS = 2**21
 
+
 # The cosine of a text with itself is 1 up to rounding: filters above this may keep equal texts apart.
 EQUAL_TEXTS = 0.999
 
+
 Pairs = DensePairs | TiledPairs
-
-
-def image_text_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    *,
-    caption_mask: Tensor | None = None,
-    world: World = ALONE,
-) -> Tensor:
-    """CLIP's symmetric softmax loss over a batch (eq. 1).
-
-    Args:
-        image_features: (B, D).
-        text_features: (G, D); row i is image i's caption.
-        logit_scale: Scalar or (1,), multiplies cosine similarities.
-        caption_mask: (G,) True for images that have a caption; all by default.
-        world: Where this rank's images stand among the world's.
-
-    Returns:
-        Scalar.
-    """
-    pairs = find_pairs(image_features, text_features, caption_mask, world=world)
-    return softmax_loss(pairs, logit_scale, world)
-
-
-def region_text_loss(
-    region_features: Tensor,
-    region_text_features: Tensor,
-    logit_scale: Tensor,
-    *,
-    region_mask: Tensor | None = None,
-    conflict_threshold: float | None = CONFLICT_THRESHOLD,
-    text_ids: Tensor | None = None,
-    world: World = ALONE,
-) -> Tensor:
-    """Symmetric softmax loss over all sampled regions of a batch (eq. 2).
-
-    Pairs whose texts are nearly the same are left out of both denominators, never the positive itself:
-    another region's "person" is no negative for this one's.
-
-    Args:
-        region_features: (B, R, D).
-        region_text_features: (G, R, D).
-        logit_scale: Scalar or (1,).
-        region_mask: (G, R) True for real regions; all by default.
-        conflict_threshold: Cosine similarity of two texts above which their pair is left out; None keeps all.
-        text_ids: (G, R) int64, equal where texts, and so their features, are equal. The tiled form then
-            computes each text once and hands its gradient to one of its copies.
-        world: Where this rank's images stand among the world's.
-
-    Returns:
-        Scalar.
-    """
-    pairs = find_pairs(
-        region_features, region_text_features, region_mask, conflict_threshold, text_ids, world=world
-    )
-    return softmax_loss(pairs, logit_scale, world)
-
-
-def sigmoid_image_text_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    *,
-    logit_bias: Tensor,
-    caption_mask: Tensor | None = None,
-    world: World = ALONE,
-) -> Tensor:
-    """SigLIP's pairwise sigmoid loss in place of `image_text_loss`, with a (1,) `logit_bias`."""
-    pairs = find_pairs(image_features, text_features, caption_mask, world=world)
-    return sigmoid_loss(pairs, logit_scale, logit_bias, world)
-
-
-def sigmoid_region_text_loss(
-    region_features: Tensor,
-    region_text_features: Tensor,
-    logit_scale: Tensor,
-    *,
-    logit_bias: Tensor,
-    region_mask: Tensor | None = None,
-    conflict_threshold: float | None = CONFLICT_THRESHOLD,
-    text_ids: Tensor | None = None,
-    world: World = ALONE,
-) -> Tensor:
-    """SigLIP's pairwise sigmoid loss in place of `region_text_loss`, with the same conflict filter."""
-    pairs = find_pairs(
-        region_features, region_text_features, region_mask, conflict_threshold, text_ids, world=world
-    )
-    return sigmoid_loss(pairs, logit_scale, logit_bias, world)
 
 
 def find_pairs(
@@ -217,3 +130,38 @@ def _softplus(x: Tensor) -> Tensor:
 
 def _work_dtype(pairs: Pairs) -> torch.dtype:
     return torch.promote_types(pairs.left.dtype, torch.float32)
+
+
+# --- what objectives over pairs share ----------------------------------------------------------------
+
+FORMS = ("softmax", "sigmoid")
+
+
+def check_form(form: str) -> str:
+    """The form of a contrastive loss, if it is one.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if form not in FORMS:
+        raise UserError(f"unknown contrastive loss {form!r}; expected one of {', '.join(FORMS)}")
+    return form
+
+
+def bias_of(form: str) -> frozenset[str]:
+    """What a form needs beside the logit scale."""
+    return frozenset({"logit_bias"} if form == "sigmoid" else ())
+
+
+def contrast(pairs: Pairs, features: Features, form: str) -> Tensor:
+    """The loss of pairs with the model's own scale, and bias where the form needs one.
+
+    Raises:
+        UserError: If it needs one and the model has none.
+    """
+    (scale,) = features.take("logit_scale")
+    if form == "softmax":
+        return softmax_loss(pairs, scale, features.world)
+    if features.logit_bias is None:
+        raise UserError("the sigmoid losses need a model with a logit bias: set model.sigmoid")
+    return sigmoid_loss(pairs, scale, features.logit_bias, features.world)

@@ -1,0 +1,62 @@
+"""A recipe from the command line: its name, then every field that shall be another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
+
+import tyro
+
+from open_cloc.config import lookup
+from open_cloc.errors import UserError
+from open_cloc.objectives import OBJECTIVES, Term
+from open_cloc.training.recipe import Recipe
+from open_cloc.training.recipes import RECIPES
+
+T = TypeVar("T")
+
+# A recipe as a verb's field: its own fields stand on the command line without a prefix.
+RecipeField = Annotated[Recipe, tyro.conf.arg(name="")]
+
+registry = tyro.constructors.ConstructorRegistry()
+
+
+@registry.primitive_rule
+def _term_from_text(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Term] | None:
+    """An objective is one text, as data and models are."""
+    if info.type is not Term:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="KIND[,option=value]",
+        instance_from_str=lambda texts: Term.parse(texts[0], OBJECTIVES),
+        is_instance=lambda value: isinstance(value, Term),
+        str_from_instance=lambda term: [str(term)],
+    )
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name, or as `package.module:function`.
+
+    Raises:
+        UserError: If there is none, or the function returns something else.
+    """
+    recipe = lookup(RECIPES, name, "recipe")()
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {name!r} must return a Recipe; got {type(recipe).__name__}")
+    return recipe
+
+
+def parse_options(options: type[T], verb: str, argv: Sequence[str]) -> T:
+    """A verb's options, of which the first field is a recipe.
+
+    Args:
+        options: Dataclass whose first field is a `RecipeField`.
+        verb: Name of the verb, for the usage.
+        argv: Name of the recipe, then the options.
+    """
+    default = options(find_recipe(argv[0]))  # type: ignore[call-arg]
+    prog = f"open-cloc {verb} {argv[0]}"
+    return tyro.cli(options, args=list(argv[1:]), default=default, prog=prog, registry=registry)

@@ -1,0 +1,150 @@
+"""From a batch to what the objectives of a run need of it, and no more.
+
+Shapes: B images, R regions per image, N image tokens, U distinct texts, T text tokens, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from open_cloc.model import towers
+from open_cloc.model.text_buckets import split_by_length
+from open_cloc.model.tokens import TextTokens, encode_text_tokens, project_image_tokens
+from open_cloc.samples import Features, RegionBatch, View
+
+REGIONAL = ("region_features", "pred_boxes")  # what needs the Prompter
+TEXT_TOKENS = ("text_tokens", "text_token_mask")
+IMAGE_TOKENS = ("image_tokens", "image_token_mask")
+
+
+class Encoder(Protocol):
+    """What is asked of the model; `CLOC` has it."""
+
+    clip: Any
+
+    def normalize_pixels(self, images: Tensor) -> Tensor: ...
+    def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> Any: ...
+    def encode_text(self, token_ids: Tensor) -> Tensor: ...
+    def encode_regions(self, state: Any, boxes: Tensor) -> Tensor: ...
+    def ground(self, state: Any, text_features: Tensor) -> Tensor: ...
+    def tokens_in_picture(self, grid_size: tuple[int, int], content_boxes: Tensor) -> Tensor: ...
+
+
+def compute_features(model: Encoder, batch: RegionBatch, needs: Collection[str]) -> Features:
+    """Everything of a batch that is asked for, by path; each picture and each distinct text passes once."""
+    unique, tokens = _distinct_texts(model, batch, needs)  # (U, D)
+    region_text = unique[batch.region_text_index]  # (B, R, D)
+    features = Features(
+        text_features=unique[batch.caption_index.clamp(min=0)],
+        caption_mask=batch.caption_index >= 0,
+        region_text_features=region_text,
+        region_mask=batch.region_mask,
+        region_text_ids=batch.region_text_ids,
+        boxes=batch.boxes,
+        logit_scale=model.clip.logit_scale.exp(),
+        logit_bias=model.clip.logit_bias,
+        texts={role: unique[index.clamp(min=0)] for role, index in batch.role_index.items()},
+        text_masks={role: index >= 0 for role, index in batch.role_index.items()},
+    )
+    if tokens is not None:
+        features = replace(features, **_caption_tokens(tokens, batch.caption_index))
+    features = _with_image(model, features, batch.images, batch.content_boxes, batch.boxes, needs)
+    wanted = {path.split(".")[1] for path in needs if path.startswith("views.")}
+    views = {name: _of_view(model, batch.views[name], features, needs, name) for name in sorted(wanted)}
+    return replace(features, views=views)
+
+
+def _with_image(
+    model: Encoder,
+    features: Features,
+    images: Tensor,
+    content_boxes: Tensor,
+    boxes: Tensor,
+    needs: Collection[str],
+) -> Features:
+    """The same features with those of pictures (B, 3, H, W) and of boxes (B, R, 4) in them."""
+    if not boxes.shape[1] or not any(name in needs for name in REGIONAL):
+        # Plain CLIP, at plain CLIP's price.
+        output = towers.encode_image(model.clip.visual, model.normalize_pixels(images))
+        made: dict[str, Any] = {"image_features": output.image_features}
+        if not boxes.shape[1]:
+            made |= {"region_features": features.region_text_features, "pred_boxes": boxes}
+        return replace(features, **made, **_image_tokens(model, output, content_boxes, needs))
+    state = model.encode_image(images, content_boxes)
+    made = {"image_features": state.image_features}
+    if "region_features" in needs:
+        made["region_features"] = model.encode_regions(state, boxes)
+    if "pred_boxes" in needs:
+        (phrases,) = features.take("region_text_features")
+        made["pred_boxes"] = model.ground(state, phrases)
+    return replace(features, **made, **_image_tokens(model, state, content_boxes, needs))
+
+
+def _image_tokens(
+    model: Encoder, output: towers.TowerOutput, content_boxes: Tensor, needs: Collection[str]
+) -> dict[str, Any]:
+    if not any(name in needs for name in IMAGE_TOKENS):
+        return {}
+    return {
+        "image_tokens": project_image_tokens(model.clip.visual, output.image_tokens),
+        "image_token_mask": model.tokens_in_picture(output.grid_size, content_boxes),
+    }
+
+
+def _of_view(model: Encoder, view: View, features: Features, needs: Collection[str], name: str) -> Features:
+    """Features of further crops, each field with a second axis V."""
+    prefix = f"views.{name}."
+    own = {path.removeprefix(prefix) for path in needs if path.startswith(prefix)}
+    count = view.images.shape[1]
+    flat = Features(region_text_features=_repeated(features.region_text_features, count))
+    made = _with_image(
+        model,
+        flat,
+        view.images.flatten(0, 1),
+        view.content_boxes.flatten(0, 1),
+        view.boxes.flatten(0, 1),
+        own,
+    )
+    tensors = {
+        path: tensor.unflatten(0, (-1, count)) for path, tensor in made.tensors().items() if path in own
+    }
+    return Features(**(tensors | {"boxes": view.boxes, "region_mask": view.region_mask}))
+
+
+def _repeated(tensor: Tensor | None, count: int) -> Tensor | None:
+    return None if tensor is None else tensor.repeat_interleave(count, dim=0)
+
+
+def _distinct_texts(
+    model: Encoder, batch: RegionBatch, needs: Collection[str]
+) -> tuple[Tensor, TextTokens | None]:
+    """(U, D), and their tokens where they are needed."""
+    if any(name in needs for name in TEXT_TOKENS):
+        tokens = encode_text_tokens(model.clip.text, batch.texts)
+        return tokens.features, tokens
+    return encode_distinct_texts(model, batch), None
+
+
+def encode_distinct_texts(model: Encoder, batch: RegionBatch) -> Tensor:
+    """(U, D), texts of like length together."""
+    if not batch.text_lengths:
+        return model.encode_text(batch.texts)
+    features, start = [], 0
+    for count, length in split_by_length(batch.text_lengths):
+        texts = batch.texts[start : start + max(1, count), :length]  # an empty bucket makes its pass too
+        features.append(model.encode_text(texts)[:count])
+        start += count
+    return torch.cat(features)
+
+
+def _caption_tokens(tokens: TextTokens, caption_index: Tensor) -> dict[str, Any]:
+    rows = caption_index.clamp(min=0)
+    return {
+        "text_tokens": tokens.tokens[rows],
+        "text_token_mask": tokens.mask[rows] & (caption_index >= 0)[:, None],
+    }

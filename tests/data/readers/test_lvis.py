@@ -1,0 +1,38 @@
+"""LVIS's annotations: where their pictures lie and what their categories are called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from open_cloc.data.readers import open_reader
+from tests.data.readers.made import lvis_document
+
+
+@pytest.mark.parametrize("split_folders", [False, True])
+def test_lvis_names_files_and_categories(tmp_path: Path, split_folders: bool) -> None:
+    (tmp_path / "lvis_v1_val.json").write_text(json.dumps(lvis_document()))
+    for name in ("val2017/000007.jpg", "train2017/000008.jpg"):
+        picture = tmp_path / "coco" / (name if split_folders else Path(name).name)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 50)).save(picture)
+    dataset: Any = open_reader(f"lvis:{tmp_path},images={tmp_path / 'coco'}")
+    assert dataset.class_names == ("bow (weapon)", "Christmas tree")
+    assert [category["frequency"] for category in dataset.categories] == ["r", "c"]
+    assert [dataset[i].regions[0].text for i in range(2)] == ["bow (weapon)", "Christmas tree"]
+    assert dataset[1].regions[0].source == "lvis"
+    assert [dataset[i].pixels().shape for i in range(2)] == [(50, 100, 3)] * 2
+
+
+def test_lvis_without_pictures_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lvis_v1_val.json"
+    path.write_text(json.dumps(lvis_document()))
+    with pytest.raises(FileNotFoundError, match=r"'000007\.jpg'; looked in"):
+        open_reader(f"lvis:{path}")
+    path.write_text(json.dumps(lvis_document() | {"images": [{"id": 7, "width": 1, "height": 1}]}))
+    with pytest.raises(ValueError, match="image 7 has neither file_name nor coco_url"):
+        open_reader(f"lvis:{path}")

@@ -1,0 +1,72 @@
+"""How data is named: `FORMAT:PATH[,option=value]`, bare paths, readers from outside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.samples import RegionSample
+from tests.data.readers.made import coco_document, write_coco
+
+
+class Outside:
+    """A reader from outside the package."""
+
+    def __init__(self, path: str, suffix: str = "") -> None:
+        self.text = path + suffix
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> RegionSample:
+        return RegionSample(self.text, b"")
+
+
+def test_readers_from_outside_the_package() -> None:
+    assert open_reader(f"{__name__}:Outside:some/path,suffix=!")[0].key == "some/path!"
+    assert open_reader(f"{__name__}:Outside:a,b/c")[0].key == "a,b/c"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "ark:data",
+            "unknown data 'ark:data'; expected FORMAT:PATH, FORMAT one of coco, lvis, yolo, shards, scenes",
+        ),
+        ("coco", "unknown data 'coco'"),
+        ("coco:x,folder=y", "unknown option 'folder' in 'coco:x,folder=y'; expected one of images, captions"),
+        (
+            "shards:x,images=y",
+            "unknown option 'images' in 'shards:x,images=y'; expected one of cache, cache_gb",
+        ),
+        ("no.such:Reader:x", "no reader at 'no.such:Reader': No module named 'no'"),
+        ("open_cloc.boxes:Nope:x", "no reader at 'open_cloc.boxes:Nope'"),
+    ],
+)
+def test_wrong_specs_are_named(spec: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        open_reader(spec)
+    assert message in str(caught.value)
+
+
+def test_bare_paths_are_recognised(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars/00000.tar").touch()
+    path = write_coco(tmp_path, coco_document())
+    assert guess_spec(str(tmp_path)) == f"coco:{tmp_path}"
+    assert guess_spec(str(path)) == f"coco:{path}"
+    assert guess_spec(str(tmp_path / "tars")) == f"shards:{tmp_path / 'tars'}"
+    assert guess_spec("x/{00000..00003}.tar") == "shards:x/{00000..00003}.tar"
+    assert guess_spec("scenes:val") == "scenes:val"
+    assert guess_spec("my.module:Reader:x") == "my.module:Reader:x"
+    with pytest.raises(FileNotFoundError, match="neither an existing path nor FORMAT:PATH"):
+        guess_spec(str(tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds nothing known"):
+        guess_spec(str(tmp_path / "empty"))
+    (tmp_path / "00000.tar").touch()
+    with pytest.raises(ValueError, match="looks like coco and like shards; give the format as FORMAT:"):
+        guess_spec(str(tmp_path))

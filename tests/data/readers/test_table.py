@@ -1,0 +1,189 @@
+"""Tables that list pictures."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.readers.rows import CsvRows, JsonRows
+from tests.data.readers.made import encoded, pictures, samples, write_table
+
+TEXTS = ["a red mug", 'two "mugs", stacked', "zwei\nTassen", "", "猫 on a mat"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv", ".tsv"])
+def test_tables_of_paths(tmp_path: Path, suffix: str) -> None:
+    pictures(tmp_path / "images", *(f"{i}.png" for i in range(5)))
+    rows = [
+        {"File_Name": f"images/{i}.png", "Caption": text, "source": f"web {i}"}
+        for i, text in enumerate(TEXTS)
+    ]
+    path = write_table(tmp_path / f"list{suffix}", rows)
+    assert guess_spec(str(path)) == f"table:{path}"
+    dataset = open_reader(f"table:{path}")
+    found = samples(dataset)
+    assert [sample.captions for sample in found] == [(text,) if text else () for text in TEXTS]
+    assert [sample.key for sample in found] == [f"{i:09d}" for i in range(5)]
+    assert found[3].metadata == {"file_name": "images/3.png", "source": "web 3"}
+    assert [sample.pixels()[0, 0, 0] for sample in found] == [0, 20, 40, 60, 80]
+    assert dataset[2].captions == found[2].captions  # once more, out of order
+    assert samples(pickle.loads(pickle.dumps(dataset)))[4].captions == ("猫 on a mat",)
+    with pytest.raises(IndexError):
+        dataset[5]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_columns_and_root_may_be_named(tmp_path: Path, suffix: str) -> None:
+    pictures(tmp_path / "elsewhere", "x.png", "y.png")
+    rows = [
+        {"image": 1, "where": "x.png", "says": "one", "caption": "not this", "name": "n.1"},
+        {"image": 2, "where": "y.png", "says": "two", "caption": "nor this", "name": "n.2"},
+    ]
+    path = write_table(tmp_path / f"list{suffix}", rows)
+    options = f"image=where,caption=says,key=name,root={tmp_path / 'elsewhere'}"
+    found = samples(open_reader(f"table:{path},{options}"))
+    assert [sample.key for sample in found] == ["n_1", "n_2"]
+    assert [sample.captions for sample in found] == [("one",), ("two",)]
+    number = "1" if suffix == ".csv" else 1
+    assert found[0].metadata == {"file_name": "x.png", "image": number}  # `caption` is the shard's own word
+    assert found[1].pixels()[0, 0, 0] == 20
+    with pytest.raises(
+        ValueError, match=r"no column 'title' for caption; the columns are image, where, says"
+    ):
+        open_reader(f"table:{path},caption=title")
+    with pytest.raises(FileNotFoundError, match=r"no such folder of pictures: root=.*absent"):
+        open_reader(f"table:{path},image=where,root={tmp_path / 'absent'}")
+
+
+def test_parquet_of_bytes_and_of_hugging_face_structs(tmp_path: Path) -> None:
+    rows = [
+        {"jpg": encoded(i, "JPEG"), "text": ["one", "two"], "id": i, "width": 6, "score": float("nan")}
+        for i in range(5)
+    ]
+    found = samples(open_reader(f"table:{write_table(tmp_path / 'bytes.parquet', rows)}"))
+    assert [sample.key for sample in found] == ["0", "1", "2", "3", "4"]
+    assert found[0].captions == ("one", "two")
+    assert found[0].image == rows[0]["jpg"]
+    assert found[0].metadata == {}  # the width is the picture's own, and NaN is no JSON
+    pictures(tmp_path, "b.png")
+    structs = [
+        {"image": {"bytes": encoded(7), "path": "a.png"}, "label": 3},
+        {"image": {"bytes": None, "path": "b.png"}, "label": 4},
+        {"image": {"bytes": None, "path": None}, "label": 5},
+    ]
+    dataset = open_reader(f"table:{write_table(tmp_path / 'structs.parquet', structs)}")
+    assert dataset[0].image == encoded(7)
+    assert dataset[0].metadata == {"file_name": "a.png", "label": 3}
+    assert dataset[1].image == tmp_path / "b.png"
+    with pytest.raises(ValueError, match=r"no picture in column 'image' \(.*structs\.parquet, row 2\)"):
+        dataset[2]
+
+
+def test_only_one_row_group_is_in_memory(tmp_path: Path) -> None:
+    rows = [{"image": encoded(i)} for i in range(7)]
+    dataset: Any = open_reader(f"table:{write_table(tmp_path / 'a.parquet', rows)}")
+    order = np.random.default_rng(0).permutation(7)
+    assert [dataset[int(i)].image for i in order] == [rows[i]["image"] for i in order]
+    assert dataset._rows._group[1].num_rows <= 2
+    assert pickle.loads(pickle.dumps(dataset))._rows._group is None
+
+
+def test_urls_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    with_column = write_table(tmp_path / "a.csv", [{"URL": "http://x/y.jpg", "caption": "c"}])
+    with pytest.raises(ValueError, match=r"pictures are URLs.*img2dataset.*a\.csv\)"):
+        open_reader(f"table:{with_column}")
+    rows = [{"image": "a.png"}, {"image": "HTTPS://x/y.jpg"}]
+    dataset = open_reader(f"table:{write_table(tmp_path / 'b.jsonl', rows)}")
+    assert dataset[0].image == tmp_path / "a.png"
+    with pytest.raises(ValueError, match=r"pictures are URLs.*img2dataset.*b\.jsonl, row 1\)"):
+        dataset[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image": ""}], r"no picture in column 'image' \(.*a\.jsonl, row 0\)"),
+        ([{"image": [1, 2]}], r"a picture must be a path or bytes; got list \(.*row 0\)"),
+        ([{"image": "x", "text": {"a": 1}}], r"captions must be text .* got dict \(.*row 0, column 'text'\)"),
+        (
+            [{"image": "x", "key": "k"}, {"image": "y", "key": "k"}],
+            r"rows 0 and 1 share the key 'k' .*key= f",
+        ),
+        ([{"image": "x", "key": "k"}, {"image": "y"}], r"row 1 has no key in column 'key'"),
+        ([{"picture": "x"}], r"no column of pictures; give it as image=COLUMN, one of picture"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    path = write_table(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match=message):
+        samples(open_reader(f"table:{path}"))
+
+
+def test_row_numbers_serve_where_keys_repeat(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", [{"image": "x", "id": "7"}, {"image": "y", "id": "7"}])
+    found = samples(open_reader(f"table:{path},key="))
+    assert [sample.key for sample in found] == ["000000000", "000000001"]
+    assert found[0].metadata == {"file_name": "x", "id": "7"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            b"image,caption\nx.png,a\ny.png\n",
+            r"must have 2 fields, .* got 1 \(.*a\.csv, row 1",
+        ),
+        ("a.csv", b"image,caption\nx.png,a\ny.png,b,c\n", r"must have 2 fields, .* got 3 \(.*a\.csv, row 1"),
+        ("a.csv", b'image,caption\nx.png,"a\n', r"not a row of CSV: .*a\.csv, byte 14"),
+        ("a.csv", b"image,caption\nx.png,\xff\n", r"not a row of CSV: .*a\.csv, byte 14"),
+        ("a.csv", b"image,image\nx.png,a\n", r"a header must name every column once"),
+        ("a.csv", b"image,caption\n", r"table has no rows"),
+        ("a.csv", b"", r"table has no rows"),
+        ("a.jsonl", b"\n \n", r"table has no rows"),
+        ("a.jsonl", b'{"image": "x"}\n{"image"', r"not a line of JSON: .*a\.jsonl, row 1"),
+        ("a.parquet", b"PAR1 not really", r"not a Parquet file: .*a\.parquet"),
+        ("a.txt", b"x", r"a table must end in \.parquet, \.jsonl, \.csv, \.tsv; got"),
+    ],
+)
+def test_wrong_tables_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    if path.suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match=message):
+        samples(open_reader(f"table:{path}"))
+    with pytest.raises(FileNotFoundError, match="no such table"):
+        open_reader(f"table:{tmp_path / 'absent.csv'}")
+
+
+def test_rows_are_found_by_their_place(tmp_path: Path) -> None:
+    """As when all is read at once; with blank lines, breaks inside quotes, CRLF and a byte order mark."""
+    table = tmp_path / "a.csv"
+    text = '\ufeffimage,text\r\n"a","x\r\ny, ""z"""\r\n\r\nb,猫\r\n"c",""\r\nd,\ufeffw'
+    table.write_bytes(text.encode())
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        expected = [row for row in csv.reader(stream) if row][1:]
+    rows = CsvRows(table)
+    assert rows.columns == ("image", "text")
+    assert [list(rows[i].values()) for i in (3, 0, 2, 1)] == [expected[i] for i in (3, 0, 2, 1)]
+    assert list(rows.column("text")) == [row[1] for row in expected]
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes('\ufeff{"a": "\\n"}\r\n\r\n{"a": "猫"}\n   \n{"b": 1}'.encode())
+    found = JsonRows(lines)
+    assert [dict(found[i]) for i in (2, 0, 1)] == [{"b": 1}, {"a": "\n"}, {"a": "猫"}]
+    assert list(found.column("a")) == ["\n", "猫", None]
+
+
+def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"pip install 'open-cloc\[label\]'"):
+        open_reader(f"table:{tmp_path / 'a.parquet'}")

@@ -1,0 +1,48 @@
+"""Regions on pictures, and many pictures on one sheet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from open_cloc.draw import contact_sheet, draw_regions, shorten
+from open_cloc.samples import Region, RegionSample
+
+REGIONS = (Region((0.1, 0.1, 0.5, 0.6), "a red mug"), Region((0.2, 0.4, 0.9, 0.8), "mug"))
+
+
+def test_boxes_are_drawn_where_they_are() -> None:
+    pixels = np.full((100, 200, 3), 255, np.uint8)
+    before = pixels.copy()
+    drawn = draw_regions(pixels, [Region((0.25, 0.4, 0.75, 0.9), "")])
+    np.testing.assert_array_equal(pixels, before)
+    changed = (drawn != 255).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (50, 40, 150, 90)
+    assert not changed[50:80, 60:140].any()  # an outline, not a filled box
+
+
+def test_texts_colours_and_scores() -> None:
+    pixels = np.full((100, 200, 3), 255, np.uint8)
+    boxes = ((0.1, 0.3, 0.3, 0.9), (0.6, 0.3, 0.9, 0.9))
+    same = draw_regions(pixels, [Region(box, "cat") for box in boxes])
+    assert same[60, 20].tolist() == same[60, 120].tolist()
+    plain = draw_regions(pixels, [Region(boxes[0], "cat", 0.5)])
+    scored = draw_regions(pixels, [Region(boxes[0], "cat", 0.5)], show_scores=True)
+    assert (plain != scored).any()
+    assert (scored != 255).any(-1)[:30].any()  # the label stands above its box
+    tiny = draw_regions(np.zeros((3, 3, 3), np.uint8), [Region((0, 0, 1, 1), "a long phrase")])
+    assert tiny.shape == (3, 3, 3)
+
+
+def test_contact_sheet_layout_and_long_captions() -> None:
+    pixels = np.zeros((50, 100, 3), np.uint8)
+    samples = [RegionSample(f"s{i}", pixels, ("word " * 100,), REGIONS) for i in range(5)]
+    sheet = contact_sheet(samples, columns=2, tile=100)
+    assert sheet.shape[1] == 2 * 108 + 8
+    assert sheet.shape[0] == 3 * (100 + 3 * 11 + 8) + 8
+    assert (sheet[-100:, 116 + 8 :] == 255).all()  # the sixth place is empty
+    assert shorten("short", 12, 400) == "short"
+    assert shorten("word " * 100, 12, 100).endswith("…")
+    with pytest.raises(ValueError, match="at least one sample"):
+        contact_sheet([])
