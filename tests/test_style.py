@@ -56,7 +56,7 @@ EXCEPTIONS: dict[str, set[str]] = {
         *("src/open_cloc/training/measure.py", "src/open_cloc/training/recipe.py"),
         *("src/open_cloc/training/recipes.py", "src/open_cloc/labelling/__init__.py"),
     },
-    "kinds": {"DETECTORS owlvit", "DETECTORS grounding-dino", "DETECTORS mm-grounding-dino"},
+    "kinds": set(),
     "sizes": set(),
 }
 
