@@ -27,7 +27,8 @@ from open_cloc.canvas import Geometry
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import create_model
-from open_cloc.model.prompter import PrompterConfig, pool_boxes
+from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.prompts.box import pool_boxes
 from open_cloc.objectives import Objectives
 from open_cloc.samples import Features, RegionSample
 from open_cloc.training import freeze, optim
@@ -146,7 +147,7 @@ def embed_boxes(model: CLOC, cache: Cache, rows: Tensor, slots: Tensor, method: 
         return model.prompter.project_pooled(cache.rois[rows[:, None], slots]), prompted
     if method == "crop":
         return model.clip.visual.head(cache.crops[rows[:, None], slots]), prompted
-    return model.prompter.embed_boxes(prompted, cache.boxes[rows[:, None], slots]), prompted
+    return model.prompter.embed(prompted, {"box": cache.boxes[rows[:, None], slots]}), prompted
 
 
 def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
@@ -175,7 +176,7 @@ def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
             region_features=regions,
             region_text_features=region_text,
             region_mask=mask,
-            pred_boxes=model.prompter.ground(prompted, region_text),
+            pred_boxes=model.prompter.ground(prompted, {"text": region_text}),
             boxes=cache.boxes[rows[:, None], slots],
             logit_scale=model.clip.logit_scale.exp(),
         )

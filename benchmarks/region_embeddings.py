@@ -16,7 +16,8 @@ from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, verdi
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, create_model
 from open_cloc.model.prompt_layer import PromptLayer
-from open_cloc.model.prompter import PrompterConfig, pool_boxes
+from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.prompts.box import pool_boxes
 
 IMAGE = "image pass (1 ViT forward)"
 AIMS = {"mean": 0.60, "prompt": 0.10}  # of 100 boxes
@@ -57,7 +58,7 @@ def measure(options: Options) -> list[dict]:
         runs = {IMAGE: lambda: visual(image)}
         for name, model in models.items():
             prompter = model.prompter
-            runs[name] = lambda p=prompter, b=boxes: p.embed_boxes(p.prepare(tokens, (14, 14)), b)
+            runs[name] = lambda p=prompter, b=boxes: p.embed(p.prepare(tokens, (14, 14)), {"box": b})
         runs["RoIAlign 7 x 7"] = lambda b=boxes: pool_boxes(tokens, (14, 14), b).mean(2)
         if count <= options.literal:
             runs["literal mean"] = lambda b=boxes: literal(models["mean"], tokens, b)
@@ -79,7 +80,9 @@ def literal(model: CLOC, tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Ten
     """Every image token through the layer for every box, ten boxes at a time."""
     with mock.patch.object(PromptLayer, "_mean_terms", return_value=None):
         image = model.prompter.prepare(tokens, (14, 14))
-        return torch.cat([model.prompter.embed_boxes(image, part) for part in boxes.split(10, dim=1)], dim=1)
+        return torch.cat(
+            [model.prompter.embed(image, {"box": part}) for part in boxes.split(10, dim=1)], dim=1
+        )
 
 
 def main(options: Options) -> None:

@@ -182,6 +182,35 @@ class Geometry:
         scale, shift = self._affine()
         return _scale_and_shift(_mirror(boxes) if self.flipped else boxes, 1 / scale, -shift / scale)
 
+    def masks(self, masks: np.ndarray) -> np.ndarray:
+        """Carry masks of the source to the canvas, each pixel by the area that is covered.
+
+        Args:
+            masks: (R, H, W) bool, or shares in [0, 1], of the source.
+
+        Returns:
+            (R, target height, target width) float32 in [0, 1]; zero in the padding.
+        """
+        rows, columns = self._pixel_shares(1), self._pixel_shares(0)
+        canvases = np.empty((len(masks), *self.target_hw), np.float32)
+        # One at a time: all of them as floats may be gigabytes.
+        for canvas, mask in zip(canvases, masks):
+            canvas[:] = rows @ mask.astype(np.float32) @ columns.T
+        return canvases
+
+    def _pixel_shares(self, axis: int) -> np.ndarray:
+        """(canvas pixels, source pixels): how much of each a source pixel fills, on axis 0 (x) or 1 (y)."""
+        size, target = self.source_hw[1 - axis], self.target_hw[1 - axis]
+        start, end = self.content[axis], self.content[axis + 2]
+        used, used_end = self.window[axis], self.window[axis + 2]
+        edges = start + (np.arange(size + 1) - used) * (end - start) / (used_end - used)
+        # What lies outside of the window fills nothing.
+        edges = edges.clip(start, end)
+        pixels = np.arange(target)[:, None]
+        shares = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        shares = shares.clip(0).astype(np.float32)
+        return shares[::-1] if axis == 0 and self.flipped else shares
+
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """(4,) factors and offsets from source to unmirrored canvas, both normalised, float64."""
         source, target = np.array(self.source_hw[::-1], float), np.array(self.target_hw[::-1], float)

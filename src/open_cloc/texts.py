@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from threading import Lock
+from typing import Generic, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
+
+MAX_KNOWN_TEXTS = 16384  # 48 MiB of features of 768 numbers
 
 
 class PackedTexts:
@@ -29,6 +36,42 @@ class PackedTexts:
             raise IndexError(f"text {index} of {len(self)}")
         content = self._bytes[self._starts[index] : self._starts[index + 1]].tobytes()
         return content.decode("utf-8", "surrogatepass")
+
+
+class TextCache(Generic[T]):
+    """Remembers what was made of texts; those that were not asked for the longest time are forgotten first.
+
+    Threads may share one: only one of them encodes at a time.
+
+    Args:
+        encode: Makes something of each of some distinct texts, in their order.
+        max_known: Most texts to remember. A longer list is encoded too, but not remembered whole.
+
+    Attributes:
+        num_encoded: How many texts were given to `encode`.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Iterable[T]], max_known: int = MAX_KNOWN_TEXTS) -> None:
+        self.encode = encode
+        self.max_known = max_known
+        self.num_encoded = 0
+        self._known: OrderedDict[str, T] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, texts: Sequence[str]) -> list[T]:
+        """What was made of each text, now or earlier."""
+        with self._lock:
+            found = {text: self._known[text] for text in texts if text in self._known}
+            new = [text for text in dict.fromkeys(texts) if text not in found]
+            if new:
+                found.update(zip(new, self.encode(new), strict=True))
+                self.num_encoded += len(new)
+            for text, made in found.items():
+                self._known[text] = made
+                self._known.move_to_end(text)
+            while len(self._known) > self.max_known:
+                self._known.popitem(last=False)
+        return [found[text] for text in texts]
 
 
 def clean_text(text: str, lower_case: bool) -> str:

@@ -164,7 +164,7 @@ def test_region_features_equal_the_predictors(model, samples):
     with torch.inference_mode():
         features = collect_regions(model, samples, EvaluationConfig(), "prompter").features
     expected = [
-        predictor.encode_regions(s.pixels(), [region.box for region in s.regions], normalized=True)
+        predictor.encode_regions([region.box for region in s.regions], image=s.pixels(), normalized=True)
         for s in samples
     ]
     np.testing.assert_allclose(features.numpy(), np.concatenate(expected), atol=1e-5)
@@ -194,7 +194,7 @@ def test_region_classification_equals_loops_and_groups_are_subsets(model, sample
     hits = {"": [], "/seen": [], "/held_out": []}
     for sample in samples:
         for region in sample.regions:
-            feature = predictor.encode_regions(sample.pixels(), [region.box], normalized=True)[0]
+            feature = predictor.encode_regions([region.box], image=sample.pixels(), normalized=True)[0]
             hit = names[int(np.argmax(texts @ feature))] == region.text.lower()
             hits[""].append(hit)
             hits["/seen" if region.text in seen else "/held_out"].append(hit)
@@ -238,8 +238,8 @@ def test_grounding_of_a_perfect_box_head(model, samples, monkeypatch):
 
 
 def test_prompt_gain_sees_a_model_that_ignores_its_boxes(model, samples, monkeypatch):
-    def same_for_all(state, boxes):
-        return state.image_features[:, None].expand(-1, boxes.shape[1], -1)
+    def same_for_all(state, prompts):
+        return state.image_features[:, None].expand(-1, prompts["box"].shape[1], -1)
 
     monkeypatch.setattr("open_cloc.model.embed.METHODS", {"prompter": lambda m, *args: same_for_all(*args)})
     metrics = evaluate(model, samples, "prompt_gain")["metrics"]
@@ -256,8 +256,8 @@ def test_prompt_gain_of_a_model_that_reads_boxes(model, samples, monkeypatch):
         for region in sample.regions
     }
 
-    def look_up(_model, _state, boxes):
-        keys = [tuple(np.round(box, 4)) for box in boxes[0].tolist()]
+    def look_up(_model, _state, prompts):
+        keys = [tuple(np.round(box, 4)) for box in prompts["box"][0].tolist()]
         return torch.tensor(np.stack([features.get(key, np.eye(32)[0]) for key in keys]))[None].float()
 
     monkeypatch.setattr("open_cloc.model.embed.METHODS", {"prompter": look_up})

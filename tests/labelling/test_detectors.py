@@ -698,8 +698,8 @@ def test_cloc_equals_the_predictor(folders):
     scale = own.grounder.model.clip.logit_scale.exp().item()
     for image, phrases, found in zip(pictures(), PHRASES, own(pictures(), PHRASES)):
         size = np.array([*image.shape[1::-1]] * 2)
-        boxes_px = np.array([predictor.ground(image, [phrase])[0][1] for phrase in phrases])
-        regions = predictor.encode_regions(image, boxes_px)
+        boxes_px = np.array([predictor.ground([phrase], image=image)[0][1] for phrase in phrases])
+        regions = predictor.encode_regions(boxes_px, image=image)
         cosines = regions @ predictor.encode_text(phrases).T
         expected = np.exp(scale * (cosines - cosines.max()))
         best = expected.max(1)
@@ -716,7 +716,7 @@ def test_scores_of_a_sigmoid_model_are_its_own_probabilities(folders):
     model.clip.logit_bias = torch.nn.Parameter(torch.tensor([-10.0]))
     image = picture((50, 80))
     (found,) = own([image], [["dog"]])
-    ((_, _, cosine),) = Predictor(model).ground(image, ["dog"])
+    ((_, _, cosine),) = Predictor(model).ground(["dog"], image=image)
     logit = model.clip.logit_scale.exp().item() * cosine - 10
     np.testing.assert_allclose(found.scores, [[1 / (1 + np.exp(-logit))]], atol=1e-5)
 
@@ -741,7 +741,7 @@ def test_cycle_equals_the_predictor_asked_twice(folders):
     images, phrases = pictures(), [*PHRASES[:4], [], *PHRASES[5:]]
     phrases[0] = [*phrases[0], phrases[0][0]]  # two boxes of the same phrase
     for image, own, scores in zip(images, phrases, scorer(images, phrases), strict=True):
-        expected = [predictor.ground(image, [phrase])[0][2] for phrase in own]
+        expected = [predictor.ground([phrase], image=image)[0][2] for phrase in own]
         np.testing.assert_allclose(scores, np.array(expected, np.float32), atol=1e-4)
     assert json.loads(json.dumps(scorer.provenance)) == scorer.provenance
 

@@ -16,8 +16,10 @@ from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.model import gelu_sum
 from open_cloc.model import prompter as prompter_module
 from open_cloc.model.prompt_layer import PromptLayer
-from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
-from open_cloc.model.prompts import BoxPrompt, PositionCode, TextPrompt
+from open_cloc.model.prompter import Prompter, PrompterConfig
+from open_cloc.model.prompts import PromptedImage
+from open_cloc.model.prompts.box import BoxPrompt, PositionCode, pool_boxes
+from open_cloc.model.prompts.text import TextPrompt
 from open_cloc.objectives import region_text_loss
 
 WIDTH, EMBED, GRID = 16, 8, (3, 4)
@@ -93,7 +95,7 @@ def _literal_layer(
     if ask is not None:
         placed[:k] = F.layer_norm(content + ask, (WIDTH,), p.layer.norm1.weight, p.layer.norm1.bias)
     if p.config.patch_positions:
-        placed[k:] += p.box_prompt.position((cells[:, :2] + cells[:, 2:]) / 2)
+        placed[k:] += p.prompts["box"].position((cells[:, :2] + cells[:, 2:]) / 2)
     q = F.linear(placed, p.layer.query.weight, p.layer.query.bias)
     key = F.linear(placed, p.layer.key.weight, p.layer.key.bias)
     v = F.linear(normed, p.layer.value.weight, p.layer.value.bias)
@@ -111,8 +113,8 @@ def _literal_layer(
 
 def _literal_box(p: Prompter, tokens: Tensor, cells: Tensor, box: Tensor) -> Tensor:
     """A region's embedding (D,) from the (N, C) tokens of the picture, without those of padding."""
-    angles = 2 * math.pi * (2 * box.view(2, 2) - 1) @ p.box_prompt.position.frequencies
-    code = torch.cat([angles.sin(), angles.cos()], -1) + p.box_prompt.corner
+    angles = 2 * math.pi * (2 * box.view(2, 2) - 1) @ p.prompts["box"].position.frequencies
+    code = torch.cat([angles.sin(), angles.cos()], -1) + p.prompts["box"].corner
     overlap = overlap_fraction(box[None], cells)[0]
     prior = None
     if p.config.box_prior:
@@ -129,7 +131,7 @@ def _literal_box(p: Prompter, tokens: Tensor, cells: Tensor, box: Tensor) -> Ten
 @all_variants
 def test_boxes_equal_the_literal_layer(config: PrompterConfig) -> None:
     prompter, tokens, cells = _prompter(config), _tokens(), grid_cells(GRID)
-    got = prompter.embed_boxes(prompter.prepare(tokens, GRID, MASK), BOXES)
+    got = prompter.embed(prompter.prepare(tokens, GRID, MASK), {"box": BOXES})
     assert got.shape == (2, 3, EMBED)
     for i, r in itertools.product(range(2), range(3)):
         expected = _literal_box(prompter, tokens[i, MASK[i]], cells[MASK[i]], BOXES[i, r])
@@ -143,10 +145,10 @@ def test_grounding_equals_the_literal_layer(readout: str, positions: bool) -> No
     config = PrompterConfig(readout=readout, patch_positions=positions, box_prior=True)  # type: ignore[arg-type]
     prompter, tokens, cells = _prompter(config), _tokens(), grid_cells(GRID)
     texts = torch.randn(2, 3, EMBED)
-    got = prompter.ground(prompter.prepare(tokens, GRID, MASK), texts)
+    got = prompter.ground(prompter.prepare(tokens, GRID, MASK), {"text": texts})
     for i, r in itertools.product(range(2), range(3)):
         unit = texts[i, r] / texts[i, r].norm()
-        prompt = prompter.text_prompt.project(unit * EMBED**0.5)[None]
+        prompt = prompter.prompts["text"].project(unit * EMBED**0.5)[None]
         pooled = _literal_layer(prompter, tokens[i, MASK[i]], cells[MASK[i]], None, prompt, None)
         cx, cy, w, h = prompter.box_head(pooled).sigmoid().tolist()
         expected = torch.tensor([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
@@ -160,7 +162,10 @@ def _value_and_gradients(prompter: Prompter, tokens: Tensor, texts: Tensor) -> d
     """Of a loss that sees every output with its own weight."""
     tokens, texts = tokens.clone().requires_grad_(), texts.clone().requires_grad_()
     image = prompter.prepare(tokens, GRID, MASK)
-    out = {"regions": prompter.embed_boxes(image, BOXES.double()), "grounded": prompter.ground(image, texts)}
+    out = {
+        "regions": prompter.embed(image, {"box": BOXES.double()}),
+        "grounded": prompter.ground(image, {"text": texts}),
+    }
     prompter.zero_grad()
     sum((torch.linspace(-1, 1, x.numel()).view_as(x) * x).sum() for x in out.values()).backward()
     gradients = {name: p.grad for name, p in prompter.named_parameters() if p.grad is not None}
@@ -191,9 +196,9 @@ def test_factored_mean_equals_the_literal_form(
 def test_factored_mean_is_close_in_bfloat16() -> None:
     """As close to float32 as the literal form is."""
     prompter, tokens = _prompter(PrompterConfig()), _tokens()
-    exact = prompter.embed_boxes(prompter.prepare(tokens, GRID, MASK), BOXES)
+    exact = prompter.embed(prompter.prepare(tokens, GRID, MASK), {"box": BOXES})
     with torch.autocast("cpu", torch.bfloat16):
-        got = prompter.embed_boxes(prompter.prepare(tokens, GRID, MASK), BOXES).float()
+        got = prompter.embed(prompter.prepare(tokens, GRID, MASK), {"box": BOXES}).float()
     assert 0 < (got - exact).abs().max() < 0.03 * exact.abs().max()
 
 
@@ -234,11 +239,11 @@ def test_memory_does_not_hold_every_token_of_every_prompt(monkeypatch: pytest.Mo
     prompter = _prompter(PrompterConfig(box_prior=True))
     boxes = BOXES[:, :1].repeat(1, 200, 1)
     with LargestTensor() as seen:
-        prompter.embed_boxes(prompter.prepare(_tokens(), GRID, MASK), boxes).sum().backward()
+        prompter.embed(prompter.prepare(_tokens(), GRID, MASK), {"box": boxes}).sum().backward()
     assert seen.largest < 2 * 200 * 12 * WIDTH
 
 
-@pytest.mark.parametrize("kind", ["boxes", "phrases"])
+@pytest.mark.parametrize("kind", ["box", "text"])
 @pytest.mark.parametrize("readout", ["mean", "prompt"])
 def test_inference_memory_does_not_grow_with_the_prompts(
     readout: str, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -247,16 +252,16 @@ def test_inference_memory_does_not_grow_with_the_prompts(
     monkeypatch.setitem(gelu_sum.TILE_ELEMENTS, "cpu", 12 * 4 * WIDTH)  # one prompt of one image
     prompter = _prompter(PrompterConfig(readout=readout, box_prior=True))  # type: ignore[arg-type]
     image = prompter.prepare(_tokens(), GRID, MASK)
-    prompt = BOXES[:, :1] if kind == "boxes" else torch.randn(2, 1, EMBED)
-    run = prompter.embed_boxes if kind == "boxes" else prompter.ground
+    prompt = BOXES[:, :1] if kind == "box" else torch.randn(2, 1, EMBED)
+    run = prompter.embed if kind == "box" else prompter.ground
     some, many = (prompt.expand(2, count, -1) for count in (50, 1000))
     largest = []
     with torch.no_grad():
         for prompts in (some, many):
             with LargestTensor() as seen:
-                got = run(image, prompts)
+                got = run(image, {kind: prompts})
             largest.append(seen.largest - got.numel())
-        torch.testing.assert_close(got[:, :50], run(image, some))
+        torch.testing.assert_close(got[:, :50], run(image, {kind: some}))
     assert largest[1] <= largest[0]
 
 
@@ -269,10 +274,11 @@ def test_masked_tokens_reach_nothing(config: PrompterConfig) -> None:
     other = tokens.masked_fill(~MASK[..., None], 50.0)
     assert not torch.equal(other, tokens)
     one, two = (prompter.prepare(x, GRID, MASK) for x in (tokens, other))
-    torch.testing.assert_close(prompter.embed_boxes(one, BOXES), prompter.embed_boxes(two, BOXES))
-    torch.testing.assert_close(prompter.ground(one, texts), prompter.ground(two, texts))
+    torch.testing.assert_close(prompter.embed(one, {"box": BOXES}), prompter.embed(two, {"box": BOXES}))
+    torch.testing.assert_close(prompter.ground(one, {"text": texts}), prompter.ground(two, {"text": texts}))
     unmasked = prompter.prepare(other, GRID)
-    assert (prompter.embed_boxes(unmasked, BOXES) - prompter.embed_boxes(one, BOXES))[1].abs().max() > 1e-3
+    change = prompter.embed(unmasked, {"box": BOXES}) - prompter.embed(one, {"box": BOXES})
+    assert change[1].abs().max() > 1e-3
 
 
 @all_variants
@@ -280,15 +286,15 @@ def test_a_region_does_not_depend_on_the_others(config: PrompterConfig) -> None:
     """Neither on other regions of its image nor on other images of the batch."""
     prompter, tokens, texts = _prompter(config), _tokens(), torch.randn(2, 3, EMBED)
     image = prompter.prepare(tokens, GRID, MASK)
-    regions, grounded = prompter.embed_boxes(image, BOXES), prompter.ground(image, texts)
+    regions, grounded = prompter.embed(image, {"box": BOXES}), prompter.ground(image, {"text": texts})
     for i in range(2):
         alone = image.select(slice(i, i + 1))
         fresh = prompter.prepare(tokens[i : i + 1], GRID, MASK[i : i + 1])
         for r in range(3):
             for state in (alone, fresh):
-                one = prompter.embed_boxes(state, BOXES[i : i + 1, r : r + 1])
+                one = prompter.embed(state, {"box": BOXES[i : i + 1, r : r + 1]})
                 torch.testing.assert_close(one[0, 0], regions[i, r], rtol=1e-4, atol=1e-5)
-                one = prompter.ground(state, texts[i : i + 1, r : r + 1])
+                one = prompter.ground(state, {"text": texts[i : i + 1, r : r + 1]})
                 torch.testing.assert_close(one[0, 0], grounded[i, r], rtol=1e-4, atol=1e-5)
 
 
@@ -296,15 +302,15 @@ def test_a_region_does_not_depend_on_the_others(config: PrompterConfig) -> None:
 def test_no_prompt_gives_no_output(config: PrompterConfig) -> None:
     prompter = _prompter(config)
     image = prompter.prepare(_tokens(), GRID)
-    assert prompter.embed_boxes(image, BOXES[:, :0]).shape == (2, 0, EMBED)
-    assert prompter.ground(image, torch.zeros(2, 0, EMBED)).shape == (2, 0, 4)
+    assert prompter.embed(image, {"box": BOXES[:, :0]}).shape == (2, 0, EMBED)
+    assert prompter.ground(image, {"text": torch.zeros(2, 0, EMBED)}).shape == (2, 0, 4)
 
 
 @all_variants
 def test_an_image_that_is_all_padding_stays_finite(config: PrompterConfig) -> None:
     prompter = _prompter(config)
     image = prompter.prepare(_tokens(), GRID, torch.zeros(2, 12, dtype=torch.bool))
-    assert prompter.embed_boxes(image, BOXES).isfinite().all()
+    assert prompter.embed(image, {"box": BOXES}).isfinite().all()
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -315,13 +321,13 @@ def test_a_strong_prior_attends_only_under_the_box() -> None:
     prompter.prior_log_eps.data.fill_(math.log(1e-9))
     prompter.prior_weight.data.fill_(20.0)
     box = torch.tensor([[[0.0, 0.0, 0.5, 1 / 3]]]).expand(2, 1, 4)  # exactly tokens 0 and 1
-    got = prompter.embed_boxes(prompter.prepare(tokens, GRID), box)
+    got = prompter.embed(prompter.prepare(tokens, GRID), {"box": box})
     outside = tokens.clone()
     outside[:, 2:] = torch.randn(2, 10, WIDTH)
-    torch.testing.assert_close(prompter.embed_boxes(prompter.prepare(outside, GRID), box), got)
+    torch.testing.assert_close(prompter.embed(prompter.prepare(outside, GRID), {"box": box}), got)
     inside = tokens.clone()
     inside[:, 0] = torch.randn(2, WIDTH)
-    changed = prompter.embed_boxes(prompter.prepare(inside, GRID), box)
+    changed = prompter.embed(prompter.prepare(inside, GRID), {"box": box})
     assert (changed - got).abs().max() > 1e-3
 
 
@@ -339,7 +345,7 @@ def test_patch_positions_change_the_answer() -> None:
         config = PrompterConfig(readout="prompt", patch_positions=positions)
         prompter = _prompter(config)
         got, moved = (
-            prompter.embed_boxes(prompter.prepare(x, GRID), BOXES) for x in (tokens, tokens[:, order])
+            prompter.embed(prompter.prepare(x, GRID), {"box": BOXES}) for x in (tokens, tokens[:, order])
         )
         assert bool((got - moved).abs().max() > 1e-3) is positions
 
@@ -348,7 +354,7 @@ def test_pooled_residual_starts_as_the_mean_under_the_box() -> None:
     config = PrompterConfig(readout="prompt", box_content="none", box_prior=True, pooled_residual=True)
     prompter = Prompter(WIDTH, EMBED, config)
     tokens, box = _tokens(), torch.tensor([[[0.25, 0.0, 0.75, 2 / 3]]]).expand(2, 1, 4)
-    got = prompter.embed_boxes(prompter.prepare(tokens, GRID), box)
+    got = prompter.embed(prompter.prepare(tokens, GRID), {"box": box})
     mean = tokens.view(2, *GRID, WIDTH)[:, :2, 1:3].mean((1, 2))
     torch.testing.assert_close(got[:, 0], prompter.project_pooled(mean))
 
@@ -357,7 +363,7 @@ def test_boxes_that_cover_nothing_have_tame_gradients() -> None:
     """An empty box, and one that lies in the padding."""
     prompter = Prompter(WIDTH, EMBED, PrompterConfig(readout="prompt", box_prior=True, pooled_residual=True))
     boxes = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.8, 0.1, 0.9, 0.2], [0.0, 0.0, 0.5, 0.5]]).expand(2, 3, 4)
-    regions = prompter.embed_boxes(prompter.prepare(_tokens(), GRID, MASK), boxes)
+    regions = prompter.embed(prompter.prepare(_tokens(), GRID, MASK), {"box": boxes})
     region_text_loss(regions, torch.randn(2, 3, EMBED), torch.tensor([14.0])).backward()
     largest = max(float(p.grad.abs().max()) for p in prompter.parameters() if p.grad is not None)
     assert largest < 1000
@@ -370,8 +376,8 @@ def test_a_narrower_layer_equals_the_layer_on_narrowed_tokens() -> None:
     state = {k: v for k, v in narrow.state_dict().items() if not k.startswith("enter.")}
     same.load_state_dict(state)
     tokens = _tokens()
-    expected = same.embed_boxes(same.prepare(narrow.enter(tokens), GRID, MASK), BOXES)
-    torch.testing.assert_close(narrow.embed_boxes(narrow.prepare(tokens, GRID, MASK), BOXES), expected)
+    expected = same.embed(same.prepare(narrow.enter(tokens), GRID, MASK), {"box": BOXES})
+    torch.testing.assert_close(narrow.embed(narrow.prepare(tokens, GRID, MASK), {"box": BOXES}), expected)
 
 
 def test_roialign_regions_equal_torchvision() -> None:
@@ -383,7 +389,7 @@ def test_roialign_regions_equal_torchvision() -> None:
     torch.testing.assert_close(
         pool_boxes(tokens, GRID, BOXES), expected.flatten(2).transpose(1, 2).unflatten(0, (2, 3))
     )
-    got = prompter.embed_boxes(prompter.prepare(tokens, GRID), BOXES)
+    got = prompter.embed(prompter.prepare(tokens, GRID), {"box": BOXES})
     torch.testing.assert_close(got, prompter.project_pooled(expected.mean((2, 3))).unflatten(0, (2, 3)))
     assert pool_boxes(tokens, GRID, BOXES[:, :0]).shape == (2, 0, 49, WIDTH)
 
@@ -392,7 +398,7 @@ def test_grounded_boxes_are_ordered_and_finite() -> None:
     prompter = _prompter(PrompterConfig())
     with torch.no_grad():
         prompter.box_head[2].weight.mul_(30)  # far into the sigmoid's flat ends
-    boxes = prompter.ground(prompter.prepare(_tokens(), GRID), torch.randn(2, 500, EMBED))
+    boxes = prompter.ground(prompter.prepare(_tokens(), GRID), {"text": torch.randn(2, 500, EMBED)})
     assert boxes.isfinite().all()
     assert (boxes[..., 2:] >= boxes[..., :2]).all()
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
@@ -411,7 +417,7 @@ def test_unknown_options_are_named() -> None:
 
 def test_box_codes_keep_float32_under_autocast() -> None:
     """bfloat16 would round coordinates to 1 / 256 of the image before they are multiplied by 2 pi f."""
-    prompt = BoxPrompt(WIDTH)
+    prompt = BoxPrompt(WIDTH, EMBED, PrompterConfig()).code
     expected = prompt(BOXES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = prompt(BOXES)
@@ -419,14 +425,14 @@ def test_box_codes_keep_float32_under_autocast() -> None:
 
 
 def test_corners_are_told_apart() -> None:
-    prompt = BoxPrompt(WIDTH)
+    prompt = BoxPrompt(WIDTH, EMBED, PrompterConfig()).code
     assert prompt(BOXES).shape == (2, 3, 2, WIDTH)
     point = prompt(torch.tensor([[[0.3, 0.3, 0.3, 0.3]]]))[0, 0]
     assert not torch.allclose(point[0], point[1])
 
 
 def test_text_prompts_do_not_depend_on_length() -> None:
-    prompt, texts = TextPrompt(EMBED, WIDTH), torch.randn(2, 3, EMBED)
+    prompt, texts = TextPrompt(WIDTH, EMBED, PrompterConfig()).code, torch.randn(2, 3, EMBED)
     assert prompt(texts).shape == (2, 3, 1, WIDTH)
     torch.testing.assert_close(prompt(texts), prompt(40 * texts))
 
@@ -436,13 +442,13 @@ def test_text_prompts_do_not_depend_on_length() -> None:
 # The same for every key, so that the softmax takes it out again.
 NEVER = {"layer.key.bias"}
 # What gets no gradient in the very first step, because it stands behind a projection that starts at zero.
-BEHIND_ZERO = {"box_prompt.corner", "box_token", "prior_weight", "prior_log_eps"}
+BEHIND_ZERO = {"prompts.box.corner", "box_token", "prior_weight", "prior_log_eps"}
 
 
 def _names_without_gradient(prompter: Prompter) -> set[str]:
     image = prompter.prepare(_tokens().requires_grad_(), GRID, MASK)
-    loss = prompter.embed_boxes(image, BOXES).square().sum()
-    loss = loss + prompter.ground(image, torch.randn(2, 3, EMBED)).square().sum()
+    loss = prompter.embed(image, {"box": BOXES}).square().sum()
+    loss = loss + prompter.ground(image, {"text": torch.randn(2, 3, EMBED)}).square().sum()
     loss.backward()
     for name, parameter in prompter.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
@@ -465,7 +471,7 @@ def test_every_parameter_learns_from_the_start(config: PrompterConfig) -> None:
 
 def test_roialign_regions_leave_the_box_prompt_alone() -> None:
     assert _names_without_gradient(_prompter(PrompterConfig(regions="roialign"))) == {
-        "box_prompt.corner",
+        "prompts.box.corner",
         "project.weight",
     }
 
@@ -475,14 +481,14 @@ def test_layer_drop_leaves_some_regions_with_pooling_alone() -> None:
     prompter = _prompter(config)
     boxes = BOXES.repeat(1, 50, 1)
     image = prompter.prepare(_tokens(), GRID)
-    full = prompter.embed_boxes(image, boxes)
+    full = prompter.embed(image, {"box": boxes})
     with torch.no_grad():
         weight = prompter.project.weight.clone()
         prompter.project.weight.zero_()
-        pooled = prompter.embed_boxes(image, boxes)
+        pooled = prompter.embed(image, {"box": boxes})
         prompter.project.weight.copy_(weight)
     prompter.train()
-    got = prompter.embed_boxes(image, boxes)
+    got = prompter.embed(image, {"box": boxes})
     dropped = torch.isclose(got, pooled, atol=1e-6).all(-1)
     doubled = torch.isclose(got, 2 * full - pooled, atol=1e-5).all(-1)  # so that the mean is the whole
     assert (dropped ^ doubled).all()
@@ -492,6 +498,6 @@ def test_layer_drop_leaves_some_regions_with_pooling_alone() -> None:
 def test_dropout_only_acts_in_training() -> None:
     prompter = _prompter(PrompterConfig(dropout=0.5))
     image: PromptedImage = prompter.prepare(_tokens(), GRID)
-    assert torch.equal(prompter.embed_boxes(image, BOXES), prompter.embed_boxes(image, BOXES))
+    assert torch.equal(prompter.embed(image, {"box": BOXES}), prompter.embed(image, {"box": BOXES}))
     prompter.train()
-    assert not torch.equal(prompter.embed_boxes(image, BOXES), prompter.embed_boxes(image, BOXES))
+    assert not torch.equal(prompter.embed(image, {"box": BOXES}), prompter.embed(image, {"box": BOXES}))

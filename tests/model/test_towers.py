@@ -486,9 +486,9 @@ def test_embeddings_of_a_joined_model(joined: ModelConfig) -> None:
         images = torch.randint(0, 255, (2, 3, height, width), dtype=torch.uint8)
         state = model.encode_image(images, torch.tensor([[0, 0, 1, 0.5], [0, 0, 1.0, 1]]))
         boxes = torch.tensor([[[0.0, 0, 0.5, 0.5], [0, 0, 1, 1]]] * 2)
-        assert model.encode_regions(state, boxes).shape == (2, 2, 24)
+        assert model.encode_regions(state, {"box": boxes}).shape == (2, 2, 24)
         assert model.pool_regions(state, boxes).shape == (2, 2, 24)
-        assert model.ground(state, model.encode_regions(state, boxes)).shape == (2, 2, 4)
+        assert model.ground(state, model.encode_regions(state, {"box": boxes})).shape == (2, 2, 4)
 
 
 def test_list_of_architectures_is_open_clips() -> None:

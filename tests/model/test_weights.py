@@ -38,7 +38,7 @@ def _outputs(model: CLOC) -> list[torch.Tensor]:
         return [
             state.image_features,
             text,
-            model.encode_regions(state, BOXES),
+            model.encode_regions(state, {"box": BOXES}),
             model.ground(state, text.expand(2, -1, -1)),
             model.clip.logit_scale,
         ]
@@ -310,7 +310,7 @@ def test_regions_start_in_the_space_of_the_images(tiny_model_cfg: dict[str, Any]
         ).eval()
         with torch.no_grad():
             state = model.encode_image(IMAGES)
-            regions = model.encode_regions(state, BOXES[:, :1])  # the upper left 2 x 2 patches
+            regions = model.encode_regions(state, {"box": BOXES[:, :1]})  # the upper left 2 x 2 patches
             tokens = state.image_tokens.view(2, 4, 4, 64)
             if prompter.regions == "prompter":
                 expected = tokens[:, :2, :2].mean((1, 2)) @ clip.visual.proj
@@ -504,7 +504,9 @@ def test_one_batch_is_learned_by_heart(tiny_model_cfg: dict[str, Any], prompter:
         assert history[-1][name] < 0.1 * history[0][name], name
     model.eval()
     with torch.no_grad():
-        regions = F.normalize(model.encode_regions(model.encode_image(batch.images), batch.boxes), dim=-1)
+        regions = F.normalize(
+            model.encode_regions(model.encode_image(batch.images), {"box": batch.boxes}), dim=-1
+        )
         names = F.normalize(model.encode_text(batch.texts[4:]), dim=-1)
     predicted = (regions @ names.T).argmax(-1) + 4
     accuracy = predicted.eq(batch.region_text_index)[batch.region_mask].float().mean()

@@ -192,10 +192,10 @@ def draw(cloc: CLOC, config: SceneConfig) -> np.ndarray:
         pixels = sample.pixels()
         predictor.set_image(pixels)
         boxes = np.array([region.box for region in sample.regions])
-        names = predictor.classify_regions(None, boxes, labels, top_k=1, normalized=True)
+        names = predictor.classify_regions(boxes, labels, top_k=1, normalized=True)
         regions = [Region(r.box, *best[0]) for r, best in zip(sample.regions, names)]
         labelled.append(RegionSample("boxes named", pixels, regions=tuple(regions)))
-        found = predictor.ground(None, [region.text for region in sample.regions])
+        found = predictor.ground([region.text for region in sample.regions])
         regions = [
             Region(tuple(normalize_boxes(np.array(box), pixels.shape[:2]).tolist()), phrase, score)
             for phrase, box, score in found

@@ -6,16 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 from PIL import Image
 
-from open_cloc.boxes import denormalize_boxes
+from open_cloc.boxes import normalize_boxes
 from open_cloc.draw import draw_regions
 from open_cloc.errors import UserError
-from open_cloc.inference.predictor import Predictor, boxes_of_picture, load
+from open_cloc.files import write_whole
+from open_cloc.inference.answer import Answer, Box
+from open_cloc.inference.encoded import EncodedImage
+from open_cloc.inference.inputs import boxes_of_picture
+from open_cloc.inference.predictor import load
 from open_cloc.model.search import CANDIDATES
 from open_cloc.pictures import read_pixels
 from open_cloc.samples import Region
@@ -64,12 +68,11 @@ def main(argv: Sequence[str]) -> int:
     boxes = boxes_of_picture(
         [parse_box(text) for text in command.boxes], pixels.shape[:2], command.box_format, command.normalized
     )
-    predictor = load(command.weights, command.device).set_image(pixels)
-    result = predict(predictor, command, boxes, pixels.shape[:2])
+    answer = ask(load(command.weights, command.device).encode(pixels), command, boxes)
     if command.output is not None:
-        drawn = draw_regions(pixels, regions_to_draw(result), show_scores=True)
-        write_picture(drawn, command.output)
-    print(json.dumps(result, indent=2) if command.json else "\n".join(result_lines(result)))
+        write_picture(draw_regions(pixels, regions_to_draw(answer), show_scores=True), command.output)
+    document = {"image": str(command.image), **answer.as_json()}
+    print(json.dumps(document, indent=2) if command.json else "\n".join(answer_lines(answer)))
     return 0
 
 
@@ -95,66 +98,46 @@ def parse_box(text: str) -> list[float]:
     return numbers
 
 
-def predict(
-    predictor: Predictor, command: PredictCommand, boxes: np.ndarray, size_hw: tuple[int, int]
-) -> dict[str, Any]:
-    """Answers of a predictor whose image is set, as plain JSON types.
+def ask(image: EncodedImage, command: PredictCommand, boxes: np.ndarray) -> Answer:
+    """Put the command's questions to a picture.
 
     Args:
-        predictor: After `set_image`.
+        image: The picture.
         command: What is asked.
-        boxes: (R, 4) normalised `xyxy`.
-        size_hw: The picture's (height, width).
-
-    Returns:
-        `image`, `size` as [width, height], `regions` and `phrases`; boxes are `xyxy` pixels of the picture.
+        boxes: (R, 4) normalised `xyxy` of the picture.
     """
-    regions: list[dict[str, Any]] = []
-    if len(boxes):
-        named = predictor.classify_regions(None, boxes, command.labels, command.top_k, normalized=True)
-        for box, names in zip(denormalize_boxes(boxes, size_hw).tolist(), named):
-            labels = [{"label": label, "score": score} for label, score in names]
-            regions.append({"box": box, "labels": labels})
-    phrases: list[dict[str, Any]] = []
-    if command.phrases:
-        found = predictor.ground(None, command.phrases, candidates=command.candidates)
-        phrases = [{"phrase": phrase, "box": list(box), "score": score} for phrase, box, score in found]
-    height, width = size_hw
-    return {"image": str(command.image), "size": [width, height], "regions": regions, "phrases": phrases}
+    named = image.classify(command.labels, boxes, normalized=True, top_k=command.top_k) if len(boxes) else []
+    found = image.find(command.phrases, candidates=command.candidates) if command.phrases else []
+    return Answer(image.size_hw, named, found)
 
 
-def regions_to_draw(result: dict[str, Any]) -> list[Region]:
+def regions_to_draw(answer: Answer) -> list[Region]:
     """Each box with its best name, and each phrase with its box."""
-    width, height = result["size"]
-    answers = [(r["box"], r["labels"][0]["label"], r["labels"][0]["score"]) for r in result["regions"]]
-    answers += [(p["box"], p["phrase"], p["score"]) for p in result["phrases"]]
-    return [
-        Region((x1 / width, y1 / height, x2 / width, y2 / height), text, score)
-        for (x1, y1, x2, y2), text, score in answers
-    ]
+    answers = [(region.box, *region.labels[0]) for region in answer.regions]
+    answers += [(found.box, found.phrase, found.score) for found in answer.phrases]
+    regions = []
+    for box, text, score in answers:
+        x1, y1, x2, y2 = normalize_boxes(np.array(box), answer.size_hw).tolist()
+        regions.append(Region((x1, y1, x2, y2), text, score))
+    return regions
 
 
-def result_lines(result: dict[str, Any]) -> list[str]:
+def answer_lines(answer: Answer) -> list[str]:
     """The answers for people to read."""
     lines = []
-    for region in result["regions"]:
-        names = ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in region["labels"])
-        lines.append(f"box {_short(region['box'])}: {names}")
-    for phrase in result["phrases"]:
-        lines.append(f"{phrase['phrase']}: box {_short(phrase['box'])}, score {phrase['score']:.3f}")
+    for region in answer.regions:
+        names = ", ".join(f"{label} {score:.3f}" for label, score in region.labels)
+        lines.append(f"box {_short(region.box)}: {names}")
+    for phrase, box, score in answer.phrases:
+        lines.append(f"{phrase}: box {_short(box)}, score {score:.3f}")
     return lines
 
 
-def _short(box: Sequence[float]) -> str:
+def _short(box: Box) -> str:
     return ",".join(f"{number:.1f}".removesuffix(".0") for number in box)
 
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:
     """Save a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        Image.fromarray(pixels).save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_whole(path) as part:
+        Image.fromarray(pixels).save(part)

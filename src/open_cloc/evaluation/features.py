@@ -204,7 +204,7 @@ def embed_boxes(
     """
     with autocast(model, config):
         rows = [
-            embed_regions(model, state.select(slice(i, i + 1)), own.to(model.device), method)[0]
+            embed_regions(model, state.select(slice(i, i + 1)), {"box": own.to(model.device)}, method)[0]
             for i, own in enumerate(boxes)
         ]
     return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""Use a trained model: pictures and boxes in pixels go in, numpy arrays and labels come out.
+"""Use a trained model: pictures and boxes in pixels go in, numpy arrays and answers come out.
 
 Shapes: H W pixels of the user's picture, R regions, T texts, D shared embedding.
 """
@@ -6,26 +6,24 @@ Shapes: H W pixels of the user's picture, R regions, T texts, D shared embedding
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn import functional as F
 
-from open_cloc.boxes import convert_boxes, denormalize_boxes, normalize_boxes, validate_boxes_px
 from open_cloc.canvas import Geometry
-from open_cloc.errors import UserError
-from open_cloc.model.cloc import CLOC, ImageState
-from open_cloc.model.embed import embed_regions, embed_texts
+from open_cloc.inference.answer import FoundPhrase, Label
+from open_cloc.inference.encoded import EncodedImage
+from open_cloc.inference.inputs import check_texts
+from open_cloc.model.cloc import CLOC
+from open_cloc.model.embed import embed_texts
 from open_cloc.model.load import load_model
-from open_cloc.model.search import CANDIDATES, ground_phrases
+from open_cloc.model.search import CANDIDATES
 from open_cloc.pictures import Picture, read_pixels
-
-Box: TypeAlias = tuple[float, float, float, float]
+from open_cloc.texts import TextCache
 
 
 def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -> Predictor:
@@ -33,7 +31,7 @@ def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -
 
     Args:
         path_or_hub_id: Folder that `save_pretrained` wrote, or `owner/name` on the Hugging Face hub.
-        device: None takes a GPU if there is one, else the CPU.
+        device: Where to compute; None takes a GPU if there is one, else the CPU.
 
     Raises:
         MissingFileError: If there is no such folder or repository.
@@ -42,48 +40,56 @@ def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -
     return Predictor(load_model(path_or_hub_id, device))
 
 
-@dataclass(frozen=True)
-class _SetImage:
-    """A picture after its one pass through the tower."""
-
-    geometry: Geometry
-    state: ImageState
-    content_box: Tensor  # (1, 4)
-
-
 class Predictor:
-    """Embeds pictures, regions and texts, names regions, and finds phrases.
+    """Looks at pictures and reads texts.
 
-    A picture is a path, a PIL image (any mode; converted to RGB) or an (H, W, 3) uint8 RGB array. Boxes are
-    pixels of that picture as PIL opens it: an EXIF orientation is not applied, here or in training;
-    call `PIL.ImageOps.exif_transpose` first if boxes refer to the turned picture.
+        image = predictor.encode("photo.jpg")
+        image.embed([[10, 20, 200, 180]])
+        image.classify(["a dog", "a cat"], [[10, 20, 200, 180]])
+        image.find(["a red umbrella"], min_score=0.2)
 
-    Every method with `image=None` uses the picture given to `set_image`, whose tokens are computed once.
+    A picture is a path, an encoded file's bytes, a PIL image (any mode; converted to RGB) or an (H, W, 3)
+    uint8 RGB array. Boxes are pixels of that picture as PIL opens it: an EXIF orientation is not applied,
+    here or in training; call `PIL.ImageOps.exif_transpose` first if boxes refer to the turned picture.
+
+    Threads may share a predictor, but for `set_image` and the calls without an image that use it: these
+    remember one picture, for those who know Segment Anything's predictor.
 
     Attributes:
         model: The model, in eval mode.
+        texts: Text features (D,) of unit length; the last ones are remembered.
     """
 
     def __init__(self, model: CLOC) -> None:
         self.model = model.eval()
-        self._image: _SetImage | None = None
-        self._texts: tuple[tuple[str, ...], Tensor] | None = None
+        self.texts: TextCache[Tensor] = TextCache(self._embed_texts)
+        self._image: EncodedImage | None = None
+
+    @overload
+    def encode(self, pictures: Picture) -> EncodedImage: ...
+
+    @overload
+    def encode(self, pictures: list[Picture] | tuple[Picture, ...]) -> list[EncodedImage]: ...
 
     @torch.inference_mode()
-    def set_image(self, image: Picture) -> Predictor:
-        """Run the image tower once; later calls without an image use its result.
+    def encode(
+        self, pictures: Picture | list[Picture] | tuple[Picture, ...]
+    ) -> EncodedImage | list[EncodedImage]:
+        """Look at a picture once; all questions about it are cheap afterwards.
+
+        Args:
+            pictures: A picture, or a list of them, of any sizes, that go through the tower together.
+
+        Returns:
+            The picture, ready to be asked; of a list, a list.
 
         Raises:
-            MissingFileError: If the picture is a path that does not exist.
-            UserError: If it cannot be decoded, or is an array of another form.
+            MissingFileError: If a picture is a path that does not exist.
+            UserError: If one cannot be decoded, or is an array of another form.
         """
-        self._image = self._encode(image)
-        return self
-
-    @torch.inference_mode()
-    def encode_image(self, image: Picture | None = None) -> np.ndarray:
-        """A picture -> (D,) float32 of unit length."""
-        return _numpy(F.normalize(self._get(image).state.image_features[0].float(), dim=-1))
+        if not isinstance(pictures, (list, tuple)):
+            return self._encode([pictures])[0]
+        return self._encode(pictures) if pictures else []
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -92,162 +98,93 @@ class Predictor:
         Raises:
             UserError: If there is no text, one is empty, or this is one string instead of a list.
         """
-        return _numpy(self._embed_texts(texts, "texts"))
+        check_texts(texts, "texts")
+        return torch.stack(self.texts(texts)).cpu().numpy()
 
     @torch.inference_mode()
-    def encode_regions(
-        self, image: Picture | None, boxes: ArrayLike, *, box_format: str = "xyxy", normalized: bool = False
-    ) -> np.ndarray:
-        """Boxes of a picture -> (R, D) float32 of unit length.
+    def _embed_texts(self, texts: Sequence[str]) -> list[Tensor]:
+        # Copies: a row that is remembered does not keep those beside it.
+        return [row.clone() for row in embed_texts(self.model, texts)]
 
-        Args:
-            image: The picture, or None for the one set before.
-            boxes: (R, 4), any number of them; pixels of the picture unless `normalized`.
-            box_format: `xyxy`, `xywh` or `cxcywh`.
-            normalized: The boxes are in [0, 1] of the picture's width and height.
+    def _encode(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
+        preprocess, device = self.model.preprocess, self.model.device
+        decoded = [read_pixels(picture) for picture in pictures]
+        geometries = [
+            Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
+            for pixels in decoded
+        ]
+        canvases = np.stack(
+            [g.image(p, preprocess.fill, preprocess.interpolation) for g, p in zip(geometries, decoded)]
+        )
+        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).to(device)  # (B, 3, H, W)
+        content_boxes = torch.tensor([geometry.content_box for geometry in geometries], device=device)
+        state = self.model.encode_image(images, content_boxes)
+        # An index of numbers copies: one picture that is kept does not keep those beside it.
+        rows = [torch.tensor([i], device=device) for i in range(len(decoded))]
+        return [
+            EncodedImage(geometry, state.select(row), content_boxes[row], self.model, self.texts)
+            for geometry, row in zip(geometries, rows)
+        ]
+
+    # --- one picture remembered, as in Segment Anything -------------------------------------------------
+
+    def set_image(self, image: Picture) -> Predictor:
+        """Look at a picture; later calls without an image ask it. Raises as `encode`."""
+        self._image = self.encode(image)
+        return self
+
+    def encode_image(self, image: Picture | None = None) -> np.ndarray:
+        """A picture, None for the one that is set -> (D,) float32 of unit length."""
+        return self._get(image).embed()
+
+    def encode_regions(
+        self,
+        boxes: ArrayLike,
+        *,
+        image: Picture | None = None,
+        box_format: str = "xyxy",
+        normalized: bool = False,
+    ) -> np.ndarray:
+        """Boxes of a picture, None for the one that is set -> (R, D); see `EncodedImage.embed`.
 
         Raises:
-            UserError: If a box is not finite, inverted or outside the picture, or the format is unknown.
             RuntimeError: If there is no picture.
         """
-        return _numpy(self._embed_regions(self._get(image), boxes, box_format, normalized))
+        return self._get(image).embed(boxes, box_format=box_format, normalized=normalized)
 
-    @torch.inference_mode()
     def classify_regions(
         self,
-        image: Picture | None,
         boxes: ArrayLike,
         labels: Sequence[str],
         top_k: int = 5,
         *,
+        image: Picture | None = None,
         box_format: str = "xyxy",
         normalized: bool = False,
-    ) -> list[list[tuple[str, float]]]:
-        """Name each box.
-
-        Args:
-            image: The picture, or None for the one set before.
-            boxes: As in `encode_regions`.
-            labels: Distinct names to choose from, used as they are, without a prompt template.
-            top_k: Names per box; all of them if there are fewer.
-            box_format: As in `encode_regions`.
-            normalized: As in `encode_regions`.
-
-        Returns:
-            For each box its best names with scores in [0, 1], best first: a softmax over all labels with the
-            model's own temperature or, for a model with a logit bias (sigmoid losses), each label's own
-            probability.
+    ) -> list[list[Label]]:
+        """The best names of each box of a picture, None for the one that is set; see `EncodedImage.classify`.
 
         Raises:
-            UserError: As `encode_regions`, and if labels are missing, empty or repeated, or `top_k` < 1.
+            RuntimeError: If there is no picture.
         """
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1; got {top_k}")
-        text_features = self._embed_texts(labels, "labels")
-        if len(set(labels)) < len(labels):
-            repeated = next(label for label in labels if list(labels).count(label) > 1)
-            raise UserError(f"labels must be distinct; got {repeated!r} more than once")
-        regions = self._embed_regions(self._get(image), boxes, box_format, normalized)
-        scores, order = self._probabilities(regions @ text_features.T).topk(min(top_k, len(labels)), dim=-1)
-        return [
-            [(labels[i], score) for i, score in zip(*row)] for row in zip(order.tolist(), scores.tolist())
-        ]
+        named = self._get(image).classify(
+            labels, boxes, box_format=box_format, normalized=normalized, top_k=top_k
+        )
+        return [region.labels for region in named]
 
-    @torch.inference_mode()
     def ground(
-        self, image: Picture | None, phrases: Sequence[str], *, candidates: int = CANDIDATES
-    ) -> list[tuple[str, Box, float]]:
-        """Find the box of each phrase.
+        self, phrases: Sequence[str], *, image: Picture | None = None, candidates: int = CANDIDATES
+    ) -> list[FoundPhrase]:
+        """The box of each phrase in a picture, None for the one that is set; see `EncodedImage.find`.
 
-        Args:
-            image: The picture, or None for the one set before.
-            phrases: What to look for; each gets exactly one box, there or not: look at its score.
-            candidates: How many boxes of a grid compete with the box head's answer, at most. They are ranked
-                by how well their own region embeddings match the phrase, and the best ones are refined.
-                0 gives the box head's answer as it is.
-
-        Returns:
-            (phrase, (x1, y1, x2, y2) in pixels of the picture, score) in the order given. The score is the
-            cosine similarity of the box's own region embedding and the phrase.
+        Raises:
+            RuntimeError: If there is no picture.
         """
-        text_features = self._embed_texts(phrases, "phrases")
-        own = self._get(image)
-        found = ground_phrases(self.model, own.state, text_features[None], own.content_box, candidates)
-        boxes = own.geometry.invert_boxes(found.boxes[0].double().cpu()).clamp(0, 1)
-        boxes_px = denormalize_boxes(boxes, own.geometry.source_hw).tolist()
-        return [
-            (p, (x1, y1, x2, y2), s)
-            for p, (x1, y1, x2, y2), s in zip(phrases, boxes_px, found.scores[0].tolist())
-        ]
+        return self._get(image).find(phrases, candidates=candidates)
 
-    def _get(self, image: Picture | None) -> _SetImage:
+    def _get(self, image: Picture | None) -> EncodedImage:
         if image is not None:
-            return self._encode(image)
+            return self.encode(image)
         if self._image is None:
             raise RuntimeError("no image: call set_image first, or pass an image")
         return self._image
-
-    def _encode(self, image: Picture) -> _SetImage:
-        preprocess, device = self.model.preprocess, self.model.device
-        pixels = read_pixels(image)
-        geometry = Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
-        canvas = geometry.image(pixels, preprocess.fill, preprocess.interpolation)
-        images = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
-        content_box = torch.tensor([geometry.content_box], device=device)
-        return _SetImage(geometry, self.model.encode_image(images, content_box), content_box)
-
-    def _embed_regions(self, image: _SetImage, boxes: ArrayLike, box_format: str, normalized: bool) -> Tensor:
-        own = boxes_of_picture(boxes, image.geometry.source_hw, box_format, normalized)
-        canvas = image.geometry.boxes(own).astype(np.float32).clip(0, 1)
-        return embed_regions(self.model, image.state, torch.from_numpy(canvas)[None].to(self.model.device))[0]
-
-    def _embed_texts(self, texts: Sequence[str], what: str) -> Tensor:
-        """(T, D) of unit length; the last list is remembered, since many pictures are asked the same."""
-        check_texts(texts, what)
-        key = tuple(texts)
-        if self._texts is None or self._texts[0] != key:
-            self._texts = (key, embed_texts(self.model, key))
-        return self._texts[1]
-
-    def _probabilities(self, cosines: Tensor) -> Tensor:
-        clip: Any = self.model.clip
-        logits = clip.logit_scale.exp() * cosines
-        return logits.softmax(-1) if clip.logit_bias is None else (logits + clip.logit_bias).sigmoid()
-
-
-def boxes_of_picture(
-    boxes: ArrayLike, size_hw: tuple[int, int], box_format: str = "xyxy", normalized: bool = False
-) -> np.ndarray:
-    """A user's boxes -> (R, 4) float64 normalised `xyxy` of the picture, checked and clipped.
-
-    Raises:
-        UserError: If they are not numbers, not (R, 4), not finite, inverted or outside the picture.
-    """
-    try:
-        array = np.asarray(boxes, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"boxes must be (R, 4) numbers; got {boxes!r:.80}") from None
-    if array.size == 0:
-        array = array.reshape(0, 4)
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise UserError(f"boxes must be (R, 4), a row of 4 numbers per box; got shape {array.shape}")
-    xyxy = convert_boxes(array, box_format)
-    boxes_px = denormalize_boxes(xyxy, size_hw) if normalized else xyxy
-    given = f"{'normalised' if normalized else 'pixel'} {box_format}"
-    validate_boxes_px(boxes_px, size_hw, f"xyxy pixels, from {given}")
-    return normalize_boxes(boxes_px, size_hw).clip(0, 1)
-
-
-def check_texts(texts: Sequence[str], what: str) -> None:
-    """Refuse an empty list, empty texts, and one string where a list belongs."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise UserError(f"{what} must be a list of strings; got {type(texts).__name__}")
-    if not texts:
-        raise UserError(f"{what} must hold at least one text; got none")
-    for row, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{what} must be non-empty strings; got {text!r} in row {row}")
-
-
-def _numpy(features: Tensor) -> np.ndarray:
-    return features.float().cpu().numpy()

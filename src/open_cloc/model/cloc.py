@@ -22,7 +22,9 @@ from open_cloc.config import from_dict
 from open_cloc.errors import MissingFileError
 from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
 from open_cloc.model.features import compute_features, encode_distinct_texts
-from open_cloc.model.prompter import PromptedImage, Prompter, PrompterConfig, pool_boxes
+from open_cloc.model.prompter import Prompter, PrompterConfig
+from open_cloc.model.prompts import PromptedImage
+from open_cloc.model.prompts.box import pool_boxes
 from open_cloc.samples import PAPER_NEEDS, Features, RegionBatch
 
 
@@ -31,10 +33,10 @@ class ImageState:
     """An image after its one pass through the tower: enough for any number of prompts.
 
     Attributes:
-        image_features: (B, D), not normalised.
-        image_tokens: (B, N, C) before pooling and projection.
-        grid_size: (rows, columns), N = rows * columns.
-        prompted: The Prompter's share that does not depend on the prompt.
+        image_features: (B, D) features of the whole images, not normalised.
+        image_tokens: (B, N, C) tokens before pooling and projection.
+        grid_size: (rows, columns) of the tokens, N = rows * columns.
+        prompted: What the Prompter computes before it knows the prompt.
     """
 
     image_features: Tensor
@@ -137,18 +139,27 @@ class CLOC(
         """Token ids (U, T) -> text features (U, D), not normalised."""
         return towers.encode_text(self.clip.text, token_ids)
 
-    def encode_regions(self, state: ImageState, boxes: Tensor) -> Tensor:
-        """Boxes (B, R, 4) normalised `xyxy` of the canvas -> region features (B, R, D), not normalised."""
-        return self.prompter.embed_boxes(state.prompted, boxes)
+    def encode_regions(self, state: ImageState, prompts: Mapping[str, Tensor]) -> Tensor:
+        """Embed what prompts point at.
+
+        Args:
+            state: Encoded images, B of them.
+            prompts: Prompts by kind, a key of `open_cloc.model.prompts.PROMPTS`: `{"box": boxes}` with boxes
+                (B, R, 4) normalised `xyxy` of the canvas. Several kinds follow one another.
+
+        Returns:
+            (B, R, D) region features, not normalised.
+        """
+        return self.prompter.embed(state.prompted, prompts)
 
     def ground(self, state: ImageState, text_features: Tensor) -> Tensor:
         """Text features (B, R, D) -> the box of each phrase, (B, R, 4) normalised `xyxy` of the canvas."""
-        return self.prompter.ground(state.prompted, text_features)
+        return self.prompter.ground(state.prompted, {"text": text_features})
 
     def pool_regions(self, state: ImageState, boxes: Tensor) -> Tensor:
         """Region features of a plain CLIP: RoIAlign of the image tokens, then the tower's own head.
 
-        Boxes (B, R, 4) -> (B, R, D). The baseline that needs no Prompter (METHOD 6).
+        Boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D). The baseline that needs no Prompter.
         """
         pooled = pool_boxes(state.image_tokens, state.grid_size, boxes)  # (B, R, 49, C)
         return towers.project_pooled(self.clip.visual, pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
@@ -177,7 +188,8 @@ class CLOC(
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            weights.read_config(folder)  # the mixin reads it too, but does not say what is wrong with it
+            # The mixin reads it too, but does not say what is wrong with it.
+            weights.read_config(folder)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -5,7 +5,7 @@ Shapes: B images, R regions per image, N image tokens, U distinct texts, T text 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Encoder(Protocol):
     def normalize_pixels(self, images: Tensor) -> Tensor: ...
     def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> Any: ...
     def encode_text(self, token_ids: Tensor) -> Tensor: ...
-    def encode_regions(self, state: Any, boxes: Tensor) -> Tensor: ...
+    def encode_regions(self, state: Any, prompts: Mapping[str, Tensor]) -> Tensor: ...
     def ground(self, state: Any, text_features: Tensor) -> Tensor: ...
     def tokens_in_picture(self, grid_size: tuple[int, int], content_boxes: Tensor) -> Tensor: ...
 
@@ -78,7 +78,7 @@ def _with_image(
     state = model.encode_image(images, content_boxes)
     made = {"image_features": state.image_features}
     if "region_features" in needs:
-        made["region_features"] = model.encode_regions(state, boxes)
+        made["region_features"] = model.encode_regions(state, {"box": boxes})
     if "pred_boxes" in needs:
         (phrases,) = features.take("region_text_features")
         made["pred_boxes"] = model.ground(state, phrases)

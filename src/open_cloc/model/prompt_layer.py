@@ -1,4 +1,4 @@
-"""The Prompter's transformer layer (METHOD 3): one pre-norm layer, one head, and its two read-outs.
+"""The Prompter's transformer layer: one pre-norm layer with one head, as in the paper, and two read-outs.
 
 The `mean` read-out averages the outputs of all tokens. Done literally, every image token goes through the
 layer once more for each prompt. It factors exactly, because in a single pre-norm layer an image token's
@@ -37,10 +37,10 @@ class MeanTerms:
 
     Attributes:
         log_sum: (B, N) log of the softmax's denominator over the image's keys alone.
-        residual: (B, N, C) `x`: the token and the output projection's bias.
+        residual: (B, N, C) `x`: the token plus the output projection's bias.
         attended: (B, N, C) `n`: attention over the image's keys alone, projected.
         residual_hidden: (B, N, H) `X`: `residual` through LayerNorm's linear part and the MLP's first matrix.
-        attended_hidden: (B, N, H) `N`: the same of `attended`.
+        attended_hidden: (B, N, H) `N`: `attended` through the same.
         moments: (B, N, 3) over C: variance of `residual`, covariance of the two, variance of `attended`.
     """
 
@@ -57,12 +57,12 @@ class ImageTerms:
     """What the layer needs of an image, computed once and shared by all of its prompts.
 
     Attributes:
-        tokens: (B, N, C).
-        queries: (B, N, C), or None where only prompts ask.
-        keys: (B, N, C).
-        values: (B, N, C).
+        tokens: (B, N, C) image tokens as they enter the layer.
+        queries: (B, N, C) their queries, or None where only prompts ask.
+        keys: (B, N, C) their keys.
+        values: (B, N, C) their values.
         mask: (B, N) True for tokens that see the picture, False for padding.
-        mean: For the factored `mean` read-out, or None.
+        mean: What the factored `mean` read-out needs; None where the read-out is another or literal.
     """
 
     tokens: Tensor
@@ -96,11 +96,11 @@ class PromptLayer(nn.Module):
     """One pre-norm transformer layer with one head, pooled over all outputs or over the prompt's.
 
     Args:
-        width: C.
-        mlp_ratio: H / C.
-        dropout: On the attention's and the MLP's output, in training. It does not commute with the factoring:
-            the `mean` read-out then takes the literal form.
-        readout: `mean` or `prompt`.
+        width: Width C of the tokens.
+        mlp_ratio: Hidden width of the MLP over C, H / C.
+        dropout: Chance that a number of the attention's or the MLP's output is dropped in training. It does
+            not commute with the factoring: the `mean` read-out then takes the literal form.
+        readout: What is pooled: all outputs (`mean`), or the prompt tokens' (`prompt`).
     """
 
     def __init__(self, width: int, mlp_ratio: float, dropout: float, readout: str) -> None:
@@ -122,9 +122,9 @@ class PromptLayer(nn.Module):
         """Do once per image all that does not depend on the prompt.
 
         Args:
-            tokens: (B, N, C).
+            tokens: (B, N, C) image tokens.
             mask: (B, N) True where a token sees the picture.
-            positions: (N, C) added to what makes queries and keys.
+            positions: (N, C) codes of the tokens' places, added to what makes queries and keys.
         """
         normed = self.norm1(tokens)  # (B, N, C)
         placed = normed if positions is None else normed + positions.to(normed.dtype)
@@ -138,10 +138,11 @@ class PromptLayer(nn.Module):
         """Run prompts and pool: (B, R, K, C) -> (B, R, C).
 
         Args:
-            image: What `prepare` gave.
-            ask: What the prompt tokens put into their query and key, beside their content.
-            content: What they carry into their value and the residual.
-            prior: (B, R, N) added to the attention logits from prompt to patch.
+            image: What `prepare` made of the image.
+            ask: (B, R, K, C) what the prompt tokens put into their query and key, beside their content; the
+                same tensor as `content` where a token asks with what it carries.
+            content: (B, R, K, C) what the prompt tokens carry into their value and the residual.
+            prior: (B, R, N) bias of the attention logits from prompt to patch; None for none.
         """
         normed = self.norm1(content)
         placed = normed if ask is content else self.norm1(content + ask)

@@ -1,4 +1,4 @@
-"""The Prompter: one transformer layer that turns image tokens and a prompt into an embedding (METHOD 3).
+"""The paper's Prompter: one transformer layer that turns image tokens and a prompt into an embedding.
 
 Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, C tower width, D shared embedding.
 """
@@ -6,22 +6,22 @@ Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, C to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
-from open_cloc.boxes import convert_boxes, denormalize_boxes, grid_cells, overlap_fraction
+from open_cloc.boxes import convert_boxes, grid_cells
+from open_cloc.config import lookup
 from open_cloc.errors import UserError
-from open_cloc.model.prompt_layer import ImageTerms, PromptLayer, select
-from open_cloc.model.prompts import BoxPrompt, TextPrompt
+from open_cloc.model.prompt_layer import PromptLayer
+from open_cloc.model.prompts import PROMPTS, PromptedImage, PromptTokens
 
-ROI_SIZE = 7  # RoIAlign's output grid, the field's usual value
-PROMPTS_AT_ONCE = 256  # without gradients, so that memory does not grow with the number of prompts
+# Without gradients no more prompts run at once, so that memory does not grow with their number.
+PROMPTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,15 @@ class PrompterConfig:
         readout: `mean` over all of the layer's outputs (the paper), or `prompt`: the prompt tokens' outputs
             only, so that one more region costs next to nothing.
         patch_positions: Add each patch centre's sinusoidal code to the keys.
-        box_prior: Add `a * log(overlap of patch and box + eps)` to a box prompt's attention; a, eps learned.
+        box_prior: Add `a * log(share of the patch that the prompt covers + eps)` to the attention of boxes
+            and other prompts with a place; a and eps are learned.
         box_content: What a box prompt carries besides its question: its `code` (the paper), or `none`: a
             learned token, so that a box's place cannot be learned by heart.
         pooled_residual: Add the projected mean of the image tokens under the box to a region's embedding. The
             layer's own projection starts at zero: training starts as RoI pooling and learns what to add.
-        width: Of the layer; 0 takes the tower's. For convolutional towers, whose last map is very wide.
+        width: Width of the layer; 0 takes the tower's. For convolutional towers, whose last map is very wide.
         mlp_ratio: Hidden width of the layer's MLP over the layer's width.
-        dropout: On the attention's and the MLP's output, during training.
+        dropout: Chance that a number of the attention's or the MLP's output is dropped in training.
         layer_drop: With `pooled_residual`, the chance that a region does without the layer's part in a
             training step: pooling then stays good by itself, and the layer adds what generalises.
     """
@@ -70,25 +71,6 @@ class PrompterConfig:
                 )
 
 
-@dataclass(frozen=True)
-class PromptedImage:
-    """What the Prompter needs of an image, computed once and shared by all of its prompts.
-
-    Attributes:
-        tower_tokens: (B, N, tower width) image tokens as they come.
-        layer: The layer's share.
-        grid_size: Rows and columns of the N tokens.
-    """
-
-    tower_tokens: Tensor
-    layer: ImageTerms
-    grid_size: tuple[int, int]
-
-    def select(self, index: Tensor | slice) -> PromptedImage:
-        """The same for some of the images."""
-        return select(self, index)
-
-
 class Prompter(nn.Module):
     """Prompts, one transformer layer with its pooler, and projections to an embedding and to a box.
 
@@ -100,8 +82,9 @@ class Prompter(nn.Module):
         self.config = config
         width = config.width or tower_width
         self.enter = nn.Linear(tower_width, width) if config.width else nn.Identity()
-        self.box_prompt = BoxPrompt(width)
-        self.text_prompt = TextPrompt(embed_dim, width)
+        self.prompts = nn.ModuleDict(
+            {name: lookup(PROMPTS, name, "kind of prompt")(width, embed_dim, config) for name in PROMPTS}
+        )
         self.layer = PromptLayer(width, config.mlp_ratio, config.dropout, config.readout)
         self.norm_out = nn.LayerNorm(width)
         self.project = nn.Linear(width, embed_dim, bias=False)
@@ -123,7 +106,7 @@ class Prompter(nn.Module):
         Args:
             tokens: (B, N, tower width) image tokens before pooling and projection.
             grid_size: (rows, columns), N = rows * columns.
-            mask: (B, N) True where a token sees the picture; all by default.
+            mask: (B, N) True where a token sees the picture; None if all do.
         """
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -131,74 +114,90 @@ class Prompter(nn.Module):
         positions = None
         if self.config.patch_positions:
             cells = grid_cells(grid_size, tokens.device)
-            positions = self.box_prompt.position((cells[:, :2] + cells[:, 2:]) / 2)  # (N, C)
+            # Patches and corners of boxes share one code, by which attention compares them.
+            positions = self._kind("box").position((cells[:, :2] + cells[:, 2:]) / 2)  # (N, C)
         return PromptedImage(tokens, self.layer.prepare(self.enter(tokens), mask, positions), grid_size)
 
-    def embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
-        """Region embeddings: boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D)."""
-        return _in_parts(self._embed_boxes, image, boxes)
+    def embed(self, image: PromptedImage, prompts: Mapping[str, Tensor]) -> Tensor:
+        """Region embeddings of prompts.
 
-    def _embed_boxes(self, image: PromptedImage, boxes: Tensor) -> Tensor:
+        Args:
+            image: What `prepare` made of B images.
+            prompts: (B, R, ...) prompts by kind, a key of `PROMPTS`; each kind has its own R.
+
+        Returns:
+            (B, all the R together, D), kind after kind in the order given.
+
+        Raises:
+            UserError: If there is no such kind, or none is given.
+        """
+        return self._in_parts(self.run, image, prompts)
+
+    def ground(self, image: PromptedImage, prompts: Mapping[str, Tensor]) -> Tensor:
+        """Where the prompts are: given as to `embed`, boxes (B, R, 4) normalised `xyxy` of the canvas."""
+        return self._in_parts(self.locate, image, prompts)
+
+    def run(self, image: PromptedImage, tokens: PromptTokens) -> Tensor:
+        """Tokens of R prompts an image -> region embeddings (B, R, D)."""
         if self.config.regions == "roialign":
-            return self.project_pooled(pool_boxes(image.tower_tokens, image.grid_size, boxes).mean(-2))
-        code = self.box_prompt(boxes)  # (B, R, K, C)
-        content = code if self.config.box_content == "code" else self.box_token.expand_as(code)
-        cells = grid_cells(image.grid_size, boxes.device)
-        overlap = overlap_fraction(boxes.float(), cells)  # (B, R, N)
-        prior = None
-        if self.config.box_prior:
-            weight = F.softplus(self.prior_weight) / math.log(2)
-            prior = weight * (overlap + self.prior_log_eps.exp()).log()
-        embedding = self.project(self.norm_out(self.layer(image.layer, code, content, prior)))
+            return self.project_pooled(_pooled(image, tokens))
+        embedding = self.project(self._read(image, tokens))
         if not self.config.pooled_residual:
             return embedding
         kept = F.dropout(torch.ones_like(embedding[..., :1]), self.config.layer_drop, self.training)
-        return self.project_pooled(_mean_under(image, overlap)) + kept * embedding
+        return self.project_pooled(_pooled(image, tokens)) + kept * embedding
 
-    def ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
-        """The box of each phrase: (B, R, D) text features -> (B, R, 4) normalised `xyxy` of the canvas."""
-        return _in_parts(self._ground, image, text_features)
-
-    def _ground(self, image: PromptedImage, text_features: Tensor) -> Tensor:
-        prompt = self.text_prompt(text_features)  # (B, R, 1, C)
-        pooled = self.norm_out(self.layer(image.layer, prompt, prompt, None))  # (B, R, C)
-        cxcywh = self.box_head(pooled).float().sigmoid()
+    def locate(self, image: PromptedImage, tokens: PromptTokens) -> Tensor:
+        """Tokens of R prompts an image -> boxes (B, R, 4) normalised `xyxy` of the canvas."""
+        cxcywh = self.box_head(self._read(image, tokens)).float().sigmoid()
         return convert_boxes(cxcywh, "cxcywh")
 
+    def _read(self, image: PromptedImage, tokens: PromptTokens) -> Tensor:
+        """The layer's pooled output: (B, R, C)."""
+        content = self.box_token.expand_as(tokens.ask) if tokens.content is None else tokens.content
+        return self.norm_out(self.layer(image.layer, tokens.ask, content, self._prior(tokens.coverage)))
 
-def _in_parts(
-    run: Callable[[PromptedImage, Tensor], Tensor], image: PromptedImage, prompts: Tensor
-) -> Tensor:
-    """Run prompts (B, R, ...), a bounded number at once where no gradient keeps all of them anyway."""
-    if torch.is_grad_enabled() or prompts.shape[1] <= PROMPTS_AT_ONCE:
-        return run(image, prompts)
-    return torch.cat([run(image, part) for part in prompts.split(PROMPTS_AT_ONCE, dim=1)], dim=1)
+    def _prior(self, coverage: Tensor | None) -> Tensor | None:
+        """`a * log(coverage + eps)`, (B, R, N), where there is such a prior and the prompt has a place."""
+        if coverage is None or not self.config.box_prior:
+            return None
+        weight = F.softplus(self.prior_weight) / math.log(2)
+        return weight * (coverage + self.prior_log_eps.exp()).log()
+
+    def _in_parts(
+        self,
+        run: Callable[[PromptedImage, PromptTokens], Tensor],
+        image: PromptedImage,
+        prompts: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Run prompts, a bounded number at once where no gradient keeps all of them anyway."""
+        parts = [
+            run(image, self._kind(name)(part, image, self.prompts))
+            for name, given in prompts.items()
+            for part in ([given] if torch.is_grad_enabled() else given.split(PROMPTS_AT_ONCE, dim=1))
+        ]
+        if not parts:
+            raise UserError(f"no prompts; expected some of {', '.join(self.prompts)}")
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _kind(self, name: str) -> Any:
+        if name not in self.prompts:
+            raise UserError(f"unknown kind of prompt {name!r}; expected one of {', '.join(self.prompts)}")
+        return self.prompts[name]
 
 
-def _mean_under(image: PromptedImage, overlap: Tensor) -> Tensor:
-    """Mean of the tower's tokens weighted by overlap (B, R, N), padding left out: (B, R, tower width).
+def _pooled(image: PromptedImage, tokens: PromptTokens) -> Tensor:
+    """The image's tokens as the prompt sees them: (B, R, tower width).
 
-    A box that covers nothing of the picture gets the whole picture's mean: an embedding of zero could not be
-    normalised, and its gradient would drown all others.
+    A prompt that covers nothing of the picture gets the whole picture's mean: an embedding of zero could not
+    be normalised, and its gradient would drown all others.
     """
-    weights = (overlap + 1e-8) * image.layer.mask[:, None]
+    if tokens.pooled is not None:
+        return tokens.pooled
+    coverage = tokens.coverage
+    if coverage is None:
+        sizes = (*tokens.ask.shape[:2], image.tower_tokens.shape[1])
+        coverage = torch.zeros(sizes, device=tokens.ask.device)
+    weights = (coverage + 1e-8) * image.layer.mask[:, None]  # padding left out
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
     return weights.to(image.tower_tokens.dtype) @ image.tower_tokens
-
-
-def pool_boxes(tokens: Tensor, grid_size: tuple[int, int], boxes: Tensor) -> Tensor:
-    """RoIAlign of image tokens (torchvision's, `aligned=True`).
-
-    Args:
-        tokens: (B, N, C).
-        grid_size: (rows, columns) of the N tokens.
-        boxes: (B, R, 4) normalised `xyxy`.
-
-    Returns:
-        (B, R, 49, C), the 7 x 7 samples of each box, row by row.
-    """
-    rows, columns = grid_size
-    feature_map = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()  # (B, C, rows, columns)
-    cells = denormalize_boxes(boxes.float(), grid_size)
-    pooled = roi_align(feature_map, list(cells), output_size=ROI_SIZE, aligned=True)  # (B * R, C, 7, 7)
-    return pooled.flatten(2).transpose(1, 2).unflatten(0, boxes.shape[:2]).to(tokens.dtype)

@@ -22,23 +22,32 @@ from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
 
-VERSION = "ranked/2"  # labels name it: another one wherever the same model would find other boxes
+# Labels name it: it changes wherever the same model would find other boxes.
+VERSION = "ranked/2"
 
-CANDIDATES = 600  # default size of the grid, at most
+# Most boxes of the grid, by default.
+CANDIDATES = 600
 
-SIZES = (0.16, 0.22, 0.31, 0.44, 0.62, 0.86)  # square root of a candidate's area, relative to the picture
+# Square roots of the candidates' areas, relative to the picture.
+SIZES = (0.16, 0.22, 0.31, 0.44, 0.62, 0.86)
 
-ASPECTS = (0.5, 1.0, 2.0)  # width over height, relative to the picture's
+# Width over height of the candidates, relative to the picture's.
+ASPECTS = (0.5, 1.0, 2.0)
 
-AREA_WEIGHT = 0.07  # what a box e times as large gains, in units of the grid's spread of scores
+# What a box e times as large gains, in units of the grid's spread of scores.
+AREA_WEIGHT = 0.07
 
-MIN_IOU = 0.25  # with the best box, for a box of the grid to have a vote
+# Overlap with the best box that gives another one a vote.
+MIN_IOU = 0.25
 
-TEMPERATURES = (0.1, 0.05, 0.1)  # of the votes: of the grid, the close-up, and with the box head; same units
+# Of the three votes: on the grid, on the close-up, and with the box head; same units.
+TEMPERATURES = (0.1, 0.05, 0.1)
 
-CLOSE_UP = 0.25  # how far the sides move in the close-up, relative to the box
+# How far the sides move in the close-up, relative to the box.
+CLOSE_UP = 0.25
 
-MOVES = tuple(itertools.product((-1, 0, 1), repeat=4))  # every way to move the four sides in, out or not
+# Every way to move the four sides in, out or not at all.
+MOVES = tuple(itertools.product((-1, 0, 1), repeat=4))
 
 
 class GroundedBoxes(NamedTuple):
@@ -63,10 +72,10 @@ def ground_phrases(
     """Find the box of each phrase.
 
     Args:
-        model: In eval mode.
-        state: Of B images.
-        text_features: (B, P, D) of unit length.
-        content_boxes: (B, 4) normalised `xyxy` of the pictures inside their canvases; no box leaves them.
+        model: A model in eval mode.
+        state: Encoded images, B of them.
+        text_features: (B, P, D) embeddings of the phrases, of unit length.
+        content_boxes: (B, 4) normalised `xyxy` of the pictures inside their canvases; no box leaves its own.
         candidates: Size of the grid of boxes that competes with the box head's, at most; 0 takes the box
             head's answer as it is.
 
@@ -92,7 +101,7 @@ def _search(
 ) -> Tensor:
     """The box (B, P, 4) on which a grid, the box head's box and a close-up agree, within (low, high)."""
     grid = _place(candidate_grid(candidates).to(head_boxes), *content)  # (B, K, 4)
-    regions = embed_regions(model, state, grid)  # (B, K, D)
+    regions = embed_regions(model, state, {"box": grid})  # (B, K, D)
     with _full_precision(regions):
         scores = text_features @ regions.transpose(1, 2)  # (B, P, K)
     middle = scores.median(-1, keepdim=True).values
@@ -128,7 +137,8 @@ def _vote(boxes: Tensor, ranks: Tensor, temperature: float) -> Tensor:
 
 def _match(model: CLOC, state: ImageState, boxes: Tensor, text_features: Tensor) -> Tensor:
     """Cosine of boxes (B, P, K, 4) with their phrases (B, P, D) -> (B, P, K)."""
-    regions = embed_regions(model, state, boxes.flatten(1, 2)).unflatten(1, boxes.shape[1:3])  # (B, P, K, D)
+    regions = embed_regions(model, state, {"box": boxes.flatten(1, 2)})  # (B, P * K, D)
+    regions = regions.unflatten(1, boxes.shape[1:3])  # (B, P, K, D)
     with _full_precision(regions):
         return torch.einsum("bpkd,bpd->bpk", regions, text_features)
 
@@ -177,7 +187,8 @@ def candidate_grid(limit: int) -> Tensor:
     shapes = [
         (min(1.0, size * aspect**0.5), min(1.0, size / aspect**0.5)) for size in SIZES for aspect in ASPECTS
     ]
-    coarse, fine = 100.0, 0.01  # from one box per shape to more than anyone can pay
+    # From one box per shape to more than anyone can pay.
+    coarse, fine = 100.0, 0.01
     for _ in range(30):
         stride = (coarse * fine) ** 0.5
         count = sum(len(_starts(w, stride)) * len(_starts(h, stride)) for w, h in shapes)

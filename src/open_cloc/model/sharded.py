@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from open_cloc.errors import UserError
+from open_cloc.model.old_names import by_names_of_today, name_of_today
 
 T = TypeVar("T")
 
@@ -34,12 +35,12 @@ def of_model(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def read_shapes(folder: Path) -> dict[str, torch.Size]:
-    """Shape of every tensor in a checkpoint's folder.
+    """Shape of every tensor in a checkpoint's folder, by the names of today.
 
     Raises:
         UserError: If its list of shards is missing or damaged.
     """
-    return {name: entry.size for name, entry in _read_metadata(folder).items()}
+    return {name: entry.size for name, entry in by_names_of_today(_read_metadata(folder)).items()}
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -63,7 +64,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def _read(folder: Path, prefix: str) -> dict[str, Tensor]:
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in _read_metadata(folder).items()
+        for name, entry in by_names_of_today(_read_metadata(folder)).items()
         if name.startswith(prefix)
     }
     load_shards(folder, tensors)
@@ -76,17 +77,19 @@ def load_shards(
     """Fill tensors in place, each process its own part of those that are distributed.
 
     Args:
-        folder: The checkpoint's.
-        tensors: By name, on any device.
-        process_group: Of all processes that load; None reads in this one alone.
+        folder: The checkpoint.
+        tensors: Tensors to fill, by the names of today, on any device.
+        process_group: The processes that load together; None reads in this one alone.
 
     Raises:
         UserError: If a shard is missing or damaged.
     """
     reader = dcp.FileSystemReader(folder / SHARDS_FOLDER)
     alone = process_group is None
+    saved_names = {name_of_today(name): name for name in _read_metadata(folder)}
+    saved = {saved_names.get(name, name): tensor for name, tensor in tensors.items()}
     try:
-        dcp.load(tensors, storage_reader=reader, process_group=process_group, no_dist=alone)
+        dcp.load(saved, storage_reader=reader, process_group=process_group, no_dist=alone)
     except dcp.CheckpointException as error:
         cause = next((cause for cause, _ in error.failures.values()), error)
         first_line = (str(cause) or type(cause).__name__).splitlines()[0]

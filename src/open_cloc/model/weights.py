@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import read_json, write_text, write_whole
 from open_cloc.model import sharded, towers
+from open_cloc.model.old_names import by_names_of_today
 
 if TYPE_CHECKING:
     from open_cloc.model.cloc import CLOC
@@ -36,11 +38,10 @@ def save_folder(model: CLOC, folder: Path) -> None:
     The mixin's `save_pretrained` calls this, then writes the model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder with a config has whole weights: they come first, under a temporary name.
+    # A folder with a config has whole weights: they come first.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / f".{WEIGHTS_NAME}"
-    save_file(state, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / WEIGHTS_NAME)
+    with write_whole(folder / WEIGHTS_NAME) as part:
+        save_file(state, part, metadata={"format": "pt"})
     save_config(model, folder)
 
 
@@ -55,7 +56,7 @@ def save_config(model: CLOC, folder: Path) -> None:
     if text_cfg.get("hf_tokenizer_name"):
         model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
         text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_folder(
@@ -97,7 +98,9 @@ def load_folder(
 
 
 def read_folder_state(folder: Path) -> dict[str, Tensor]:
-    """Weights of a model folder, or of a training checkpoint, in whose place any command takes it.
+    """Weights of a model folder, or of a training checkpoint, which any command takes in its place.
+
+    By the names that they have today, whichever version wrote them.
 
     Raises:
         MissingFileError: If there are none.
@@ -105,7 +108,7 @@ def read_folder_state(folder: Path) -> dict[str, Tensor]:
     """
     if (folder / sharded.SHARDS_FOLDER).is_dir():
         return sharded.read_weights(folder)
-    return read_state(folder / WEIGHTS_NAME)
+    return by_names_of_today(read_state(folder / WEIGHTS_NAME))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -132,14 +135,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> Any:
-    """JSON of a file, with the file named in the error."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """A state dict of a safetensors file, or of a torch checkpoint (never unpickling code).
 
@@ -157,7 +152,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for broken files
+    # torch raises half a dozen types for broken files.
+    except Exception as error:
         raise UserError(f"{path} is not a torch checkpoint of plain tensors: {error}") from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]

@@ -190,8 +190,8 @@ def _component_shares(model: CLOC, batch: RegionBatch) -> dict[str, float]:
 
     def prompt() -> None:
         prompted = model.prompter.prepare(state.image_tokens, state.grid_size)
-        model.prompter.embed_boxes(prompted, batch.boxes)
-        model.prompter.ground(prompted, regions)
+        model.prompter.embed(prompted, {"box": batch.boxes})
+        model.prompter.ground(prompted, {"text": regions})
 
     seconds = {
         "image tower": _seconds(lambda: model.encode_image(batch.images, batch.content_boxes), model.device),

@@ -68,7 +68,7 @@ class Grounder:
             state = model.encode_image(pixels, content_box)
             texts = self.text_cache.get(phrases)  # (P, D)
             boxes = ground_phrases(model, state, texts[None], content_box, CANDIDATES).boxes
-            regions = embed_regions(model, state, boxes)[0]
+            regions = embed_regions(model, state, {"box": boxes})[0]
         return Grounded(geometry.invert_boxes(boxes[0].double()), regions, texts)
 
 

@@ -1,0 +1,117 @@
+"""What users give about a picture, checked: boxes and masks in its own pixels, lists of texts.
+
+Shapes: H W pixels of the picture, R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from open_cloc.boxes import convert_boxes, denormalize_boxes, normalize_boxes, validate_boxes_px
+from open_cloc.errors import UserError
+
+
+def boxes_of_picture(
+    boxes: ArrayLike, size_hw: tuple[int, int], box_format: str = "xyxy", normalized: bool = False
+) -> np.ndarray:
+    """Check and clip a user's boxes.
+
+    Args:
+        boxes: (R, 4) numbers, any number of boxes.
+        size_hw: (height, width) of the picture in pixels.
+        box_format: `xyxy`, `xywh` or `cxcywh`.
+        normalized: Whether the boxes are in [0, 1] of the picture's width and height instead of pixels.
+
+    Returns:
+        (R, 4) float64 normalised `xyxy` of the picture.
+
+    Raises:
+        UserError: If they are not numbers, not (R, 4), not finite, inverted or outside the picture.
+    """
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"boxes must be (R, 4) numbers; got {boxes!r:.80}") from None
+    if array.size == 0:
+        array = array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise UserError(f"boxes must be (R, 4), a row of 4 numbers per box; got shape {array.shape}")
+    xyxy = convert_boxes(array, box_format)
+    boxes_px = denormalize_boxes(xyxy, size_hw) if normalized else xyxy
+    given = f"{'normalised' if normalized else 'pixel'} {box_format}"
+    validate_boxes_px(boxes_px, size_hw, f"xyxy pixels, from {given}")
+    return normalize_boxes(boxes_px, size_hw).clip(0, 1)
+
+
+def masks_of_picture(masks: ArrayLike, size_hw: tuple[int, int]) -> np.ndarray:
+    """Check a user's masks.
+
+    Args:
+        masks: (R, H, W) bool, any number of masks.
+        size_hw: (height, width) of the picture in pixels.
+
+    Returns:
+        The same as an array.
+
+    Raises:
+        UserError: If they are not bool, not of the picture's size, or one is empty.
+    """
+    try:
+        array = np.asarray(masks)
+    except ValueError:
+        raise UserError("masks must be (R, H, W) bool, all of one size") from None
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros((0, *size_hw), bool)
+    if array.ndim != 3 or array.dtype != bool or array.shape[1:] != tuple(size_hw):
+        height, width = size_hw
+        raise UserError(
+            f"masks must be (R, {height}, {width}) bool, of the picture's height and width; "
+            f"got {array.dtype} {array.shape}"
+        )
+    empty = ~np.any(array, axis=(1, 2))
+    if empty.any():
+        raise UserError(f"masks must cover something; got an empty one in row {int(empty.argmax())}")
+    return array
+
+
+def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
+    """The boxes around masks (R, H, W), none of them empty: (R, 4) float64 normalised `xyxy`."""
+    ends = []
+    for profile in (np.any(masks, axis=1), np.any(masks, axis=2)):  # (R, W), (R, H)
+        length = profile.shape[1]
+        ends.append((profile.argmax(1) / length, 1 - profile[:, ::-1].argmax(1) / length))
+    (x1, x2), (y1, y2) = ends
+    return np.stack([x1, y1, x2, y2], axis=-1)
+
+
+def check_texts(texts: Sequence[str], what: str) -> None:
+    """Refuse an empty list, empty texts, and one string where a list belongs.
+
+    Args:
+        texts: What the user gave.
+        what: What the texts are, for the message, such as `labels`.
+
+    Raises:
+        UserError: Names the first text that is wrong.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise UserError(f"{what} must be a list of strings; got {type(texts).__name__}")
+    if not texts:
+        raise UserError(f"{what} must hold at least one text; got none")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{what} must be non-empty strings; got {text!r} in row {row}")
+
+
+def check_distinct(labels: Sequence[str]) -> None:
+    """Refuse labels of which two are the same.
+
+    Raises:
+        UserError: Names the first one that is repeated.
+    """
+    if len(set(labels)) < len(labels):
+        repeated = next(label for label in labels if list(labels).count(label) > 1)
+        raise UserError(f"labels must be distinct; got {repeated!r} more than once")

@@ -1,0 +1,63 @@
+"""Masks as prompts: they cover what they cover, and speak through the code of the box around them.
+
+No parameters of its own: every trained CLOC answers masks. A mask that fills a box is that box.
+
+Shapes: B images, R masks per image, N image tokens, H W pixels of the canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.prompts import PromptedImage, PromptTokens
+
+
+class MaskPrompt(nn.Module):
+    """The tokens of the tight box, with the mask's own coverage."""
+
+    def __init__(self, width: int, embed_dim: int, config: PrompterConfig) -> None:
+        super().__init__()
+
+    def forward(self, masks: Tensor, image: PromptedImage, kinds: Mapping[str, Any]) -> PromptTokens:
+        """Masks -> their tokens.
+
+        Args:
+            masks: (B, R, H, W) of the canvas, or (B, R, N) of the patches: bool, or the share of each pixel
+                or patch that is covered, in [0, 1].
+            image: The B images that they lie on.
+            kinds: All kinds by name; the box's code is borrowed.
+        """
+        masks = masks.float()
+        if masks.ndim == 3:
+            masks = masks.unflatten(-1, image.grid_size)
+        coverage = F.adaptive_avg_pool2d(masks, image.grid_size).flatten(-2)  # (B, R, N)
+        return replace(kinds["box"](tight_boxes(masks), image, kinds), coverage=coverage, pooled=None)
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """The boxes around masks (B, R, H, W): (B, R, 4) normalised `xyxy`.
+
+    Exact to a fraction of a pixel where the mask fills a box that ends within pixels. An empty mask has no
+    box; what stands there is finite.
+    """
+    x1, x2 = _ends(masks.amax(-2))
+    y1, y2 = _ends(masks.amax(-1))
+    return torch.stack([x1, y1, x2, y2], dim=-1)
+
+
+def _ends(profile: Tensor) -> tuple[Tensor, Tensor]:
+    """Where what is covered begins and ends, in [0, 1], of shares (B, R, L) of L pixels in a row."""
+    length = profile.shape[-1]
+    covered = (profile > 0).to(torch.uint8)
+    first = covered.argmax(-1)  # (B, R)
+    last = length - 1 - covered.flip(-1).argmax(-1)
+    gaps = [1 - profile.gather(-1, end[..., None])[..., 0] for end in (first, last)]
+    side = torch.where(first == last, 0.5, 1.0)  # within a single pixel, the middle of it
+    return (first + side * gaps[0]) / length, (last + 1 - side * gaps[1]) / length
