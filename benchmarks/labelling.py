@@ -37,7 +37,7 @@ from open_cloc.canvas import resize
 from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, vocabulary
 from open_cloc.data.shards.write import write_shards
-from open_cloc.labelling.pipeline import connected, labelled_batches
+from open_cloc.labelling.actors import connected, labelled_batches
 from open_cloc.labelling.recipe import DetectorConfig, LabelRecipe, LabelRunConfig, PhraseConfig
 from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage

@@ -20,11 +20,11 @@ NEAR = 60  # distance of colours, of channels up to 255
 class PatientCaptioner:
     """Says again what was given; from its third batch on, only once the detector has been called.
 
-    It waits for two minutes at most, and leaves a line in `calls` of its `model` folder for each batch.
+    It waits for two minutes at most, and leaves a line in `calls` of its `weights` folder for each batch.
     """
 
     def __init__(self, config: CaptionConfig, device: str) -> None:
-        self.log = Path(config.model) / "calls"
+        self.log = Path(config.weights) / "calls"
         self.provenance = {"name": "patient"}
 
     def __call__(self, images: Sequence[bytes], given: Sequence[Sequence[str]]) -> list[Caption | Failure]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
-from open_cloc.labelling.diff import compare, format_comparison
+from open_cloc.labelling.diff import compare
+from open_cloc.labelling.output import REPORT_PAGE
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.recipes import RECIPES
-from open_cloc.labelling.report import format_summary, write_report
+from open_cloc.labelling.report import LEFT_OUT, mean_text, write_report
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
+# What a shell reports for Ctrl-C.
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Options:
 
 
 def usage() -> str:
+    """How the verb is called, and the recipes in a line each."""
     lines = [f"  {name:16s} {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
     return (
         "usage: open-cloc label RECIPE INPUT OUTPUT [--section.field VALUE ...] [--overwrite]\n"
@@ -57,15 +60,15 @@ def main(argv: Sequence[str]) -> int:
     verbs: dict[str, Callable[..., int]] = {"report": _report, "diff": _diff}
     if argv[0] in verbs:
         return tyro.cli(verbs[argv[0]], args=list(argv[1:]), prog=f"open-cloc label {argv[0]}")
-    recipe = lookup(RECIPES, argv[0], "labelling recipe")()
+    return _label(argv[0], argv[1:])
+
+
+def _label(name: str, argv: Sequence[str]) -> int:
+    recipe = lookup(RECIPES, name, "labelling recipe")()
     if not isinstance(recipe, LabelRecipe):
-        raise UserError(f"recipe {argv[0]!r} must return a LabelRecipe; got {type(recipe).__name__}")
-    options = tyro.cli(
-        Options,
-        args=list(argv[1:]),
-        default=Options(tyro.MISSING, tyro.MISSING, recipe),
-        prog=f"open-cloc label {argv[0]}",
-    )
+        raise UserError(f"recipe {name!r} must return a LabelRecipe; got {type(recipe).__name__}")
+    default = Options(tyro.MISSING, tyro.MISSING, recipe)
+    options = tyro.cli(Options, args=list(argv), default=default, prog=f"open-cloc label {name}")
     from open_cloc.labelling.pipeline import label  # the stages' libraries take seconds
 
     try:
@@ -80,10 +83,10 @@ def _report(output: tyro.conf.Positional[Path]) -> int:
     """Write the report of a labelling run.
 
     Args:
-        output: The run's folder.
+        output: Folder of the run.
     """
-    print(format_summary(write_report(output)))
-    print(output / "report.html")
+    print(summary_lines(write_report(output)))
+    print(output / REPORT_PAGE)
     return 0
 
 
@@ -91,8 +94,37 @@ def _diff(one: tyro.conf.Positional[Path], other: tyro.conf.Positional[Path]) ->
     """Show what changed between two labelling runs: how they were made, and what came out.
 
     Args:
-        one: A run's folder.
-        other: Another's.
+        one: Folder of the one run.
+        other: Folder of the other run.
     """
-    print(format_comparison(compare(one, other)))
+    print(comparison_lines(compare(one, other)))
     return 0
+
+
+def summary_lines(report: Mapping[str, Any]) -> str:
+    """A run's report in a few lines."""
+    counts = report["counts"]
+    lines = [
+        f"{counts['written']:,} of {counts['pictures']:,} pictures written in {report['labelled_units']} "
+        f"shards, {counts['regions']:,} regions, {counts['without_region']:,} pictures without one"
+    ]
+    lines += [f"  {name}: {mean_text(value, 1)}" for name, value in report["summary"].items()]
+    for name in LEFT_OUT:
+        if counts[name]:
+            causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))
+            lines.append(f"  {name.replace('_', ' ')}: {causes}")
+    return "\n".join(lines)
+
+
+def comparison_lines(changes: Mapping[str, list[tuple[str, Any, Any]]]) -> str:
+    """Differences of two runs, one a line."""
+    lines = []
+    for title, rows in changes.items():
+        lines.append(f"{title}:" if rows else f"{title}: the same")
+        lines += [f"  {what}: {_short(old)} -> {_short(new)}" for what, old, new in rows]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

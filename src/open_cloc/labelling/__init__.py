@@ -1,4 +1,5 @@
-"""Labelling region-text data (METHOD: VESL): re-caption, phrases, detect, filter, write; `open-cloc label`.
+"""Labelling region-text data as the paper's VESL pipeline does: re-caption, phrases, detect, filter, write.
 
-`pipeline` runs the stages on Ray Data; every stage is a class of its own that works without Ray.
+`pipeline` is the whole of it on one page, `output` the folder of a run, `actors` all that says Ray; every
+stage is a class of its own that works without Ray.
 """

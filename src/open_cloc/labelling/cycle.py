@@ -24,8 +24,8 @@ class CycleScorer:
     """Scores regions with a CLOC model.
 
     Args:
-        weights: Folder or hub name.
-        device: None takes a GPU if there is one, else the CPU.
+        weights: Folder or hub id of the model.
+        device: Where it runs; None takes a GPU if there is one, else the CPU.
 
     Attributes:
         provenance: Which model it is; JSON types only.
@@ -46,7 +46,15 @@ class CycleScorer:
         self.provenance: Mapping[str, object] = {name: base[name] for name in names} | {"grounding": VERSION}
 
     def __call__(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 pictures and the N phrases of each, also repeated ones -> (N,) float32 scores."""
+        """Score each phrase of each picture.
+
+        Args:
+            images: Pictures (H, W, 3) uint8.
+            phrases: The phrases of each picture, N of them, also repeated ones.
+
+        Returns:
+            The scores of each picture's phrases, (N,) float32.
+        """
         with torch.inference_mode():
             return [self._score(*own) for own in zip(images, phrases, strict=True)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from open_cloc.labelling.output import RunFolder
 from open_cloc.labelling.provenance import differences
 from open_cloc.labelling.report import LEFT_OUT, TOTALS, collect, summary
 
@@ -12,10 +13,17 @@ from open_cloc.labelling.report import LEFT_OUT, TOTALS, collect, summary
 def compare(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """Differences in how two runs were made, and in what came out.
 
+    Args:
+        one: Folder of the one run.
+        other: Folder of the other run.
+
     Returns:
-        `made` and `came out`: (what, in the one, in the other).
+        The differences in two lists, `made` and `came out`, each as (what, in the one, in the other).
+
+    Raises:
+        MissingFileError: If a folder holds no labelling run.
     """
-    a, b = collect(one), collect(other)
+    a, b = collect(RunFolder.load(one)), collect(RunFolder.load(other))
     made = [
         change
         for name in ("source", "recipe", "made_by", "software")
@@ -24,23 +32,9 @@ def compare(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     return {"made": made, "came out": list(differences(_outcome(a), _outcome(b)))}
 
 
-def format_comparison(changes: dict[str, list[tuple[str, Any, Any]]]) -> str:
-    """As lines for the terminal."""
-    lines = []
-    for title, rows in changes.items():
-        lines.append(f"{title}:" if rows else f"{title}: the same")
-        lines += [f"  {what}: {_short(old)} -> {_short(new)}" for what, old, new in rows]
-    return "\n".join(lines)
-
-
 def _outcome(report: dict[str, Any]) -> dict[str, Any]:
     counts = report["counts"]
     if not counts:
         return {}
-    means = {name: round(value, 2) for name, value in summary(counts).items()}
+    means = {name: value and round(value, 2) for name, value in summary(counts).items()}
     return {name: counts[name] for name in (*TOTALS, *LEFT_OUT)} | means
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""From raw boxes to regions: each box takes its most confident phrase, then thresholds, duplicates, limits.
+"""From raw boxes to labelled samples: each box takes its most confident phrase, then thresholds and limits.
 
 Shapes: N raw boxes, P phrases of the picture, R regions kept.
 """
@@ -6,25 +6,50 @@ Shapes: N raw boxes, P phrases of the picture, R regions kept.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from open_cloc.errors import UserError
-from open_cloc.labelling.recipe import FilterConfig
-from open_cloc.labelling.types import Detections
+from open_cloc.labelling.recipe import FilterConfig, LabelRecipe
+from open_cloc.labelling.source import samples_of
+from open_cloc.labelling.stats import RegionStats
+from open_cloc.labelling.types import Detections, Picture, Unit
+from open_cloc.samples import Region, RegionSample
 
-NO_AREA = 1e-5  # side, relative to the picture's, below which rounding leaves nothing
+# Side of a box, relative to the picture's, below which rounding leaves nothing.
+NO_AREA = 1e-5
+
+
+def labelled_samples(
+    unit: Unit, pictures: Sequence[Picture], recipe: LabelRecipe, stats: RegionStats
+) -> Iterator[RegionSample]:
+    """A unit's samples with the new captions and regions in place of their own.
+
+    Args:
+        unit: Where the samples are read again, for their pictures.
+        pictures: Those of the unit that have not failed, with their raw detections.
+        recipe: The filter, and the detector's name for the regions' source.
+        stats: Where everything that is written or left out is counted.
+    """
+    dataset, _ = samples_of(unit)
+    for picture in pictures:
+        given = dataset[picture.index]
+        sample = _labelled(given, picture, tuple(_regions(picture, recipe, stats)))
+        stats.given_regions += len(given.regions)
+        stats.add(sample)
+        yield sample
 
 
 class Kept(NamedTuple):
     """The boxes that become regions.
 
     Attributes:
-        boxes: (R,) rows of the raw boxes, best score first.
-        phrases: (R,) each one's phrase.
-        dropped: Boxes left out, counted by rule.
+        boxes: Rows of the raw boxes that are kept, (R,), best score first.
+        phrases: Columns of their phrases, (R,).
+        dropped: Number of boxes left out, by rule.
     """
 
     boxes: np.ndarray
@@ -32,34 +57,13 @@ class Kept(NamedTuple):
     dropped: Counter[str]
 
 
-def check_filter(config: FilterConfig, has_cycle: bool) -> None:
-    """Refuse what cannot be meant.
-
-    Raises:
-        UserError: On a value out of range, or a cycle limit where no cycle score is made.
-    """
-    for name, low, high in (
-        ("min_score", 0, 1),
-        ("nms_iou", 0, 1),
-        ("min_side", 0, 1),
-        ("max_area", 0, 1),
-        ("min_cycle", -1, 1),
-    ):
-        if not low <= getattr(config, name) <= high:
-            raise UserError(f"filter.{name} must lie in [{low}, {high}]; got {getattr(config, name)}")
-    if config.max_regions < 0:
-        raise UserError(f"filter.max_regions must be at least 0; got {config.max_regions}")
-    if config.min_cycle > -1 and not has_cycle:
-        raise UserError("filter.min_cycle needs a cycle score; set cycle_weights to a CLOC model")
-
-
 def select_regions(detections: Detections, cycle: np.ndarray | None, config: FilterConfig) -> Kept:
     """Choose a picture's regions.
 
     Args:
-        detections: N raw boxes.
-        cycle: (N,) cycle scores, if there are any.
-        config: The rules, applied in the order of its fields.
+        detections: The picture's raw boxes, N of them.
+        cycle: Cycle scores of the boxes, (N,), if there are any.
+        config: The rules, applied in the order of their fields.
     """
     count, dropped = len(detections.boxes), Counter[str]()
     if not count:
@@ -89,3 +93,31 @@ def select_regions(detections: Detections, cycle: np.ndarray | None, config: Fil
     if config.max_regions:
         rows = keep(rows, np.arange(len(rows)) < config.max_regions, "over the limit")
     return Kept(rows, phrase[rows], +dropped)
+
+
+def _labelled(given: RegionSample, picture: Picture, regions: tuple[Region, ...]) -> RegionSample:
+    assert picture.caption is not None
+    others = [text for text in given.captions if text != picture.caption.text]
+    sources = [picture.caption.source, *("given" for _ in others)]
+    return RegionSample(
+        key=given.key,
+        image=given.image,
+        captions=(picture.caption.text, *others),
+        regions=regions,
+        metadata={**given.metadata, "caption_sources": sources},
+    )
+
+
+def _regions(picture: Picture, recipe: LabelRecipe, stats: RegionStats) -> Iterator[Region]:
+    found, phrases = picture.detections, picture.phrases
+    assert found is not None
+    assert phrases is not None
+    source = Path(recipe.detect.weights).name or recipe.detect.kind
+    kept = select_regions(found, picture.cycle, recipe.filter)
+    stats.filtered.update(kept.dropped)
+    for box, column in zip(kept.boxes.tolist(), kept.phrases.tolist()):
+        phrase = phrases.kept[column]
+        x1, y1, x2, y2 = (round(side, 6) for side in found.boxes[box].tolist())
+        cycle = None if picture.cycle is None else round(float(picture.cycle[box]), 6)
+        score = round(float(found.scores[box, column]), 6)
+        yield Region((x1, y1, x2, y2), phrase.text, score, source, (phrase.start, phrase.end), cycle)

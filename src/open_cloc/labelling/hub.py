@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,18 +11,20 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import read_json
 from open_cloc.model.load import HUB_ID
 
-SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}  # all that a model is made of
+# Suffixes of all files that a model is made of.
+SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}
 
 
 class Checkpoint(NamedTuple):
     """A model's files on this machine.
 
     Attributes:
-        folder: Where they are.
+        folder: Folder that holds them.
         revision: Commit on the hub; None for a folder of one's own.
-        sha256: Of all of its files.
+        sha256: Hash of the names and contents of all of them.
     """
 
     folder: Path
@@ -32,7 +33,11 @@ class Checkpoint(NamedTuple):
 
 
 def find_checkpoint(weights: str, revision: str | None = None) -> Checkpoint:
-    """A folder, or a hub repository that is fetched unless it is in the cache.
+    """The files of a folder, or of a hub repository that is fetched unless it is in the cache.
+
+    Args:
+        weights: Folder or hub id.
+        revision: Branch, tag or commit on the hub; None takes its default branch.
 
     Raises:
         MissingFileError: If there is neither.
@@ -88,10 +93,7 @@ def read_model_type(checkpoint: Checkpoint) -> str:
         UserError: If the config is not JSON or names none.
     """
     path = checkpoint.folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    config = read_json(path)
     if "model_cfg" in config and "prompter" in config:
         return "cloc"
     if not isinstance(config.get("model_type"), str):
@@ -103,9 +105,9 @@ def load_safetensors(auto_model: Any, checkpoint: Checkpoint, without: str | Non
     """Open a model of transformers, from safetensors; no code of the repository runs.
 
     Args:
-        auto_model: The library's class that finds the right one.
-        checkpoint: Its files.
-        without: Tensors whose names hold this may be missing, as nothing needs them.
+        auto_model: Class of the library that finds the right one.
+        checkpoint: Files of the model.
+        without: Part of the names of tensors that may be missing, as nothing needs them.
 
     Raises:
         MissingFileError: If there are no safetensors.

@@ -1,166 +1,303 @@
-"""One unit's files: raw detections with their mark, then the labelled shard with its mark.
+"""The folder of a labelling run: which files it holds, which of them are whole, and what made them.
 
-    raw/00000_pictures.parquet, raw/00000_boxes.parquet, raw/00000.json
-    00000.tar, 00000_index.npz, 00000_stats.json, 00000_label.json
+    label.json                                              what the run is
+    raw/00000_pictures.parquet, raw/00000_boxes.parquet     a unit's raw detections
+    raw/00000.json                                          the mark that these are whole
+    00000.tar, 00000_index.npz, 00000_stats.json            its labelled shard
+    00000_label.json                                        the mark that this is whole
+    sizes.json                                              samples of each shard, in the end
+    report.html, report.json, sheet.jpg                     from `report`
 
 A mark is written last, so that where it exists all else is whole. Nothing in these files tells time: the same
-input gives the same bytes.
+input gives the same bytes. Nobody but this file knows the names, or reads a mark.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from open_cloc.data.shards.index import index_file
 from open_cloc.data.shards.write import Storage, write_shard
-from open_cloc.errors import UserError
-from open_cloc.labelling.filter import select_regions
-from open_cloc.labelling.provenance import downstream, software, upstream
-from open_cloc.labelling.raw import raw_files, read_raw, write_raw
+from open_cloc.errors import ExistingFileError, MissingFileError, UserError
+from open_cloc.files import read_json, write_json
+from open_cloc.labelling.filter import labelled_samples
+from open_cloc.labelling.provenance import (
+    describe,
+    differences,
+    downstream,
+    in_todays_words,
+    software,
+    upstream,
+)
+from open_cloc.labelling.raw import read_raw, write_raw
 from open_cloc.labelling.recipe import LabelRecipe
-from open_cloc.labelling.source import Unit
 from open_cloc.labelling.stats import RegionStats, picture_stats
-from open_cloc.labelling.types import Picture
-from open_cloc.samples import Region, RegionSample
+from open_cloc.labelling.types import Batch, Picture, Unit
 
-RUN_FILE = "label.json"  # of the output folder: what the run is
+RUN_FILE, SIZES = "label.json", "sizes.json"
+REPORT_PAGE, REPORT_NUMBERS, REPORT_SHEET = "report.html", "report.json", "sheet.jpg"
 
-REPORT_FILES = ("report.html", "report.json", "sheet.jpg")
-
-RAW = "raw"
-
-
-def raw_mark(output: Path, unit: str) -> Path:
-    return output / RAW / f"{unit}.json"
+# Has a unit written: from its batches, or, where these are None, from the raw detections that are there.
+Write = Callable[[Unit, "Sequence[Batch] | None"], object]
 
 
-def label_mark(output: Path, unit: str) -> Path:
-    return output / f"{unit}_label.json"
+class Todo(NamedTuple):
+    """What is left to do.
+
+    Attributes:
+        detect: Units without raw detections.
+        filter: Units whose raw detections are there, but not the shard that this filter makes of them.
+    """
+
+    detect: list[Unit]
+    filter: list[Unit]
 
 
-def read_mark(path: Path) -> dict[str, Any] | None:
-    """A mark's content, None where there is none.
+@dataclass(frozen=True)
+class UnitFiles:
+    """Where the files of one unit lie.
+
+    Attributes:
+        folder: The run's folder.
+        unit: Name of the unit.
+    """
+
+    folder: Path
+    unit: str
+
+    @property
+    def raw_mark(self) -> Path:
+        return self.folder / "raw" / f"{self.unit}.json"
+
+    @property
+    def raw(self) -> tuple[Path, Path]:
+        """The files of pictures and of boxes."""
+        raw = self.folder / "raw"
+        return raw / f"{self.unit}_pictures.parquet", raw / f"{self.unit}_boxes.parquet"
+
+    @property
+    def label_mark(self) -> Path:
+        return self.folder / f"{self.unit}_label.json"
+
+    @property
+    def tar(self) -> Path:
+        return self.folder / f"{self.unit}.tar"
+
+    def remove_shard(self) -> None:
+        """Remove the labelled shard, its mark first."""
+        for path in (
+            self.label_mark,
+            self.tar,
+            self.folder / f"{self.unit}_stats.json",
+            index_file(self.tar),
+        ):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove all of the unit's files; marks go before what they vouch for."""
+        self.remove_shard()
+        for path in (self.raw_mark, *self.raw):
+            path.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """The folder of a run, as the process sees it that started the run, or that looks at what came out.
+
+    Args:
+        path: The folder.
+        certificate: What `label.json` says: name, source, units, recipe, filter.
+
+    Attributes:
+        units: The parts of the input, one for each shard, by name.
+    """
+
+    def __init__(self, path: Path, certificate: dict[str, Any]) -> None:
+        self.path = path
+        self.certificate = certificate
+        self.units = {unit["name"]: Unit(**unit) for unit in certificate["units"]}
+        self._parts: dict[str, list[Batch]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        recipe: LabelRecipe,
+        source: str,
+        units: Sequence[Unit],
+        overwrite: bool = False,
+    ) -> RunFolder:
+        """Make a folder, or make sure that what it holds was made by this recipe from this input.
+
+        Args:
+            path: The folder.
+            recipe: What is going to be done.
+            source: The input, as the user gave it.
+            units: The input in parts.
+            overwrite: Remove the files of an earlier run there, whatever made them, and nothing else.
+
+        Raises:
+            ExistingFileError: If the folder holds something else than a run.
+            UserError: If it holds labels that were made otherwise.
+        """
+        path = Path(path).resolve()
+        earlier = _read_mark(path / RUN_FILE)
+        if earlier is None and path.exists() and any(path.iterdir()):
+            raise ExistingFileError(
+                f"output folder must be new, empty or of an earlier labelling run; got {path}"
+            )
+        now = {"source": source, "units": [asdict(unit) for unit in units], "recipe": upstream(recipe)}
+        if earlier is not None and overwrite:
+            cls(path, earlier)._remove()
+        elif earlier is not None:
+            _refuse_changes(path, {name: earlier.get(name) for name in now}, now)
+        certificate = {"name": recipe.name, **now, **downstream(recipe)}
+        write_json(path / RUN_FILE, certificate)
+        return cls(path, certificate)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            MissingFileError: If it holds none.
+        """
+        certificate = _read_mark(Path(path) / RUN_FILE)
+        if certificate is None:
+            raise MissingFileError(f"no labelling run in {path}: it has no {RUN_FILE}")
+        return cls(Path(path), certificate)
+
+    def todo(self) -> Todo:
+        """The units that are not yet as the certificate has them."""
+        whole = self.certificate["recipe"] | {"filter": self.certificate["filter"]}
+        detected = {unit for unit in self.units if _read_mark(self._files(unit).raw_mark) is not None}
+        labelled = {unit for unit, mark in self.marks() if mark["recipe"] == whole}
+        units = self.units.values()
+        return Todo(
+            [unit for unit in units if unit.name not in detected],
+            [unit for unit in units if unit.name in detected - labelled],
+        )
+
+    def add(self, batch: Batch, write: Write) -> None:
+        """Take in a batch, and have its unit written once this was the last one that was missing.
+
+        Raises:
+            UserError: If other models made it than the raw detections that were there before.
+        """
+        before = self._made_by
+        if before is not None and batch.made_by.keys() == before.keys():
+            _refuse_changes(self.path, before, json.loads(json.dumps(batch.made_by)))
+        part = self._parts.setdefault(batch.unit, [])
+        part.append(batch)
+        if len(part) == batch.of:
+            write(self.units[batch.unit], self._parts.pop(batch.unit))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write the sizes of the shards, as readers of shards look for them; returns each unit's counts."""
+        assert not self._parts, f"batches are missing of {', '.join(self._parts)}"
+        counts = {unit: mark["counts"] for unit, mark in self.marks()}
+        sizes = {self._files(unit).tar.name: count["written"] for unit, count in counts.items()}
+        write_json(self.path / SIZES, {name: size for name, size in sizes.items() if size})
+        return list(counts.values())
+
+    def marks(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The name and the mark of each unit that is labelled: recipe, made_by, software, counts."""
+        for unit in self.units:
+            mark = _read_mark(self._files(unit).label_mark)
+            if mark is not None:
+                yield unit, mark
+
+    def shards(self) -> list[Path]:
+        """The labelled shards that hold a sample, in order."""
+        return [self._files(unit).tar for unit, mark in self.marks() if mark["counts"]["written"]]
+
+    @cached_property
+    def _made_by(self) -> dict[str, Any] | None:
+        """What the stages said of themselves before; None if nothing was there."""
+        marks = (_read_mark(self._files(unit).raw_mark) for unit in self.units)
+        return next((mark["made_by"] for mark in marks if mark is not None), None)
+
+    def _files(self, unit: str) -> UnitFiles:
+        return UnitFiles(self.path, unit)
+
+    def _remove(self) -> None:
+        """Remove the run's files. What makes the folder a run goes last: it can be removed again."""
+        for unit in self.units:
+            self._files(unit).remove()
+        for name in (SIZES, REPORT_PAGE, REPORT_NUMBERS, REPORT_SHEET, RUN_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def write_unit(folder: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch] | None) -> None:
+    """Write a unit's files; this is what a writer does, in a process of its own.
+
+    Args:
+        folder: The run's folder.
+        recipe: What is done.
+        unit: The part of the input.
+        batches: All of the unit's, in any order; None takes the raw detections that are there.
 
     Raises:
-        UserError: If it is not JSON.
+        UserError: If a picture that was read before cannot be read any more.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"mark is not JSON: {error} ({path}); delete it to make its shard again") from None
+    files = UnitFiles(folder, unit.name)
+    if batches is not None:
+        _write_raw(files, recipe, unit, sorted(batches, key=lambda batch: batch.number))
+    _write_labelled(files, recipe, unit)
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write JSON under a name that appears when all is written."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def save_raw(
-    output: Path, unit: Unit, pictures: Sequence[Picture], made_by: dict[str, Any], recipe: LabelRecipe
-) -> None:
-    """Write a unit's raw detections and their mark."""
-    folder = output / RAW
-    folder.mkdir(parents=True, exist_ok=True)
-    write_raw(folder, unit.name, pictures)
+def _write_raw(files: UnitFiles, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch]) -> None:
+    pictures: list[Picture] = []
+    made_by: dict[str, Any] = {}
+    for batch in batches:
+        pictures += batch.pictures
+        made_by |= batch.made_by
+    write_raw(pictures, *files.raw)
     mark = {
         "unit": {"spec": unit.spec, "start": unit.start, "stop": unit.stop},
         "recipe": upstream(recipe),
         "made_by": made_by,
         "software": software(),
     }
-    write_json(raw_mark(output, unit.name), mark)
+    write_json(files.raw_mark, mark)
 
 
-def save_shard(output: Path, unit: Unit, recipe: LabelRecipe) -> dict[str, Any]:
-    """Filter a unit's raw detections and write the shard; returns its counts.
-
-    Raises:
-        UserError: If a picture that was read before cannot be read any more.
-    """
-    certificate = read_mark(raw_mark(output, unit.name))
+def _write_labelled(files: UnitFiles, recipe: LabelRecipe, unit: Unit) -> None:
+    """Filter a unit's raw detections and write the shard."""
+    certificate = _read_mark(files.raw_mark)
     assert certificate is not None, unit
-    tar = output / f"{unit.name}.tar"
-    _remove_shard(output, unit.name)
-    pictures = list(read_raw(output / RAW, unit.name))
-    stats, filtered = RegionStats(), dict[str, int]()
+    files.remove_shard()
+    pictures, stats = list(read_raw(*files.raw)), RegionStats()
     good = [picture for picture in pictures if picture.failure is None]
     if good:
-        write_shard(_samples(unit, good, recipe, stats, filtered), tar, Storage())
-    counts = {**picture_stats(pictures), "filtered": filtered, **stats.as_json()}
-    write_json(
-        label_mark(output, unit.name),
-        {
-            **certificate,
-            "name": recipe.name,
-            "recipe": certificate["recipe"] | downstream(recipe),
-            "counts": counts,
-        },
-    )
-    return counts
+        write_shard(labelled_samples(unit, good, recipe, stats), files.tar, Storage())
+    mark = {
+        **certificate,
+        "name": recipe.name,
+        "recipe": certificate["recipe"] | downstream(recipe),
+        "counts": {**picture_stats(pictures), **stats.as_json()},
+    }
+    write_json(files.label_mark, mark)
 
 
-def remove_run(output: Path, units: Sequence[str]) -> None:
-    """Remove a run's files, and nothing else that lies in its folder.
-
-    Marks go before what they vouch for, and what makes the folder a run goes last: it can be removed again.
-    """
-    for unit in units:
-        _remove_shard(output, unit)
-        for path in (raw_mark(output, unit), *raw_files(output / RAW, unit)):
-            path.unlink(missing_ok=True)
-    for name in ("sizes.json", *REPORT_FILES, RUN_FILE):
-        (output / name).unlink(missing_ok=True)
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    """A mark's content in the words of this version, None where there is none."""
+    try:
+        return in_todays_words(read_json(path))
+    except MissingFileError:
+        return None
+    except UserError as error:
+        raise UserError(f"{error}; delete it to make its shard again") from None
 
 
-def _remove_shard(output: Path, unit: str) -> None:
-    """Remove a labelled shard, its mark first."""
-    for name in (f"{unit}_label.json", f"{unit}.tar", f"{unit}_stats.json", f"{unit}_index.npz"):
-        (output / name).unlink(missing_ok=True)
-
-
-def _samples(
-    unit: Unit, pictures: Sequence[Picture], recipe: LabelRecipe, stats: RegionStats, filtered: dict[str, int]
-) -> Iterator[RegionSample]:
-    dataset, _ = unit.samples()
-    source = Path(recipe.detect.weights).name or recipe.detect.kind
-    for picture in pictures:
-        given = dataset[picture.index]
-        regions = tuple(_regions(picture, recipe, source, filtered))
-        assert picture.caption is not None
-        others = [text for text in given.captions if text != picture.caption.text]
-        sample = RegionSample(
-            key=given.key,
-            image=given.image,
-            captions=(picture.caption.text, *others),
-            regions=regions,
-            metadata={
-                **given.metadata,
-                "caption_sources": [picture.caption.source, *("given" for _ in others)],
-            },
+def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changes = list(differences(before, now))
+    if changes:
+        raise UserError(
+            f"{folder} holds labels that were made otherwise: {describe(changes)[:500]}; "
+            "give another folder, or --overwrite"
         )
-        stats.given_regions += len(given.regions)
-        stats.add(sample)
-        yield sample
-
-
-def _regions(
-    picture: Picture, recipe: LabelRecipe, source: str, filtered: dict[str, int]
-) -> Iterator[Region]:
-    found, phrases = picture.detections, picture.phrases
-    assert found is not None
-    assert phrases is not None
-    kept = select_regions(found, picture.cycle, recipe.filter)
-    for rule, count in kept.dropped.items():
-        filtered[rule] = filtered.get(rule, 0) + count
-    for box, column in zip(kept.boxes.tolist(), kept.phrases.tolist()):
-        phrase = phrases.kept[column]
-        x1, y1, x2, y2 = (round(side, 6) for side in found.boxes[box].tolist())
-        cycle = None if picture.cycle is None else round(float(picture.cycle[box]), 6)
-        score = round(float(found.scores[box, column]), 6)
-        yield Region((x1, y1, x2, y2), phrase.text, score, source, (phrase.start, phrase.end), cycle)

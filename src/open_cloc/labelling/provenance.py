@@ -8,12 +8,12 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import open_cloc
-from open_cloc.labelling.recipe import LabelRecipe
+from open_cloc.files import versions
+from open_cloc.labelling.recipe import AUTO, LabelRecipe
 
 LIBRARIES = (
     "open-cloc",
@@ -44,11 +44,24 @@ def downstream(recipe: LabelRecipe) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def software() -> dict[str, str]:
     """Versions, and a hash of this package's source."""
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in LIBRARIES},
-        "code": _code(),
-    }
+    return {"python": platform.python_version(), **versions(*LIBRARIES), "code": _code()}
+
+
+def in_todays_words(certificate: dict[str, Any]) -> dict[str, Any]:
+    """A certificate as this version would write it: fields that had other names in version 0.1 are renamed.
+
+    Args:
+        certificate: A `label.json` or a mark of any version.
+    """
+    new = json.loads(json.dumps(certificate))
+    recipe, made_by = new.get("recipe") or {}, new.get("made_by") or {}
+    _rename(recipe.get("caption"), "model", "weights")
+    for detect in (recipe.get("detect"), made_by.get("detect")):
+        _rename(detect, "dtype", "precision", {"float32": "fp32", "bfloat16": "bf16"})
+    _rename(recipe.get("detect"), "kind", "kind", {"transformers": AUTO})
+    if made_by.get("caption", {}).get("name") == "local":
+        _rename(made_by["caption"], "model", "weights")
+    return new
 
 
 def differences(a: Any, b: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -65,11 +78,10 @@ def describe(changes: list[tuple[str, Any, Any]]) -> str:
     return "; ".join(f"{where} was {old!r}, now {new!r}" for where, old, new in changes)
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+def _rename(fields: Any, old: str, new: str, values: Mapping[str, str] | None = None) -> None:
+    if isinstance(fields, dict) and old in fields:
+        value = fields.pop(old)
+        fields[new] = (values or {}).get(value, value)
 
 
 def _code() -> str:

@@ -1,7 +1,7 @@
 """Raw detections on disk: two parquet files a unit, from which the last stage can run again.
 
-`raw/00000_pictures.parquet` has a row per picture, `raw/00000_boxes.parquet` one per box with its score for
-every phrase of the picture. They are written whole or not at all, and equal content gives equal bytes.
+One has a row per picture, the other a row per box with its score for every phrase of the picture. They are
+written whole or not at all, and equal content gives equal bytes.
 """
 
 from __future__ import annotations
@@ -14,40 +14,32 @@ from typing import Any
 import numpy as np
 
 from open_cloc.config import require
+from open_cloc.files import write_whole
 from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases, Picture
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 
 
-def write_raw(folder: Path, unit: str, pictures: Sequence[Picture]) -> None:
-    """Write a unit's pictures, without their bytes."""
+def write_raw(pictures: Sequence[Picture], picture_file: Path, box_file: Path) -> None:
+    """Write a unit's pictures, without their bytes, and the boxes that were found in them."""
     rows = [_picture_row(picture) for picture in pictures]
     boxes = [row for picture in pictures for row in _box_rows(picture)]
-    _write(_path(folder, unit, "boxes"), boxes, _box_schema())
-    _write(_path(folder, unit, "pictures"), rows, _picture_schema())
+    _write(box_file, boxes, _box_schema())
+    _write(picture_file, rows, _picture_schema())
 
 
-def read_raw(folder: Path, unit: str) -> Iterator[Picture]:
+def read_raw(picture_file: Path, box_file: Path) -> Iterator[Picture]:
     """Read back what `write_raw` wrote.
 
     Raises:
-        MissingFileError: If there is none.
+        FileNotFoundError: If a file is not there.
     """
     parquet = require("pyarrow.parquet", "label")
     boxes: dict[int, list[dict]] = {}
-    for row in parquet.read_table(_path(folder, unit, "boxes")).to_pylist():
+    for row in parquet.read_table(box_file).to_pylist():
         boxes.setdefault(row["index"], []).append(row)
-    for row in parquet.read_table(_path(folder, unit, "pictures")).to_pylist():
+    for row in parquet.read_table(picture_file).to_pylist():
         yield _picture(row, boxes.get(row["index"], []))
-
-
-def raw_files(folder: Path, unit: str) -> tuple[Path, Path]:
-    """Where a unit's pictures and boxes are."""
-    return _path(folder, unit, "pictures"), _path(folder, unit, "boxes")
-
-
-def _path(folder: Path, unit: str, what: str) -> Path:
-    return folder / f"{unit}_{what}.parquet"
 
 
 def _picture_row(picture: Picture) -> dict[str, Any]:
@@ -141,6 +133,5 @@ def _box_schema() -> Any:
 
 def _write(path: Path, rows: list[dict], schema: Any) -> None:
     pa, parquet = require("pyarrow", "label"), require("pyarrow.parquet", "label")
-    part = path.with_name(path.name + ".part")
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), part, compression="zstd")
-    part.replace(path)
+    with write_whole(path) as part:
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), part, compression="zstd")

@@ -7,6 +7,15 @@ captioners and detectors, the device) and returns what `types` asks for.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+# As `detect.kind`: the architecture that the weights name.
+AUTO = "auto"
+# As `cycle_weights`: the detecting model itself.
+OWN = "detector"
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -16,18 +25,18 @@ class CaptionConfig:
     Attributes:
         kind: `given` keeps the first given caption; `local` a transformers model on this machine; `server`
             any server that speaks the OpenAI chat-completions protocol with images.
-        model: Folder or hub name (`local`), or the model's name on the server.
+        weights: Folder or hub id of the model (`local`), or the name that the server gives to it.
         prompt: What a vision-language model is asked.
-        max_new_tokens: Most tokens of a new caption.
-        url: The server's, up to and including `/v1`.
+        max_new_tokens: Longest new caption, in tokens.
+        url: Address of the server, up to and including `/v1`.
         api_key_env: Environment variable that holds the server's key; it may be unset.
-        requests: Most requests to the server at a time, for each actor.
+        requests: Requests that each actor has under way at a time, at most.
         timeout: Seconds that one request may take.
         retries: How often a request that failed for a passing reason is made again.
     """
 
     kind: str = "given"
-    model: str = ""
+    weights: str = ""
     prompt: str = "Describe this picture in detail."
     max_new_tokens: int = 128
     url: str = "http://localhost:8000/v1"
@@ -46,7 +55,7 @@ class PhraseConfig:
         spacy_model: Installed spaCy pipeline, or a folder, with an English tagger of Penn tags.
         max_phrases: Most phrases of a picture.
         max_words: Longest caption, in words; what is beyond is cut off, and counted.
-        ngram_words: Longest n-gram.
+        ngram_words: Longest n-gram, in words.
     """
 
     kind: str = "noun_phrases"
@@ -61,23 +70,24 @@ class DetectorConfig:
     """From phrases to raw boxes.
 
     Attributes:
-        kind: `transformers` (any `AutoModelForZeroShotObjectDetection`) or `cloc` (a model of ours).
-        weights: Folder or hub name.
-        revision: Hub revision.
+        kind: `auto` takes the architecture that the weights name; or one of `detectors.DETECTORS`, such as
+            `owlv2` or `cloc`.
+        weights: Folder or hub id of the model.
+        revision: Revision of the model on the hub.
         raw_score: Boxes whose best score is not above this are not even stored.
         max_boxes: Most raw boxes of a picture, best first.
         prompt: What a phrase is asked as; `{}` stands for it.
-        dtype: `float32` or `bfloat16`.
+        precision: `bf16` computes under autocast, which is faster and coarser.
         image_size: Side of the square that an OWL model sees; 0 as its checkpoint says. The paper took 448.
     """
 
-    kind: str = "transformers"
+    kind: str = AUTO
     weights: str = "google/owlv2-large-patch14-finetuned"
     revision: str | None = None
     raw_score: float = 0.02
     max_boxes: int = 300
     prompt: str = "{}"
-    dtype: str = "float32"
+    precision: Precision = "fp32"
     image_size: int = 0
 
 
@@ -86,10 +96,10 @@ class FilterConfig:
     """From raw boxes to regions; a change here reruns nothing but this.
 
     Attributes:
-        min_score: A region's score is above this.
+        min_score: Score that a region must be above.
         nms_iou: Of two boxes with one phrase that overlap more than this, the better stays; 1 keeps all.
-        min_side: Smallest side, relative to the picture's.
-        max_area: Largest area, relative to the picture's.
+        min_side: Smallest side of a region, relative to the picture's.
+        max_area: Largest area of a region, relative to the picture's.
         min_cycle: Smallest cycle score; needs `cycle_weights`, -1 keeps all.
         max_regions: Most regions of a picture, best first; 0 for no limit.
     """
@@ -116,7 +126,7 @@ class LabelRunConfig:
         gpus_per_actor: GPUs of each captioning (`local`) and detecting actor; -1 takes 1 where there are any,
             or a share of one where there are more actors than GPUs.
         max_bad_fraction: Share of unusable pictures past which the run stops.
-        address: Of a Ray cluster; empty runs on this machine alone.
+        address: Address of a Ray cluster; empty runs on this machine alone.
     """
 
     batch_size: int = 8
@@ -135,13 +145,13 @@ class LabelRecipe:
     """All of a labelling run but its input and output.
 
     Attributes:
-        name: Recorded with the labels.
-        caption: Stage 1.
-        phrases: Stage 2.
-        detect: Stage 3.
+        name: Name that is recorded with the labels.
+        caption: How pictures get their captions.
+        phrases: How captions become phrases.
+        detect: How phrases are found in pictures.
         cycle_weights: A CLOC model that grounds each phrase again and compares; empty for no cycle score,
             `detector` for the detecting model itself.
-        filter: Stage 4.
+        filter: How raw boxes become regions.
         run: How the work is done.
     """
 

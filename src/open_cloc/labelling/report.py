@@ -14,11 +14,12 @@ from PIL import Image
 
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.draw import contact_sheet
-from open_cloc.errors import MissingFileError, UserError
-from open_cloc.labelling.output import RUN_FILE, label_mark, read_mark, write_json
+from open_cloc.errors import UserError
+from open_cloc.files import write_json, write_text, write_whole
+from open_cloc.labelling.output import REPORT_NUMBERS, REPORT_PAGE, REPORT_SHEET, RunFolder
 from open_cloc.labelling.stats import mean_of, merge_stats
 
-# METHOD 5: what the paper's 300 million labelled pictures have, by alt-text and by VESL.
+# What the paper's 300 million labelled pictures have, by alt-text and by VESL.
 PAPER = {
     "regions a picture": (5.1, 11.6),
     "tokens of a region's text": (3.9, 2.1),
@@ -43,31 +44,23 @@ border-bottom:1px solid #ddd;text-align:left;vertical-align:top}td.n{text-align:
 code{background:#f2f2f2;padding:0 .2rem}.columns{columns:4 12rem}.bad{color:#a00}"""
 
 
-def collect(output: Path) -> dict[str, Any]:
-    """The counts of all labelled shards, with the run's certificate.
-
-    Raises:
-        MissingFileError: If the folder holds no labelling run.
-    """
-    run = read_mark(output / RUN_FILE)
-    if run is None:
-        raise MissingFileError(f"no labelling run in {output}: it has no label.json")
-    marks = {u["name"]: read_mark(label_mark(output, u["name"])) for u in run["units"]}
-    done = [mark for mark in marks.values() if mark is not None]
+def collect(run: RunFolder) -> dict[str, Any]:
+    """The counts of all labelled shards, with the run's certificate, as JSON types."""
+    done = [mark for _, mark in run.marks()]
     return {
-        "name": run["name"],
-        "source": run["source"],
-        "units": len(marks),
+        "name": run.certificate["name"],
+        "source": run.certificate["source"],
+        "units": len(run.units),
         "labelled_units": len(done),
-        "recipe": done[0]["recipe"] if done else run["recipe"],
+        "recipe": done[0]["recipe"] if done else run.certificate["recipe"],
         "made_by": done[0]["made_by"] if done else {},
         "software": done[0]["software"] if done else {},
         "counts": merge_stats([mark["counts"] for mark in done]),
     }
 
 
-def summary(counts: Mapping[str, Any]) -> dict[str, float]:
-    """The means that METHOD 5 gives for the paper's labels, of these."""
+def summary(counts: Mapping[str, Any]) -> dict[str, float | None]:
+    """The means that the paper gives for its labels, of these; None where there is nothing to count."""
     tables = counts["histograms"]
     return {
         "regions a picture": mean_of(tables["regions a picture"]),
@@ -77,39 +70,36 @@ def summary(counts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_report(output: Path) -> dict[str, Any]:
-    """Write the three files; returns what `report.json` holds."""
-    report = collect(output)
+    """Write the three files of a run's report; returns what `report.json` holds.
+
+    Args:
+        output: The run's folder.
+
+    Raises:
+        MissingFileError: If it holds no labelling run.
+        UserError: If nothing is labelled in it yet.
+    """
+    run = RunFolder.load(output)
+    report = collect(run)
     if not report["counts"]:
         raise UserError(f"nothing is labelled yet in {output}")
     report["summary"] = summary(report["counts"])
-    write_json(output / "report.json", report)
-    sheet = _sheet(output)
+    write_json(output / REPORT_NUMBERS, report)
+    sheet = _sheet(run)
     if sheet is not None:
-        sheet.save(output / "sheet.jpg", quality=85)
-    page = _page(report, sheet is not None)
-    part = output / "report.html.part"
-    part.write_text(page, encoding="utf-8")
-    part.replace(output / "report.html")
+        with write_whole(output / REPORT_SHEET) as part:
+            sheet.save(part, quality=85)
+    write_text(output / REPORT_PAGE, _page(report, sheet is not None))
     return report
 
 
-def format_summary(report: Mapping[str, Any]) -> str:
-    """The report in a few lines, for the terminal."""
-    counts = report["counts"]
-    lines = [
-        f"{counts['written']:,} of {counts['pictures']:,} pictures written in {report['labelled_units']} "
-        f"shards, {counts['regions']:,} regions, {counts['without_region']:,} pictures without one"
-    ]
-    lines += [f"  {name}: {value:.1f}" for name, value in report["summary"].items()]
-    for name in LEFT_OUT:
-        if counts[name]:
-            causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))
-            lines.append(f"  {name.replace('_', ' ')}: {causes}")
-    return "\n".join(lines)
+def mean_text(value: float | None, digits: int) -> str:
+    """A mean for people; `none` where there was nothing to count."""
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
-def _sheet(output: Path) -> Image.Image | None:
-    tars = [tar for tar in sorted(output.glob("*.tar")) if label_mark(output, tar.stem).exists()]
+def _sheet(run: RunFolder) -> Image.Image | None:
+    tars = run.shards()
     if not tars:
         return None
     dataset = ShardDataset("::".join(map(str, tars)))
@@ -129,11 +119,10 @@ def _page(report: Mapping[str, Any], has_sheet: bool) -> str:
         "<h2>Beside the paper's labels</h2>",
         _table(
             ("mean", "these", "paper, alt-text", "paper, VESL"),
-            [(name, f"{value:.2f}", *PAPER[name]) for name, value in report["summary"].items()],
+            [(name, mean_text(value, 2), *PAPER[name]) for name, value in report["summary"].items()],
         ),
         "<h2>Contact sheet</h2><img src='sheet.jpg' alt='labelled pictures'>" if has_sheet else "",
-        "<h2>Distributions</h2>",
-        f"<img alt='histograms' src='data:image/png;base64,{_plots(counts['histograms'])}'>",
+        *_distributions(counts["histograms"]),
         *_left_out(counts),
         *_phrases(counts),
         f"<h2>Made by</h2><pre>{_text(json.dumps(certificate, indent=2, ensure_ascii=False))}</pre>",
@@ -144,6 +133,16 @@ def _page(report: Mapping[str, Any], has_sheet: bool) -> str:
         + "\n".join(parts)
         + "</html>\n"
     )
+
+
+def _distributions(histograms: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Histograms of what was counted; none where every picture has failed."""
+    if not any(histograms.values()):
+        return []
+    return [
+        "<h2>Distributions</h2>",
+        f"<img alt='histograms' src='data:image/png;base64,{_plots(histograms)}'>",
+    ]
 
 
 def _left_out(counts: Mapping[str, Any]) -> list[str]:

@@ -6,9 +6,7 @@ again, or spread over another number of machines, computes the very same numbers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,30 +18,9 @@ from open_cloc.data.shards.read import expand_paths
 from open_cloc.data.shards.remote import list_shards
 from open_cloc.data.shards.write import Storage, encode_picture
 from open_cloc.errors import UserError
-from open_cloc.labelling.types import Batch, Failure, Picture
+from open_cloc.files import read_json
+from open_cloc.labelling.types import Batch, Failure, Picture, Unit
 from open_cloc.samples import RegionSample
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What becomes one output shard.
-
-    Attributes:
-        name: The shard's, such as `00012`.
-        spec: FORMAT:PATH of the dataset that holds it.
-        start: Its first sample there.
-        stop: One past its last; None for the dataset's end.
-    """
-
-    name: str
-    spec: str
-    start: int = 0
-    stop: int | None = None
-
-    def samples(self) -> tuple[SampleDataset, range]:
-        """The dataset and which of its samples these are."""
-        dataset = _opened(self.spec)
-        return dataset, range(self.start, len(dataset) if self.stop is None else self.stop)
 
 
 def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
@@ -51,11 +28,11 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
 
     Args:
         source: A path whose format is recognised, or FORMAT:PATH[,name=value...].
-        samples_per_shard: For inputs that have no shards of their own.
+        samples_per_shard: Samples of a unit, where the input has no shards of its own.
 
     Raises:
-        MissingFileError: If it is not there.
-        UserError: If it is nothing that a reader knows, or holds no samples.
+        MissingFileError: If the source is not there.
+        UserError: If the source is nothing that a reader knows, or holds no samples.
     """
     spec = guess_spec(source)
     name, _, rest = spec.partition(":")
@@ -74,8 +51,14 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
     ]
 
 
+def samples_of(unit: Unit) -> tuple[SampleDataset, range]:
+    """The dataset that holds a unit, and which of its samples are the unit's."""
+    dataset = _opened(unit.spec)
+    return dataset, range(unit.start, len(dataset) if unit.stop is None else unit.stop)
+
+
 def known_pictures(units: Sequence[Unit]) -> int | None:
-    """How many samples units have, by bounds or by `sizes.json` beside local shards; None if unknown."""
+    """The number of samples in units, by bounds or by `sizes.json` beside local shards; None if unknown."""
     total = 0
     for unit in units:
         tar = _tar(unit.spec)
@@ -88,7 +71,7 @@ def known_pictures(units: Sequence[Unit]) -> int | None:
 
 def read_batches(unit: Unit, batch_size: int) -> Iterator[Batch]:
     """Read a unit. Samples that cannot be read go along as failures, so that they are counted."""
-    dataset, rows = unit.samples()
+    dataset, rows = samples_of(unit)
     count = -(-len(rows) // batch_size)
     for number in range(count):
         part = rows[number * batch_size : (number + 1) * batch_size]
@@ -120,8 +103,8 @@ def _tar(spec: str) -> Path:
 @lru_cache(maxsize=64)
 def _sizes_beside(folder: Path) -> dict[str, int]:
     try:
-        sizes = json.loads((folder / "sizes.json").read_text())
-    except (OSError, ValueError):  # only the progress bar's total depends on it
+        sizes = read_json(folder / "sizes.json")
+    except (OSError, UserError):  # only the progress bar's total depends on it
         return {}
     return sizes if isinstance(sizes, dict) else {}
 

@@ -1,24 +1,23 @@
 """The stages that change batches: re-caption, phrases, detect, cycle score. None of them knows Ray.
 
-Each imports what it needs when it is made: its process may need nothing else.
-
-A stage that raises stops the run; what is wrong with one picture becomes its `failure`.
+Each imports what it needs when it is made: its process may need nothing else. A stage that raises stops the
+run; what is wrong with one picture becomes its `failure`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from open_cloc.labelling.recipe import CaptionConfig, DetectorConfig, PhraseConfig
+from open_cloc.errors import UserError
+from open_cloc.labelling.recipe import OWN, CaptionConfig, DetectorConfig, PhraseConfig
 from open_cloc.labelling.types import Batch, Failure, Picture
-from open_cloc.samples import RegionSample
+from open_cloc.pictures import read_pixels
 
 Made = TypeVar("Made")
-OWN = "detector"  # as `cycle_weights`: the detecting model
 
 
 class Stage(Protocol):
@@ -77,27 +76,28 @@ class DetectStage:
             self.cycle = CycleScorer(cycle_weights, device)
 
     def __call__(self, batch: Batch) -> Batch:
-        # arrays, for the pictures that come out of this without a failure
-        pixels: dict[int, Any] = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
+        pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
         decoded = [_or_failed(p, pixels.get(p.index)) for p in batch.pictures]
-        batch = replace(batch, pictures=tuple(decoded))
+        batch = self._detect(replace(batch, pictures=tuple(decoded)), pixels)
+        batch = self._look_again(batch, pixels)
+        return replace(batch, pictures=tuple(replace(p, image=b"") for p in batch.pictures))
 
+    def _detect(self, batch: Batch, pixels: Mapping[int, Any]) -> Batch:
         def detect(pictures: Sequence[Picture]) -> list[Any]:
             return self.detector([pixels[p.index] for p in pictures], [_texts(p) for p in pictures])
 
-        def cycle(pictures: Sequence[Picture]) -> list[Any]:
+        return _step(batch, "detect", self.detector.provenance, detect, lambda p, d: replace(p, detections=d))
+
+    def _look_again(self, batch: Batch, pixels: Mapping[int, Any]) -> Batch:
+        if self.own_cycle:
+            return replace(batch, pictures=tuple(_with_own_cycle(p) for p in batch.pictures))
+        if self.cycle is None:
+            return batch
+
+        def score(pictures: Sequence[Picture]) -> list[Any]:
             return self.cycle([pixels[p.index] for p in pictures], [_best_texts(p) for p in pictures])
 
-        batch = _step(
-            batch, "detect", self.detector.provenance, detect, lambda p, found: replace(p, detections=found)
-        )
-        if self.own_cycle:
-            batch = replace(batch, pictures=tuple(_with_own_cycle(p) for p in batch.pictures))
-        if self.cycle is not None:
-            batch = _step(
-                batch, "cycle", self.cycle.provenance, cycle, lambda p, scores: replace(p, cycle=scores)
-            )
-        return replace(batch, pictures=tuple(replace(p, image=b"") for p in batch.pictures))
+        return _step(batch, "cycle", self.cycle.provenance, score, lambda p, scores: replace(p, cycle=scores))
 
 
 def _step(
@@ -122,8 +122,8 @@ def _step(
 
 def _decoded(picture: Picture) -> np.ndarray | Failure:
     try:
-        return RegionSample(picture.key, picture.image).pixels()
-    except ValueError as error:
+        return read_pixels(picture.image, f"image of sample {picture.key!r}")
+    except UserError as error:
         return Failure("unreadable picture", str(error))
 
 

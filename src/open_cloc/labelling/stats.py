@@ -11,10 +11,14 @@ from typing import Any
 from open_cloc.labelling.types import Picture
 from open_cloc.samples import RegionSample
 
-TOP_PHRASES = 1000  # kept a shard; a rarer phrase is not among the most frequent of a run
-WORST = 20  # regions with the lowest cycle score, kept a shard
-EXAMPLES = 3  # messages kept a cause
-BIN = 0.05  # of score and cycle histograms
+# Phrases kept a shard; a rarer one is not among the most frequent of a run.
+TOP_PHRASES = 1000
+# Regions with the lowest cycle score that are kept a shard.
+WORST = 20
+# Messages kept a cause of failure.
+EXAMPLES = 3
+# Width of a bin of the score and cycle histograms.
+BIN = 0.05
 
 
 def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
@@ -45,10 +49,15 @@ def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
 
 
 class RegionStats:
-    """Counts of what is written, picture by picture."""
+    """Counts of what is written, picture by picture, and of the boxes that the filter left out.
+
+    Attributes:
+        filtered: Number of boxes left out, by rule.
+    """
 
     def __init__(self) -> None:
         self.written = self.regions = self.without_region = self.given_regions = 0
+        self.filtered: Counter[str] = Counter()
         self.histograms: dict[str, Counter[str]] = {
             name: Counter()
             for name in ("regions a picture", "region tokens", "caption tokens", "score", "size", "cycle")
@@ -76,7 +85,9 @@ class RegionStats:
         self.worst = sorted(self.worst)[:WORST]
 
     def as_json(self) -> dict[str, Any]:
+        """The counts, as JSON types."""
         return {
+            "filtered": dict(self.filtered),
             "written": self.written,
             "regions": self.regions,
             "without_region": self.without_region,
@@ -100,10 +111,10 @@ def merge_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def mean_of(histogram: Mapping[str, int]) -> float:
-    """The mean of a histogram's keys; nan of an empty one."""
+def mean_of(histogram: Mapping[str, int]) -> float | None:
+    """The mean of a histogram's keys; None of an empty one."""
     total = sum(histogram.values())
-    return sum(float(key) * count for key, count in histogram.items()) / total if total else math.nan
+    return sum(float(key) * count for key, count in histogram.items()) / total if total else None
 
 
 @lru_cache(maxsize=100_000)

@@ -1,4 +1,4 @@
-"""The types where the stages of labelling meet.
+"""The types that flow through labelling: units of the input, their batches, and what the stages make of them.
 
 A stage takes the pictures of one batch and returns one result per picture: what it made, or a `Failure` where
 that picture cannot be used. Only what is wrong with everything (no server, no model) is raised.
@@ -19,8 +19,8 @@ class Failure(NamedTuple):
     """Why a picture goes no further.
 
     Attributes:
-        cause: Few different ones: they are counted. Such as `unreadable picture`.
-        message: One line on this picture.
+        cause: The kind of failure, such as `unreadable picture`; failures are counted by it.
+        message: What is wrong with this picture, in one line.
     """
 
     cause: str
@@ -31,7 +31,7 @@ class Caption(NamedTuple):
     """A text of a whole picture.
 
     Attributes:
-        text: Not empty.
+        text: The caption, never empty.
         source: Who wrote it: `given`, or a captioner's name and model.
     """
 
@@ -43,9 +43,9 @@ class Phrase(NamedTuple):
     """A part of a caption that is looked for in the picture.
 
     Attributes:
-        text: As it is asked for; lower case.
-        start: Where it begins in the caption, in characters.
-        end: Where it ends: `caption[start:end]` is where it comes from.
+        text: The phrase as the detector is asked for it, in lower case.
+        start: The caption's character where it begins.
+        end: The caption's character after it: it comes from `caption[start:end]`.
     """
 
     text: str
@@ -58,8 +58,8 @@ class Phrases:
     """The phrases of a caption.
 
     Attributes:
-        kept: In the caption's order.
-        dropped: Phrases left out, counted by rule.
+        kept: Phrases to look for, in the caption's order.
+        dropped: Number of phrases left out, by rule.
     """
 
     kept: tuple[Phrase, ...]
@@ -71,11 +71,11 @@ class Detections:
     """Boxes found in a picture, the raw result.
 
     Attributes:
-        boxes: (N, 4) float32 normalised `xyxy` of the whole picture, inside it.
-        scores: (N, P) float32 in [0, 1]: how well each box fits each of the picture's phrases.
-        dropped: What was left out, counted by cause: boxes (`not finite`), or words of phrases that were too
-            long for the detector.
-        cycle: (P,) float32 cosine of each phrase and the box that was found for it, from a CLOC model.
+        boxes: Boxes (N, 4), float32 normalised `xyxy` of the whole picture, inside it.
+        scores: How well each box fits each of the picture's phrases: (N, P) float32 in [0, 1].
+        dropped: Number of things left out, by cause: boxes (`not finite`), or phrases that lost words because
+            they were too long for the detector.
+        cycle: Cosine of each phrase and the box that was found for it, from a CLOC model: (P,) float32.
     """
 
     boxes: np.ndarray
@@ -88,13 +88,18 @@ class Captioner(Protocol):
     """Writes captions.
 
     Attributes:
-        provenance: What made the captions: name, model, revision, prompt, versions; JSON types only.
+        provenance: What makes the captions: name, weights, revision, prompt, versions; JSON types only.
     """
 
     provenance: Mapping[str, object]
 
     def __call__(self, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> list[Caption | Failure]:
-        """Encoded pictures and their given captions (possibly none) -> a new caption each."""
+        """Write a caption for each picture.
+
+        Args:
+            images: Encoded pictures.
+            captions: The captions that came with each picture, possibly none.
+        """
         ...
 
 
@@ -103,7 +108,9 @@ class PhraseRules(Protocol):
 
     provenance: Mapping[str, object]
 
-    def __call__(self, captions: Sequence[str]) -> list[Phrases]: ...
+    def __call__(self, captions: Sequence[str]) -> list[Phrases]:
+        """Find the phrases of each caption, whatever the other captions are."""
+        ...
 
 
 class Detector(Protocol):
@@ -117,8 +124,30 @@ class Detector(Protocol):
     def __call__(
         self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]
     ) -> list[Detections | Failure]:
-        """(H, W, 3) uint8 pictures and the phrases of each (possibly none) -> detections each."""
+        """Find each picture's phrases in it.
+
+        Args:
+            images: Pictures (H, W, 3) uint8.
+            phrases: The phrases of each picture, possibly none.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the input that becomes one output shard.
+
+    Attributes:
+        name: Name of the shard, such as `00012`.
+        spec: FORMAT:PATH of the dataset that holds it.
+        start: Number of its first sample in that dataset.
+        stop: Number after its last sample; None for the dataset's end.
+    """
+
+    name: str
+    spec: str
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +155,15 @@ class Picture:
     """A picture on its way through the stages.
 
     Attributes:
-        index: Of the sample in its dataset.
-        key: Of the sample.
-        image: Encoded; empty once it is no longer needed.
-        given: The captions that came with it.
-        caption: The text that phrases are taken from.
-        phrases: Of the caption.
-        detections: Of the phrases.
-        cycle: (N,) cosine of each box's best phrase and the box that is found for it; None if nobody asked.
-        failure: Why it goes no further.
+        index: Number of its sample in the dataset.
+        key: Key of its sample.
+        image: The encoded picture; empty once it is no longer needed.
+        given: Captions that came with it.
+        caption: Text that phrases are taken from.
+        phrases: Phrases of the caption.
+        detections: Boxes that were found for the phrases.
+        cycle: Cosine of each box's best phrase and the box that is found for it, (N,); None if nobody asked.
+        failure: Why it goes no further; None while it does.
     """
 
     index: int
@@ -148,6 +177,7 @@ class Picture:
     failure: Failure | None = None
 
     def failed(self, failure: Failure) -> Picture:
+        """The picture as it leaves the way; its bytes are no longer needed."""
         return replace(self, failure=failure, image=b"")
 
 
@@ -157,10 +187,10 @@ class Batch:
 
     Attributes:
         unit: Name of their unit.
-        number: Which of the unit's batches this is.
-        of: How many the unit has.
-        pictures: In the input's order.
-        made_by: What each stage says of itself, by stage.
+        number: Place among the unit's batches, from 0.
+        of: Number of batches that the unit has.
+        pictures: The pictures in the input's order.
+        made_by: What each stage says of itself, by the stage's name.
     """
 
     unit: str

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from open_cloc.errors import UserError
+from open_cloc.files import versions
 from open_cloc.labelling.captioners.pictures import decoded, one_line
 from open_cloc.labelling.hub import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import CaptionConfig
@@ -16,7 +17,8 @@ from open_cloc.labelling.types import Caption, Failure
 
 # Trained to caption a picture and nothing else: a prompt would become part of the caption.
 PROMPTLESS = ("blip", "blip-2", "git", "vision-encoder-decoder")
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")  # without meaning in greedy decoding
+# Settings without meaning in greedy decoding.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
 class LocalCaptioner:
@@ -31,17 +33,17 @@ class LocalCaptioner:
         """Load the model; code that comes with it is never run.
 
         Args:
-            config: Its `model` is a folder or a hub name.
+            config: Names the model's folder or hub id as `weights`.
             device: Where it runs.
 
         Raises:
             MissingFileError: If the model is not there, or has no `.safetensors`.
             UserError: If it is no image-to-text model that transformers knows, or lacks weights.
         """
-        if not config.model:
-            raise UserError("caption.model must be a folder or hub name where caption.kind is local")
+        if not config.weights:
+            raise UserError("caption.weights must be a folder or hub id where caption.kind is local")
         self._config = config
-        checkpoint = find_checkpoint(config.model)
+        checkpoint = find_checkpoint(config.weights)
         model_type = read_model_type(checkpoint)
         self._model = _load_model(checkpoint, model_type)
         if torch.device(device).type == "cpu":
@@ -50,13 +52,13 @@ class LocalCaptioner:
         self._load_processor(checkpoint, model_type)
         self.provenance: Mapping[str, object] = {
             "name": "local",
-            "model": config.model,
+            "weights": config.weights,
             "revision": checkpoint.revision,
             "sha256": checkpoint.sha256,
             "prompt": self._prompt,
             "max_new_tokens": config.max_new_tokens,
             "dtype": str(self._model.dtype).removeprefix("torch."),
-            "versions": _versions(),
+            "versions": versions("torch", "transformers"),
         }
 
     def __call__(self, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> list[Caption | Failure]:
@@ -64,7 +66,7 @@ class LocalCaptioner:
         pictures = [decoded(image) for image in images]
         texts = iter(self._texts([picture for picture in pictures if not isinstance(picture, Failure)]))
         answers = [picture if isinstance(picture, Failure) else next(texts) for picture in pictures]
-        source = f"local {self._config.model}"
+        source = f"local {self._config.weights}"
         return [Caption(answer, source) if isinstance(answer, str) else answer for answer in answers]
 
     def _load_processor(self, checkpoint: Checkpoint, model_type: str) -> None:
@@ -154,9 +156,3 @@ def _load_model(checkpoint: Checkpoint, model_type: str) -> Any:
     for name in SAMPLING:
         setattr(model.generation_config, name, None)
     return model
-
-
-def _versions() -> dict[str, str]:
-    import transformers
-
-    return {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -10,7 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from open_cloc.labelling.types import Failure
 from open_cloc.pictures import UNDECODABLE, decode_image
 
-SENT_AS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> media type
+# Pillow's format -> media type.
+SENT_AS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 
 
 def decoded(image: bytes) -> Image.Image | Failure:

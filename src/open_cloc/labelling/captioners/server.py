@@ -15,33 +15,45 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from open_cloc.config import require
-from open_cloc.errors import UserError
+from open_cloc.errors import RunError, UserError
 from open_cloc.labelling.captioners.pictures import data_url, one_line
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
 
-CHAT, MODELS = "chat/completions", "models"  # below the URL
-FIRST_WAIT = 1.0  # seconds before the first repetition; then twice as long each time
-LONGEST_WAIT = 60.0  # seconds between repetitions
-LONGEST_RETRY_AFTER = 600.0  # seconds that a server may tell us to wait
-LONGEST_CONNECT = 10.0  # seconds until a host that does not even refuse counts as not there
-SHOWN = 300  # characters of a server's complaint
+# Paths below the URL.
+CHAT, MODELS = "chat/completions", "models"
+# Seconds before the first repetition; then twice as long each time.
+FIRST_WAIT = 1.0
+# Seconds between repetitions, at most.
+LONGEST_WAIT = 60.0
+# Seconds that a server may tell us to wait.
+LONGEST_RETRY_AFTER = 600.0
+# Seconds until a host that does not even refuse counts as not there.
+LONGEST_CONNECT = 10.0
+# Characters of a server's complaint that are shown.
+SHOWN = 300
 
 TIMED_OUT, SERVER_ERROR, UNUSABLE = "server timed out", "server error", "unusable answer"
 NOT_THERE, BUSY = "server not there", "server busy"
-REFUSED_PICTURE = (400, 413, 422)  # what servers say of one request's content
-PASSING = (408, 409, 425, 429)  # and 5xx: worth another try
+# What servers answer where one request's content is at fault.
+REFUSED_PICTURE = (400, 413, 422)
+# Answers that are worth another try, beside 5xx.
+PASSING = (408, 409, 425, 429)
 
 Result = TypeVar("Result")
+
+
+class NoServerError(RunError, ConnectionError):
+    """The server of captions is not there, stays busy, or fails on everything."""
 
 
 class PassingError(Exception):
     """A request that failed for a reason that may pass.
 
     Attributes:
-        cause: Of the failure, if it does not.
-        message: One sentence.
-        wait: Seconds that the server asks for, if it does.
+        cause: Cause of the picture's failure, should the reason not pass.
+        message: What happened, in one sentence.
+        wait: Seconds that the server asks us to wait, if it does.
     """
 
     def __init__(self, cause: str, message: str, wait: float | None = None) -> None:
@@ -67,13 +79,13 @@ class ServerCaptioner:
         """Ask the server which models it has.
 
         Args:
-            config: An empty `model` takes the server's only one.
-            device: Not used: the server has its own.
+            config: Names the server and its model as `weights`; where that is empty, its only model is taken.
+            device: Without use here: the server has its own.
             first_wait: Seconds before a request is made again; doubled each time, and half of it is random.
-            sleep: Waits so many seconds.
+            sleep: Function that waits so many seconds.
 
         Raises:
-            ConnectionError: If the server is not there.
+            NoServerError: If the server is not there.
             UserError: If the URL is none, the key is refused, or no model is named and there are several.
         """
         self._config, self._first_wait, self._sleep = config, first_wait, sleep
@@ -87,7 +99,7 @@ class ServerCaptioner:
         self._thread.start()
         try:
             self.served = self._run(self._served_models())
-            self.model = config.model or self._only_model()
+            self.model = config.weights or self._only_model()
         except BaseException:
             self.close()
             raise
@@ -105,7 +117,7 @@ class ServerCaptioner:
         """Encoded pictures -> a new caption each; the given ones are not shown to the server.
 
         Raises:
-            ConnectionError: If the server is not there, stays busy, or fails on every picture.
+            NoServerError: If the server is not there, stays busy, or fails on every picture.
             UserError: If it refuses the key, the URL or the model.
         """
         results = self._run(self._caption_all(images))
@@ -113,7 +125,7 @@ class ServerCaptioner:
         broken = [failure for failure in failed if failure.cause in (TIMED_OUT, SERVER_ERROR)]
         # One picture may be more than a server can bear, but not all of them.
         if broken and len(broken) == len(results) and (len(broken) > 1 or not self._has_answered):
-            raise ConnectionError(
+            raise NoServerError(
                 f"the captioning server failed on all {len(broken)} pictures of a batch, the last time: "
                 f"{broken[-1].message}"
             )
@@ -144,8 +156,8 @@ class ServerCaptioner:
                 config.timeout, connect=min(LONGEST_CONNECT, config.timeout / 2), pool=None
             ),
             limits=httpx.Limits(max_connections=config.requests, max_keepalive_connections=config.requests),
-            trust_env=url.host
-            not in ("localhost", "127.0.0.1", "::1"),  # no proxy leads back to this machine
+            # No proxy leads back to this machine.
+            trust_env=url.host not in ("localhost", "127.0.0.1", "::1"),
         )
         return client, str(url.copy_with(userinfo=b"", query=None))
 
@@ -205,7 +217,7 @@ class ServerCaptioner:
             await self._sleep(wait if last.wait is None else max(wait, last.wait))
         message = f"{last.message} (tried {attempt + 1} times)"
         if last.cause in (NOT_THERE, BUSY):
-            raise ConnectionError(message)
+            raise NoServerError(message)
         return Failure(last.cause, message)
 
     async def _ask(self, body: Mapping[str, Any]) -> str | Failure:
@@ -229,8 +241,8 @@ class ServerCaptioner:
         """The server's models, each with what it is made from; empty where the server does not tell."""
         try:
             found = await self._patiently(self._list_models, random.Random(0))
-        except ConnectionError as error:
-            raise ConnectionError(
+        except NoServerError as error:
+            raise NoServerError(
                 f"{error}; start a server such as vLLM there, or give its address as caption.url"
             ) from error
         return {} if isinstance(found, Failure) else found
@@ -249,7 +261,7 @@ class ServerCaptioner:
         if len(self.served) == 1:
             return next(iter(self.served))
         names = ", ".join(self.served) or "none that it names"
-        raise UserError(f"caption.model must name a model of {self.url}; it has {names}")
+        raise UserError(f"caption.weights must name a model of {self.url}; it has {names}")
 
     async def _request(self, method: str, path: str, **content: Any) -> Any:
         """One request; whatever keeps it from being answered becomes a `PassingError`."""
@@ -281,7 +293,7 @@ class ServerCaptioner:
         advice = {
             401: f"set the environment variable {self._config.api_key_env} to the server's key",
             403: f"set the environment variable {self._config.api_key_env} to a key that may use this model",
-            404: f"check caption.url (up to /v1) and caption.model={self._config.model!r}",
+            404: f"check caption.url (up to /v1) and caption.weights={self._config.weights!r}",
         }.get(code, "check caption.url (up to /v1)")
         raise UserError(f"{complaint}; {advice}")
 

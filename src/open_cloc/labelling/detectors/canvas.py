@@ -18,21 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_cloc.canvas import OPENAI_MEAN, OPENAI_STD, resize
+from open_cloc.canvas import resize
 from open_cloc.errors import UserError
+from open_cloc.files import read_json
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESAMPLING = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-}  # Pillow's numbers, as configs have them
-FILES = ("preprocessor_config.json", "processor_config.json")  # where a checkpoint describes its pictures
-BLACK = 0.0  # OWLv2's padding in pixels of [0, 1]; older versions of the library took 0.5
-OWL_SIZES = {"owlv2": 960, "owlvit": 768}
-SHORTEST, LONGEST = 800, 1333  # edges of Grounding DINO's pictures
+# Pillow's numbers of its filters, as configs have them.
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# Where a checkpoint describes its pictures.
+FILES = ("preprocessor_config.json", "processor_config.json")
 SIDES, EDGES = ("height", "width"), ("shortest_edge", "longest_edge")
 
 
@@ -40,8 +35,8 @@ class Canvas(NamedTuple):
     """Where a picture lies.
 
     Attributes:
-        content_hw: (height, width) of the picture on the canvas, from the top-left corner.
-        canvas_hw: (height, width) of the canvas.
+        content_hw: Size of the picture on the canvas (height, width), from the top-left corner.
+        canvas_hw: Size of the canvas (height, width).
     """
 
     content_hw: tuple[int, int]
@@ -60,11 +55,11 @@ class Preprocess:
     Attributes:
         mode: `pad` to a square, bottom and right, then to `size`; `squash` to `size`; `edges`: as large as
             `size` allows, as shortest and longest edge.
-        size: (height, width) of the canvas, or (shortest, longest) edge.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
-        pad_value: Of the padding, in pixels of [0, 1] before the mean is taken off; None for the mean itself.
-        interpolation: `bilinear` or another of `data.transforms.INTERPOLATIONS`; always antialiased.
+        size: Size of the canvas (height, width), or its (shortest, longest) edge.
+        mean: Mean of each channel, of pixels in [0, 1].
+        std: Standard deviation of each channel.
+        pad_value: Value of the padding, of pixels in [0, 1] before the mean is taken off; None for the mean.
+        interpolation: One of `canvas.INTERPOLATIONS`, such as `bilinear`; always antialiased.
     """
 
     mode: Literal["pad", "squash", "edges"]
@@ -87,9 +82,8 @@ class Preprocess:
         shortest, longest = self.size
         zoom = min(shortest / min(source_hw), longest / max(source_hw))
         short = max(1, round(min(source_hw) * zoom))
-        long = max(
-            short, int(max(source_hw) * zoom + 1e-6)
-        )  # as the library rounds: same pixels, same output
+        # As the library rounds: same pixels, same output.
+        long = max(short, int(max(source_hw) * zoom + 1e-6))
         content = (short, long) if height <= width else (long, short)
         needed = -(-min_area // max(content))  # of the shorter side; only very thin pictures have less
         return Canvas(content, (max(content[0], needed), max(content[1], needed)))
@@ -119,37 +113,30 @@ def _scaled(source_hw: tuple[int, int], zoom_y: float, zoom_x: float) -> tuple[i
     return max(1, round(source_hw[0] * zoom_y)), max(1, round(source_hw[1] * zoom_x))
 
 
-def read_preprocess(folder: Path, model_type: str, image_size: int = 0) -> Preprocess:
-    """What a checkpoint's own file says, and the model type's defaults for what it does not say.
+def read_preprocess(folder: Path, default: Preprocess) -> Preprocess:
+    """What a checkpoint's own file says of its pictures, and the default where it says nothing.
 
     Args:
         folder: The checkpoint.
-        model_type: transformers' name, such as `owlv2`.
-        image_size: The model's own, the default of OWL-ViT and OWLv2.
+        default: What the architecture expects; each detector knows its own.
 
     Raises:
         UserError: If the file asks for something that would change boxes or is not understood.
     """
     given = _read_config(folder)
     _check_steps(given, folder)
-    is_owl = model_type in OWL_SIZES
-    mean, std = (OPENAI_MEAN, OPENAI_STD) if is_owl else (IMAGENET_MEAN, IMAGENET_STD)
     if given.get("do_normalize") is False:
         given = {**given, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
-    resample = given.get("resample", 3 if model_type == "owlvit" else 2)
-    if resample not in RESAMPLING:
-        raise UserError(f"{folder}: unknown resample {resample!r}; expected one of {sorted(RESAMPLING)}")
-    pads = model_type == "owlv2" and given.get("do_pad", True) is not False
-    size = given.get("size", (image_size or OWL_SIZES[model_type]) if is_owl else (SHORTEST, LONGEST))
-    has_sides = is_owl or (isinstance(size, Mapping) and "height" in size)
-    pad_value = float(given.get("pad_value", BLACK)) if pads else None
+    pads = default.mode == "pad" and given.get("do_pad", True) is not False
+    size = given.get("size", default.size)
+    has_sides = default.mode != "edges" or (isinstance(size, Mapping) and "height" in size)
     return Preprocess(
         "pad" if pads else "squash" if has_sides else "edges",
-        _pair(size, SIDES if has_sides else EDGES, folder),
-        tuple(float(x) for x in given.get("image_mean", mean)),
-        tuple(float(x) for x in given.get("image_std", std)),
-        pad_value,
-        RESAMPLING[resample],
+        _pair(size, SIDES, None, folder) if has_sides else _pair(size, EDGES, default.size[1], folder),
+        tuple(float(x) for x in given.get("image_mean", default.mean)),
+        tuple(float(x) for x in given.get("image_std", default.std)),
+        float(given.get("pad_value", default.pad_value)) if pads else None,
+        _interpolation(given["resample"], folder) if "resample" in given else default.interpolation,
     )
 
 
@@ -157,14 +144,17 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     for name in FILES:
         path = folder / name
         if path.is_file():
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} is not JSON: {error}") from error
+            config = read_json(path)
             own = config.get("image_processor") if name == "processor_config.json" else config
             if isinstance(own, dict):
                 return own
     return {}
+
+
+def _interpolation(resample: Any, folder: Path) -> str:
+    if resample not in RESAMPLING:
+        raise UserError(f"{folder}: unknown resample {resample!r}; expected one of {sorted(RESAMPLING)}")
+    return RESAMPLING[resample]
 
 
 def _check_steps(given: Mapping[str, Any], folder: Path) -> None:
@@ -181,15 +171,22 @@ def _check_steps(given: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder}: rescale_factor must be 1/255; got {factor}")
 
 
-def _pair(value: Any, names: tuple[str, str], folder: Path) -> tuple[int, int]:
-    """A size in any of the forms that checkpoints have: a number, two numbers, or a table."""
+def _pair(value: Any, names: tuple[str, str], longest: int | None, folder: Path) -> tuple[int, int]:
+    """A size in any of the forms that checkpoints have: a number, two numbers, or a table.
+
+    Args:
+        value: The size, as the checkpoint has it.
+        names: Keys of the two numbers in a table.
+        longest: What stands beside a single number; None for the number itself.
+        folder: The checkpoint, for messages.
+    """
     known: list[Any]
     if isinstance(value, Mapping):
         known = [value.get(name) for name in names]
     elif isinstance(value, Sequence) and not isinstance(value, str):
         known = list(value)
     else:
-        known = [value, value if names is SIDES else LONGEST]
+        known = [value, longest or value]
     if len(known) != 2 or not all(isinstance(side, int) and side > 0 for side in known):
         raise UserError(f"{folder}: size must give {' and '.join(names)} in pixels; got {value!r}")
     return known[0], known[1]

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from open_cloc.canvas import Geometry
-from open_cloc.labelling.detectors.common import base_provenance
+from open_cloc.labelling.detectors.common import base_provenance, open_checkpoint
 from open_cloc.labelling.detectors.decode import keep_boxes, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache
-from open_cloc.labelling.hub import Checkpoint
-from open_cloc.labelling.recipe import DetectorConfig
+from open_cloc.labelling.recipe import DetectorConfig, Precision
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_regions, embed_texts
@@ -34,9 +33,9 @@ class Grounded(NamedTuple):
     """What was found in a picture.
 
     Attributes:
-        boxes: (P, 4) float64 normalised `xyxy` of the picture, the box of each phrase.
-        regions: (P, D) of unit length, what each box holds.
-        texts: (P, D) of unit length, the phrases.
+        boxes: Box of each phrase, (P, 4) float64 normalised `xyxy` of the picture.
+        regions: Embeddings of what each box holds, (P, D) of unit length.
+        texts: Embeddings of the phrases, (P, D) of unit length.
     """
 
     boxes: Tensor
@@ -48,14 +47,14 @@ class Grounder:
     """A CLOC model that remembers phrases.
 
     Args:
-        model: In eval mode.
-        dtype: `bfloat16` computes in it where that does no harm.
+        model: The model, in eval mode.
+        precision: `bf16` computes under autocast, where that does no harm.
     """
 
-    def __init__(self, model: CLOC, dtype: str = "float32") -> None:
+    def __init__(self, model: CLOC, precision: Precision = "fp32") -> None:
         self.model = model
         self.text_cache = TextCache(lambda text: embed_texts(model, [text])[0])
-        self._in_bfloat16 = dtype == "bfloat16"
+        self._in_bfloat16 = precision == "bf16"
 
     def ground(self, image: np.ndarray, phrases: Sequence[str]) -> Grounded:
         """Find phrases, at least one, in a (H, W, 3) uint8 picture, as `Predictor.ground` does."""
@@ -76,13 +75,14 @@ class ClocDetector:
     """A `Detector`; see `open_detector`. As many boxes as phrases: each is grounded once.
 
     Attributes:
-        grounder: The model.
-        provenance: As the protocol has it.
+        grounder: The model, with the phrases that it remembers.
+        provenance: What makes the boxes, as in `types.Detector`.
     """
 
-    def __init__(self, config: DetectorConfig, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, config: DetectorConfig, device: torch.device) -> None:
+        checkpoint, _ = open_checkpoint(config, ("cloc",))
         self.config = config
-        self.grounder = Grounder(load_model(checkpoint.folder, device), config.dtype)
+        self.grounder = Grounder(load_model(checkpoint.folder, device), config.precision)
         self.provenance: Mapping[str, object] = base_provenance(config, checkpoint, "cloc") | {
             "class": "CLOC",
             "image_size": list(self.grounder.model.preprocess.image_size),

@@ -1,16 +1,41 @@
-"""What detectors share: opening transformers' ones, and what each says of itself."""
+"""What detectors share: opening their checkpoints, and what each says of itself."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from open_cloc.errors import UserError
-from open_cloc.labelling.hub import Checkpoint, load_safetensors
+from open_cloc.labelling.hub import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import DetectorConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+def open_checkpoint(
+    config: DetectorConfig, architectures: Collection[str], any_image_size: bool = False
+) -> tuple[Checkpoint, str]:
+    """Find a detector's checkpoint and its architecture.
+
+    Args:
+        config: Names the weights.
+        architectures: What the detector can open.
+        any_image_size: Whether it takes pictures of another size than its checkpoint says.
+
+    Raises:
+        MissingFileError: If there are no such weights.
+        UserError: If they are of another architecture, or a size is asked for that the detector cannot take.
+    """
+    checkpoint = find_checkpoint(config.weights, config.revision)
+    own = read_model_type(checkpoint)
+    if own not in architectures:
+        raise UserError(
+            f"{config.weights} holds a {own} model; detect.kind {config.kind} is for "
+            f"{', '.join(sorted(architectures))}"
+        )
+    if config.image_size and not any_image_size:
+        raise UserError(f"detect.image_size is for OWL models; {config.weights} holds a {own} model")
+    return checkpoint, own
 
 
 def load_transformers(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, Any]:
@@ -24,8 +49,13 @@ def load_transformers(checkpoint: Checkpoint, device: torch.device) -> tuple[Any
     return model.float().to(device).eval(), tokenizer
 
 
+def in_precision(config: DetectorConfig, device: torch.device) -> torch.autocast:
+    """The block in which a detector's towers compute."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
 def base_provenance(config: DetectorConfig, checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
-    """What every detector says of itself."""
+    """What every detector says of itself; `kind` is `transformers` for models of that library, or `cloc`."""
     import transformers
 
     return {
@@ -36,25 +66,7 @@ def base_provenance(config: DetectorConfig, checkpoint: Checkpoint, kind: str) -
         "prompt": config.prompt,
         "raw_score": config.raw_score,
         "max_boxes": config.max_boxes,
-        "dtype": config.dtype,
+        "precision": config.precision,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def check_config(config: DetectorConfig) -> None:
-    """Refuse what cannot be meant.
-
-    Raises:
-        UserError: On a value out of range.
-    """
-    if config.dtype not in DTYPES:
-        raise UserError(f"detect.dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
-    if config.prompt.count("{}") != 1:
-        raise UserError(f"detect.prompt must hold {{}} once, for the phrase; got {config.prompt!r}")
-    if not 0 <= config.raw_score <= 1:
-        raise UserError(f"detect.raw_score must lie in [0, 1]; got {config.raw_score}")
-    if config.max_boxes < 1:
-        raise UserError(f"detect.max_boxes must be at least 1; got {config.max_boxes}")
-    if config.image_size < 0:
-        raise UserError(f"detect.image_size must be a number of pixels, or 0; got {config.image_size}")

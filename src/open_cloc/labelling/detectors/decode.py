@@ -20,7 +20,8 @@ from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 
 NOT_FINITE = "detector gave no finite output"
-CUT = "phrase asked without its first words"  # the only cause in `Detections.dropped` that counts no box
+# The only cause in `Detections.dropped` that counts no box.
+CUT = "phrase asked without its first words"
 
 Detect = Callable[[Sequence[np.ndarray], Sequence[Sequence[str]]], list["Detections | Failure"]]
 
@@ -29,9 +30,9 @@ class Raw(NamedTuple):
     """A model's raw output for one picture.
 
     Attributes:
-        boxes: (N, 4) normalised `cxcywh` of the canvas.
-        scores: (N, P) in [0, 1].
-        cut: Phrases that were too long for the model.
+        boxes: Boxes (N, 4), normalised `cxcywh` of the canvas.
+        scores: How well each box fits each phrase, (N, P) in [0, 1].
+        cut: Number of phrases that were too long for the model.
     """
 
     boxes: Tensor
@@ -49,13 +50,14 @@ def keep_boxes(boxes: Tensor, scores: Tensor, config: DetectorConfig, cut: int =
     """Choose the raw boxes that are stored.
 
     Args:
-        boxes: (N, 4) normalised `xyxy` of the picture, of any value.
-        scores: (N, P), of any value.
-        config: `raw_score` and `max_boxes`.
-        cut: Phrases that were too long for the model; counted.
+        boxes: Boxes (N, 4), normalised `xyxy` of the picture, of any value.
+        scores: How well each box fits each phrase, (N, P), of any value.
+        config: Names the limits, `raw_score` and `max_boxes`.
+        cut: Number of phrases that were too long for the model.
 
     Returns:
-        Those whose best score is above `raw_score`, best first, clipped to the picture.
+        The boxes whose best score is above `raw_score`, best first, clipped to the picture; a `Failure` where
+        the model says nothing finite.
     """
     boxes, scores = boxes.detach().double().cpu(), scores.detach().float().cpu()
     finite = boxes.isfinite().all(1) & scores.isfinite().all(1)

@@ -17,24 +17,38 @@ import torch
 from torch import Tensor
 
 from open_cloc.errors import UserError
-from open_cloc.labelling.detectors.canvas import Canvas, read_preprocess
-from open_cloc.labelling.detectors.common import base_provenance, load_transformers
+from open_cloc.labelling.detectors.canvas import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Canvas,
+    Preprocess,
+    read_preprocess,
+)
+from open_cloc.labelling.detectors.common import (
+    base_provenance,
+    in_precision,
+    load_transformers,
+    open_checkpoint,
+)
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
 from open_cloc.labelling.detectors.texts import drop_first_words
-from open_cloc.labelling.hub import Checkpoint
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 
-STRIDE = 8  # of the finest map, in pixels
+ARCHITECTURES = ("grounding-dino", "mm-grounding-dino")
+# What the architecture expects of its pictures where its checkpoint does not say.
+PREPROCESS = Preprocess("edges", (800, 1333), IMAGENET_MEAN, IMAGENET_STD, None, "bilinear")
+# Pixels between two places of the finest map.
+STRIDE = 8
 
 
-class Caption(NamedTuple):
-    """Phrases that are asked in one pass.
+class Question(NamedTuple):
+    """A caption of phrases that are asked in one pass.
 
     Attributes:
-        ids: Tokens, special ones included.
+        ids: Tokens of the caption, special ones included.
         spans: First token of each phrase and one past its last.
-        phrases: Which of the picture's phrases they are.
+        phrases: Places of these phrases among the picture's.
     """
 
     ids: list[int]
@@ -47,15 +61,16 @@ class GroundingDinoDetector:
 
     Attributes:
         model: `GroundingDinoForObjectDetection` or its MM variant, float32.
-        preprocess: What it expects of its pictures.
-        provenance: As the protocol has it.
+        preprocess: What the model expects of its pictures.
+        provenance: What makes the boxes, as in `types.Detector`.
     """
 
-    def __init__(self, config: DetectorConfig, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, config: DetectorConfig, device: torch.device) -> None:
+        checkpoint, _ = open_checkpoint(config, ARCHITECTURES)
         self.config = config
         self.device = device
         self.model, self.tokenizer = load_transformers(checkpoint, device)
-        self.preprocess = read_preprocess(checkpoint.folder, self.model.config.model_type)
+        self.preprocess = read_preprocess(checkpoint.folder, PREPROCESS)
         self.max_tokens: int = self.model.config.max_text_len
         tokenizer = self.tokenizer
         self.start, self.stop = tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -105,7 +120,7 @@ class GroundingDinoDetector:
         ]
 
     def raw(
-        self, pixels: Tensor, canvas: Canvas, captions: Sequence[Caption], num_phrases: Sequence[int]
+        self, pixels: Tensor, canvas: Canvas, captions: Sequence[Question], num_phrases: Sequence[int]
     ) -> list[Raw]:
         """Pictures (B, 3, H, W) of one canvas, normalised, with a caption each -> what the heads say."""
         ids = torch.full(
@@ -117,7 +132,7 @@ class GroundingDinoDetector:
             mask[row, : len(caption.ids)] = 1
         pixel_mask = torch.zeros(len(captions), *canvas.canvas_hw, dtype=torch.long, device=self.device)
         pixel_mask[:, : canvas.content_hw[0], : canvas.content_hw[1]] = 1
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with in_precision(self.config, self.device):
             output = self.model(
                 pixel_values=pixels,
                 pixel_mask=pixel_mask,
@@ -130,15 +145,15 @@ class GroundingDinoDetector:
             for boxes, own, caption, count in zip(output.pred_boxes.float(), tokens, captions, num_phrases)
         ]
 
-    def _captions(self, phrases: Sequence[str]) -> tuple[list[Caption], int]:
+    def _captions(self, phrases: Sequence[str]) -> tuple[list[Question], int]:
         """As few captions as hold all phrases, in order, and how many phrases had to be cut."""
-        captions: list[Caption] = []
+        captions: list[Question] = []
         cut = 0
         for row, phrase in enumerate(phrases):
             tokens, is_cut = self._tokens(phrase)
             cut += is_cut
             if not captions or len(captions[-1].ids) + len(tokens) + 1 > self.max_tokens:
-                captions.append(Caption([self.start, self.stop], [], []))
+                captions.append(Question([self.start, self.stop], [], []))
             ids, spans, rows = captions[-1]
             first = len(ids) - 1  # before the end
             ids[first:] = [*tokens, self.full_stop, self.stop]
@@ -157,7 +172,7 @@ class GroundingDinoDetector:
         return [token for token in ids if token not in self.separators]
 
 
-def _phrase_scores(tokens: Tensor, caption: Caption, num_phrases: int) -> Tensor:
+def _phrase_scores(tokens: Tensor, caption: Question, num_phrases: int) -> Tensor:
     """Scores (Q, T) of a caption's tokens -> (Q, P), 0 for phrases of other captions and without tokens."""
     scores = tokens.new_zeros(len(tokens), num_phrases)
     for phrase, (first, last) in zip(caption.phrases, caption.spans):

@@ -16,13 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from open_cloc.labelling.detectors.canvas import read_preprocess
-from open_cloc.labelling.detectors.common import base_provenance, load_transformers
+from open_cloc.canvas import OPENAI_MEAN, OPENAI_STD
+from open_cloc.labelling.detectors.canvas import Preprocess, read_preprocess
+from open_cloc.labelling.detectors.common import (
+    base_provenance,
+    in_precision,
+    load_transformers,
+    open_checkpoint,
+)
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
-from open_cloc.labelling.hub import Checkpoint
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
+
+# What each architecture expects of its pictures where its checkpoint does not say; older versions of the
+# library padded OWLv2's with 0.5.
+PREPROCESS = {
+    "owlv2": Preprocess("pad", (960, 960), OPENAI_MEAN, OPENAI_STD, 0.0, "bilinear"),
+    "owlvit": Preprocess("squash", (768, 768), OPENAI_MEAN, OPENAI_STD, None, "bicubic"),
+}
 
 
 class OwlDetector:
@@ -30,18 +42,20 @@ class OwlDetector:
 
     Attributes:
         model: `Owlv2ForObjectDetection` or `OwlViTForObjectDetection`, float32.
-        preprocess: What it expects of its pictures.
-        text_cache: Embeddings of the phrases asked last.
-        provenance: As the protocol has it.
+        preprocess: What the model expects of its pictures.
+        text_cache: Embeddings of the phrases that were asked for last.
+        provenance: What makes the boxes, as in `types.Detector`.
     """
 
-    def __init__(self, config: DetectorConfig, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, config: DetectorConfig, device: torch.device) -> None:
+        checkpoint, architecture = open_checkpoint(config, PREPROCESS, any_image_size=True)
         self.config = config
         self.device = device
         self.model, self.tokenizer = load_transformers(checkpoint, device)
         own = self.model.config
-        self.towers: Any = getattr(self.model, own.model_type)
-        self.preprocess = read_preprocess(checkpoint.folder, own.model_type, own.vision_config.image_size)
+        self.towers: Any = getattr(self.model, architecture)
+        default = replace(PREPROCESS[architecture], size=(own.vision_config.image_size,) * 2)
+        self.preprocess = read_preprocess(checkpoint.folder, default)
         if config.image_size:
             self.preprocess = replace(self.preprocess, size=(config.image_size,) * 2)
         self.max_tokens: int = own.text_config.max_position_embeddings
@@ -68,9 +82,10 @@ class OwlDetector:
 
     def raw(self, pixels: Tensor, phrases: Sequence[Sequence[str]]) -> list[Raw]:
         """Pictures (B, 3, H, W), normalised, and the phrases of each, at least one -> what the heads say."""
-        with self._autocast():
+        with in_precision(self.config, self.device):
             feature_map = self.model.image_embedder(pixels, interpolate_pos_encoding=self.resized)[0]
-        feature_map = feature_map.float()  # (B, rows, columns, C); heads in bfloat16 would round boxes
+        # (B, rows, columns, C); heads in bfloat16 would round boxes.
+        feature_map = feature_map.float()
         features = feature_map.flatten(1, 2)  # (B, N, C)
         asked = [[self._shorten(phrase) for phrase in own] for own in phrases]
         queries, mask = self._queries([[text for text, _ in own] for own in asked])
@@ -100,10 +115,7 @@ class OwlDetector:
         """(D,) of unit length, as the library's forward pass has it."""
         ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
         ids = torch.tensor([ids["input_ids"]], device=self.device)  # (1, T)
-        with self._autocast():
+        with in_precision(self.config, self.device):
             pooled = self.towers.text_model(ids, torch.ones_like(ids)).pooler_output
             embedding = self.towers.text_projection(pooled)[0].float()
         return embedding / embedding.norm()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")

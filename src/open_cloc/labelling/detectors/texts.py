@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-TEXTS = 16384  # kept; 48 MiB at 768 numbers each
+# Texts that are remembered: 48 MiB at 768 numbers each.
+TEXTS = 16384
 
 
 class TextCache:
@@ -18,11 +19,11 @@ class TextCache:
     run that was stopped and started again would not give the same bytes.
 
     Args:
-        encode: A text -> (D,).
-        capacity: Texts to remember, at least one.
+        encode: Function that makes an embedding (D,) of a text.
+        capacity: Number of texts to remember, at least one.
 
     Attributes:
-        num_encoded: How often `encode` was called.
+        num_encoded: Number of times that `encode` was called.
     """
 
     def __init__(self, encode: Callable[[str], Tensor], capacity: int = TEXTS) -> None:
@@ -52,13 +53,13 @@ def drop_first_words(
     """Make a phrase fit a text tower; its last words name the thing, so the first ones go.
 
     Args:
-        phrase: As it came out of the caption.
-        prompt: Template with `{}`.
-        num_tokens: Counts the tokens of a text, special ones included.
-        max_tokens: Most that the tower takes.
+        phrase: The phrase as it came out of the caption.
+        prompt: Template of the question, with `{}` for the phrase.
+        num_tokens: Function that counts the tokens of a text, special ones included.
+        max_tokens: Most tokens that the tower takes.
 
     Returns:
-        The prompt, and whether words are missing. One last word that alone is too long is left to the
+        The question, and whether words are missing in it. One last word that alone is too long is left to the
         tokenizer to cut, and counts as missing.
     """
     words = phrase.split() or [""]

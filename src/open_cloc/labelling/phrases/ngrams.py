@@ -37,11 +37,15 @@ class NGrams:
     those over the limit too; each is counted. Punctuation around words is cut off and separates nothing.
 
     Attributes:
-        provenance: As in `Captioner`.
+        provenance: What makes the phrases, as in `types.PhraseRules`.
     """
 
     def __init__(self, config: PhraseConfig) -> None:
-        """Raises ValueError where spaCy, whose stop words are used, is not installed."""
+        """Collect the words that count as stop words.
+
+        Raises:
+            UserError: If spaCy, whose list it is, is not installed.
+        """
         self.config = config
         self._stop_words = frozenset(require("spacy.lang.en.stop_words", "label").STOP_WORDS)
         rules = {

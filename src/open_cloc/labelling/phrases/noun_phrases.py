@@ -1,4 +1,4 @@
-"""Noun phrases of captions by the paper's rules (METHOD 5, step 2), and the choice of phrase rules.
+"""Noun phrases of captions by the rules of the paper's VESL pipeline.
 
 What the paper leaves open (hyphens, duplicates, captions that are no captions) is decided here; the rules in
 their order are in docs/reference/phrases.md.
@@ -27,7 +27,8 @@ GRAMMAR = "NP: <DT>? <JJ.*>* <NN.*>+"
 
 HYPHENS = "-\u2010\u2011"
 
-TAGGER_PARTS = ("tok2vec", "transformer", "curated_transformer", "tagger")  # what a tagger needs, by factory
+# Parts of a pipeline that a tagger needs, by their factories.
+TAGGER_PARTS = ("tok2vec", "transformer", "curated_transformer", "tagger")
 
 # How plurals end, and their singulars. An ending counts only if the singular stands in the same caption.
 PLURAL_ENDINGS = (
@@ -50,7 +51,8 @@ PLURAL_ENDINGS = (
     ("s", ""),
 )
 
-NOT_PLURALS = frozenset(("glasses", "shorts", "woods"))  # other things than a glass, a short, a wood
+# Other things than a glass, a short, a wood.
+NOT_PLURALS = frozenset(("glasses", "shorts", "woods"))
 
 
 class Token(NamedTuple):
@@ -74,7 +76,7 @@ class NounPhrases:
     Captions are tagged one by one, so that the tags of one never depend, by rounding, on its batch.
 
     Attributes:
-        provenance: As in `Captioner`.
+        provenance: What makes the phrases, as in `types.PhraseRules`.
     """
 
     def __init__(self, config: PhraseConfig) -> None:
@@ -221,7 +223,7 @@ def find_pipeline(model: str) -> Path:
     A package is only looked up, never imported: a pipeline is data, and no code of its package runs.
 
     Args:
-        model: An installed package's name, or a folder with a `config.cfg`.
+        model: Name of an installed package, or a folder with a `config.cfg`.
 
     Raises:
         UserError: If there is neither.

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# Words that say where a picture is from or what medium it is, not what it shows; the first line is METHOD's.
+# Words that say where a picture is from or what medium it is, not what it shows. The first line is the
+# paper's.
 _GENERIC = """
 photo image picture background illustration stock free wallpaper video download page online amazon
 photos images pictures backgrounds illustrations wallpapers videos downloads downloadable pages
@@ -22,7 +23,8 @@ facebook youtube flickr
 
 GENERIC_WORDS = frozenset(_GENERIC.split())
 
-MAX_WORD_CHARACTERS = 60  # longer ones are addresses, codes, or whole sentences of scripts without spaces
+# Longer words are addresses, codes, or whole sentences of scripts without spaces.
+MAX_WORD_CHARACTERS = 60
 
 # What separates words: white space, control characters, lone surrogates, zero-width space, byte-order mark.
 _WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\ufeff]+")
@@ -32,8 +34,8 @@ class Word(NamedTuple):
     """A word of a caption, in lower case.
 
     Attributes:
-        text: Lower case, which may be longer than the word in the caption: `İ` becomes two characters.
-        origin: For each character of `text`, which character of the caption it comes from.
+        text: The word in lower case, which may be longer than in the caption: `İ` becomes two characters.
+        origin: Place in the caption that each character of `text` comes from.
     """
 
     text: str
@@ -50,7 +52,7 @@ def split_words(caption: str, max_words: int, dropped: Counter[str]) -> list[Wor
     Args:
         caption: Any text.
         max_words: Most words, long ones included.
-        dropped: Where the words left out are counted.
+        dropped: Counter of the words that are left out, by rule.
     """
     words = []
     for number, match in enumerate(_WORD.finditer(caption)):

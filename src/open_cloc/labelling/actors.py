@@ -1,0 +1,282 @@
+"""The stages and the writers as processes on a Ray cluster; nothing else of labelling knows Ray.
+
+A row of Ray's data set is a batch of pictures. Stages are actors that load their model once, writers are
+tasks. What goes wrong in one of them goes on as a value in place of its result: Ray would start a failing
+actor again for minutes, and hide the reason in its own errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from open_cloc.config import require
+from open_cloc.errors import RunError, UserError, WorkerDiedError
+from open_cloc.labelling.output import Write, write_unit
+from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
+from open_cloc.labelling.source import read_batches
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
+from open_cloc.labelling.types import Batch, Unit
+
+# CPUs that a stage asks for that mostly waits or is quick.
+LIGHT = 0.1
+# Parts that Ray divides a CPU or a GPU into.
+RAY_UNITS = 10_000
+# Most tasks that read; each reads its units one after the other.
+READ_TASKS = 4096
+
+# A stage, and what it is made with.
+Step = tuple[type[Stage], tuple[Any, ...]]
+
+
+class Actors(NamedTuple):
+    """Processes that run the same stages.
+
+    Attributes:
+        steps: The stages, one after the other.
+        processes: Number of processes.
+        resources: What Ray shall give to each process.
+    """
+
+    steps: Sequence[Step]
+    processes: int
+    resources: dict[str, float]
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A Ray cluster: the one at an address, or one of this machine alone that ends with the block.
+
+    Raises:
+        WorkerDiedError: If the cluster itself fails while the block runs.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
+    ray = require("ray", "label")
+    context = require("ray.data", "label").DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts pictures
+    context.issue_detectors_config.detectors = []
+    context.target_max_block_size = 1  # a block a batch, so that a unit's batches spread over all actors
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    started = not ray.is_initialized()
+    if started:
+        place = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        ray.init(**place, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise WorkerDiedError(f"the Ray cluster failed: {error}") from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:
+    """Send units through all stages but the last, on the Ray cluster that is connected.
+
+    Batches come in no order.
+
+    Raises:
+        UserError: If a stage finds its settings or its model wrong.
+        RunError: If a stage fails for another reason.
+    """
+    if not units:
+        return
+    data = require("ray.data", "label")
+    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
+    stream = stream.flat_map(_Read(recipe.run.batch_size), num_cpus=LIGHT)
+    for actors in plan_actors(recipe, require("ray", "label").cluster_resources()):
+        stream = stream.map(
+            _OnRows,
+            fn_constructor_args=(actors.steps, tuple(sys.path)),
+            compute=data.ActorPoolStrategy(
+                size=actors.processes,
+                max_tasks_in_flight_per_actor=2 * int(actors.resources.get("max_concurrency", 1)),
+            ),
+            **actors.resources,
+        )
+    for row in stream.iter_rows():
+        batch = pickle.loads(row["batch"])
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def writers(folder: Path, recipe: LabelRecipe) -> Iterator[Write]:
+    """A function that has units written by tasks; it waits where they fall behind, in the end for all.
+
+    Args:
+        folder: The run's folder.
+        recipe: What is written, and by how many tasks at a time.
+
+    Raises:
+        UserError: If a picture that was read before cannot be read any more.
+        RunError: If a writer fails for another reason, such as a full disk.
+    """
+    ray = require("ray", "label")
+    # Tasks, not actors: a machine that dies takes an actor's calls with it, a task is run again elsewhere.
+    task = ray.remote(num_cpus=0, max_retries=3)(_write_unit)
+    writing: list[Any] = []
+
+    def wait_for(most: int) -> None:
+        while len(writing) > most:
+            done, writing[:] = ray.wait(writing, num_returns=1)
+            for error in ray.get(done):
+                if error is not None:
+                    raise pickle.loads(error)
+
+    def write(unit: Unit, batches: Sequence[Batch] | None) -> None:
+        wait_for(recipe.run.writers - 1)
+        writing.append(task.remote(tuple(sys.path), folder, recipe, unit, batches))
+
+    yield write
+    wait_for(0)
+
+
+# --- how many processes, and what each may use -----------------------------------------------------
+
+
+def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
+    """The actors of all stages, in order, with what each needs of a cluster of so many CPUs and GPUs.
+
+    All of them run at the same time, so together they must not ask for more than there is: a stage that waits
+    for its place would stop the run once the stages before it have filled the memory.
+
+    Raises:
+        UserError: If more GPUs are asked for than this machine has.
+    """
+    run = recipe.run
+    has_model = recipe.caption.kind not in ("given", "server")
+    light, heavy, detectors = _share_cluster(run, cluster, run.captioners if has_model else 0)
+    device = "cuda" if heavy.get("num_gpus") else "cpu"
+    caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
+    detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
+    if recipe.caption.kind == "given":  # not worth a process of its own
+        first = [Actors((caption, phrases), run.phrasers, light)]
+    else:
+        asked = heavy if has_model else light
+        if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
+            asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
+        first = [Actors((caption,), run.captioners, asked), Actors((phrases,), run.phrasers, light)]
+    return [*first, Actors((detect,), detectors, heavy)]
+
+
+def _share_cluster(
+    run: LabelRunConfig, cluster: dict[str, float], captioners: int
+) -> tuple[dict[str, float], dict[str, float], int]:
+    """What a light actor asks for, and a detector as each of so many captioners; how many detectors."""
+    cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
+    on_gpus = run.gpus_per_actor > 0 or (run.gpus_per_actor < 0 and gpus > 0)
+    each = run.gpus_per_actor if run.gpus_per_actor > 0 else 1
+    detectors = run.detectors or max(1, int(gpus / each if on_gpus else cpus) - captioners)
+    others = run.captioners + run.phrasers
+    light = _round_down(min(LIGHT, cpus / 2 / (others + detectors)))
+    actors = captioners + detectors
+    if not on_gpus:
+        left = cpus - light * others - max(LIGHT, 0.05 * cpus)  # reading finds a place too
+        return {"num_cpus": light}, {"num_cpus": _round_down(left / actors)}, detectors
+    if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
+        each = _round_down(1 / math.ceil(actors / gpus))
+    elif actors * each > gpus and not run.address:  # a cluster may grow
+        raise UserError(
+            f"{captioners} captioners and {detectors} detectors of run.gpus_per_actor {each:g} need "
+            f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
+        )
+    return {"num_cpus": light}, {"num_cpus": light, "num_gpus": each}, detectors
+
+
+def _round_down(share: float) -> float:
+    """To what Ray counts in: it would round up, and the last actor would find no place."""
+    return int(share * RAY_UNITS) / RAY_UNITS
+
+
+# --- in a worker -----------------------------------------------------------------------------------
+
+
+class _Read:
+    """A row that names a unit -> a row for each of its batches."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.path = tuple(sys.path)
+
+    def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
+        _import_from(self.path)
+        try:
+            for batch in read_batches(pickle.loads(row["unit"]), self.batch_size):
+                yield {"batch": pickle.dumps(batch)}
+        except Exception as error:
+            yield {"batch": pickle.dumps(as_sent(error))}
+
+
+class _OnRows:
+    """Stages as Ray Data calls them."""
+
+    def __init__(self, steps: Sequence[Step], path: Sequence[str]) -> None:
+        _import_from(path)
+        self.error = b""
+        try:
+            self.stages = [stage(*arguments) for stage, arguments in steps]
+        except Exception as error:
+            self.error = pickle.dumps(as_sent(error))
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        if self.error:
+            return {"batch": self.error}
+        batch = pickle.loads(row["batch"])
+        if isinstance(batch, Exception):
+            return row
+        try:
+            for stage in self.stages:
+                batch = stage(batch)
+        except Exception as error:
+            return {"batch": pickle.dumps(as_sent(error))}
+        return {"batch": pickle.dumps(batch)}
+
+
+def _write_unit(
+    path: Sequence[str], folder: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch] | None
+) -> bytes | None:
+    """`write_unit` as Ray calls it; gives what went wrong."""
+    _import_from(path)
+    try:
+        write_unit(folder, recipe, unit, batches)
+    except Exception as error:
+        return pickle.dumps(as_sent(error))
+    return None
+
+
+def as_sent(error: Exception) -> Exception:
+    """An error as it leaves a worker: one of ours as it is, anything else as a `WorkerDiedError`.
+
+    Where it came from goes along as a note, which a traceback shows and a one-line message does not.
+    """
+    sent: Exception = WorkerDiedError(f"a labelling worker failed: {type(error).__name__}: {error}")
+    for ours in (UserError, RunError):
+        if isinstance(error, ours):
+            sent = error if _survives_pickling(error) else ours(str(error))
+    where = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    sent.__notes__ = [*getattr(sent, "__notes__", ()), f"in a labelling worker:\n{where}"]
+    return sent
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever a class of someone else's does
+        return False
+
+
+def _import_from(path: Sequence[str]) -> None:
+    """Let a worker import what the process that started the run can."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)

@@ -1,0 +1,136 @@
+"""Processes on a Ray cluster: places for all of them, and what is told of one that fails."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from open_cloc.cli.main import main as open_cloc
+from open_cloc.errors import MissingFileError, NotFiniteError, UserError, WorkerDiedError
+from open_cloc.labelling.actors import as_sent, plan_actors
+from open_cloc.labelling.captioners.server import NoServerError
+from open_cloc.labelling.pipeline import label
+from open_cloc.labelling.recipe import (
+    CaptionConfig,
+    DetectorConfig,
+    LabelRecipe,
+    LabelRunConfig,
+)
+from open_cloc.labelling.stats import merge_stats
+from tests.labelling.made import (
+    COUNT,
+    Labelled,
+    captions_only,
+    checksums,
+    recipe,
+)
+
+
+@pytest.mark.parametrize("kind", ["given", "server", "local"])
+@pytest.mark.parametrize("detectors", [0, 1, 3, 7])
+@pytest.mark.parametrize("cpus", [1, 2, 8])
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+def test_all_actors_find_a_place(kind: str, detectors: int, cpus: int, gpus: int) -> None:
+    run = LabelRunConfig(detectors=detectors, captioners=1 if kind != "server" else 2)
+    actors = plan_actors(LabelRecipe("", CaptionConfig(kind=kind), run=run), {"CPU": cpus, "GPU": gpus})
+    for resource, there in (("num_cpus", cpus - 0.1), ("num_gpus", gpus)):  # some is left to read
+        units = [round(a.resources.get(resource, 0) * 10_000) * a.processes for a in actors]  # as Ray counts
+        assert sum(units) <= there * 10_000, (resource, actors)
+    assert actors[-1].processes == (detectors or max(1, (gpus or cpus) - (kind == "local")))
+    assert (actors[-1].resources.get("num_gpus", 0) > 0) == (gpus > 0)
+    device = "cuda" if gpus else "cpu"
+    assert [step[1][-1] for step in (actors[0].steps[0], actors[-1].steps[0])] == [device, device]
+
+
+def test_actors_that_find_no_place_are_refused() -> None:
+    run = LabelRunConfig(gpus_per_actor=1)
+    local = LabelRecipe("", CaptionConfig(kind="local"), run=run)
+    with pytest.raises(ValueError, match=r"1 captioners and 1 detectors .* need 2 GPUs; this machine has 1"):
+        plan_actors(local, {"CPU": 8, "GPU": 1})
+    growing = replace(local, run=replace(run, address="here:6379", detectors=4))
+    assert [a.resources.get("num_gpus") for a in plan_actors(growing, {"CPU": 8})] == [1, None, 1]
+
+
+def test_a_dead_worker_changes_nothing(labelled: Labelled, tmp_path: Path) -> None:
+    (labelled.folder / "die").touch()
+    label(recipe(labelled.folder), labelled.source, tmp_path / "out")
+    assert not (labelled.folder / "die").exists()
+    assert checksums(tmp_path / "out") == checksums(labelled.output)
+
+
+def test_what_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    (tmp_path / "raise").write_text("out of sockets")
+    with pytest.raises(ChildProcessError, match="a labelling worker failed: RuntimeError: out of sockets"):
+        label(recipe(tmp_path), source, tmp_path / "out")
+    (tmp_path / "raise").unlink()
+    in_the_way = tmp_path / "out" / "raw" / "00001_boxes.parquet"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(ChildProcessError, match=r"a labelling worker failed: .*00001_boxes"):
+        label(recipe(tmp_path), source, tmp_path / "out")
+    assert not (tmp_path / "out" / "raw" / "00001.json").exists()
+    in_the_way.rmdir()
+    assert merge_stats(label(recipe(tmp_path), source, tmp_path / "out"))["written"] == COUNT
+
+
+class MissingPictureError(MissingFileError):
+    """An error of ours that pickle cannot make again."""
+
+    def __init__(self, path: str, line: int) -> None:
+        super().__init__(f"{path}, line {line}")
+
+
+def caught(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as same:
+        return pickle.loads(pickle.dumps(as_sent(same)))
+
+
+def test_errors_of_ours_keep_their_type_on_their_way() -> None:
+    for error in (
+        UserError("wrong"),
+        MissingFileError("no such file: a"),
+        NoServerError("no server answers"),
+        NotFiniteError("nan"),
+    ):
+        sent = caught(error)
+        assert type(sent) is type(error)
+        assert str(sent) == str(error)
+    sent = caught(MissingPictureError("a.txt", 3))
+    assert type(sent) is UserError
+    assert str(sent) == "a.txt, line 3"
+
+
+def test_other_errors_say_what_they_were_and_keep_their_traceback() -> None:
+    for error in (
+        ValueError("too few values to unpack"),
+        KeyError("x"),
+        FileNotFoundError(2, "No such file"),
+    ):
+        sent = caught(error)
+        assert type(sent) is WorkerDiedError
+        assert str(sent) == f"a labelling worker failed: {type(error).__name__}: {error}"
+        assert "in caught" in sent.__notes__[0]
+        assert "\n" not in str(sent)
+
+
+def test_a_missing_model_is_the_users_to_mend(cluster: None, tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in", 2)
+    mine = recipe(tmp_path)
+    absent = replace(mine, detect=DetectorConfig(weights=str(tmp_path / "absent")))
+    with pytest.raises(MissingFileError, match="weights not found: no folder"):
+        label(absent, source, tmp_path / "out")
+
+
+def test_an_absent_server_is_one_line(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = captions_only(tmp_path / "in", 2)
+    where = ["--caption.url", "http://127.0.0.1:9/v1", "--caption.retries", "0"]
+    assert open_cloc(["label", "vesl-recaption", source, str(tmp_path / "out"), *where]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("open-cloc label: no server answers at http://127.0.0.1:9/v1/models")

@@ -1,0 +1,171 @@
+"""The folder of a run: what is refused, what is left to do, what a kill leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from open_cloc.data.shards.read import ShardDataset
+from open_cloc.errors import UserError
+from open_cloc.labelling.diff import compare
+from open_cloc.labelling.output import RunFolder, write_unit
+from open_cloc.labelling.pipeline import label
+from open_cloc.labelling.recipe import (
+    LabelRecipe,
+)
+from open_cloc.labelling.source import plan_units, read_batches
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
+from open_cloc.labelling.stats import merge_stats
+from open_cloc.labelling.types import Batch, Unit
+from tests.labelling.made import (
+    Labelled,
+    calls,
+    captions_only,
+    checksums,
+    copy_of,
+    recipe,
+)
+
+
+def test_another_filter_reruns_the_last_stage_alone(labelled: Labelled, tmp_path: Path) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    before, made = calls(labelled.folder), checksums(labelled.output)
+    label(recipe(labelled.folder), labelled.source, output)
+    assert checksums(output) == made
+    strict = label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
+    assert calls(labelled.folder) == before
+    assert merge_stats(strict)["filtered"]["score"] > 0
+    label(recipe(labelled.folder, min_score=0.5), labelled.source, tmp_path / "fresh")
+    remade = checksums(output)
+    assert remade == checksums(tmp_path / "fresh")
+    assert remade["raw/00000_boxes.parquet"] == made["raw/00000_boxes.parquet"]
+    assert remade["00000.tar"] != made["00000.tar"]
+    assert compare(output, tmp_path / "fresh") == {"made": [], "came out": []}
+
+
+def test_labels_made_otherwise_are_refused(labelled: Labelled, tmp_path: Path) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    mine = recipe(labelled.folder)
+    other = replace(mine, phrases=replace(mine.phrases, max_phrases=1))
+    with pytest.raises(ValueError, match=r"phrases\.max_phrases was 20, now 1"):
+        label(other, labelled.source, output)
+    assert checksums(output) == checksums(labelled.output)
+    (output / "mine.txt").write_text("not of a run")
+    label(other, labelled.source, output, overwrite=True)
+    assert (output / "mine.txt").read_text() == "not of a run"
+    changes = compare(output, labelled.output)
+    assert ("recipe.phrases.max_phrases", 1, 20) in changes["made"]
+    assert any(what == "regions" for what, _, _ in changes["came out"])
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "file").touch()
+    with pytest.raises(FileExistsError, match="must be new"):
+        label(mine, labelled.source, tmp_path / "strange", overwrite=True)
+
+
+def test_a_model_that_changed_under_its_name_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    for mark in ("raw/00001.json", "00001_label.json"):
+        (output / mark).unlink()
+    (labelled.folder / "version").touch()
+    with pytest.raises(ValueError, match=r"made otherwise: detect\.version was False, now True"):
+        label(recipe(labelled.folder), labelled.source, output)
+    (labelled.folder / "version").unlink()
+    assert not (output / "00001_label.json").exists()
+
+
+def batches_of(unit: Unit, mine: LabelRecipe) -> list[Batch]:
+    """A unit's batches as they come out of the stages."""
+    stages = [
+        CaptionStage(mine.caption, "cpu"),
+        PhraseStage(mine.phrases),
+        DetectStage(mine.detect, "", "cpu"),
+    ]
+    batches = list(read_batches(unit, 2))
+    for stage in stages:
+        batches = [stage(batch) for batch in batches]
+    return batches
+
+
+def test_a_full_disk_leaves_no_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = captions_only(tmp_path / "in", 5)
+    units, mine = plan_units(source, 1000), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, source, units)
+    batches = batches_of(units[0], mine)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("open_cloc.data.shards.write.save_index", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_unit(run.path, mine, units[0], batches)
+    assert not list((tmp_path / "out").glob("*_label.json"))
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert run.todo() == ([], units)
+    write_unit(run.path, mine, units[0], None)
+    assert run.todo() == ([], [])
+    assert run.finish()[0]["written"] == 5
+    assert len(ShardDataset(str(tmp_path / "out"))) == 5
+
+
+def test_a_unit_is_written_once_its_last_batch_is_here(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in", 7)
+    units, mine = plan_units(source, 1000), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, source, units)
+    assert run.todo() == (units, [])
+    first, second, third = batches_of(units[0], mine)
+    (alone,) = batches_of(units[1], mine)
+    written: list[tuple[str, list[int]]] = []
+
+    def write(unit: Unit, batches: Sequence[Batch] | None) -> None:
+        assert batches is not None
+        written.append((unit.name, [batch.number for batch in batches]))
+        write_unit(run.path, mine, unit, batches)
+
+    for batch in (third, first, alone, second):  # in any order
+        run.add(batch, write)
+    assert written == [("00001", [0]), ("00000", [2, 0, 1])]
+    assert [count["written"] for count in run.finish()] == [5, 2]
+    assert [len(ShardDataset(str(tar))) for tar in run.shards()] == [5, 2]
+    assert ShardDataset(str(run.path)).keys[0] == first.pictures[0].key
+
+
+def in_old_words(path: Path) -> None:
+    """Make a certificate what version 0.1 wrote."""
+    document = json.loads(path.read_text())
+    recipe = document["recipe"]
+    recipe["caption"]["model"] = recipe["caption"].pop("weights")
+    recipe["detect"]["dtype"] = {"fp32": "float32"}[recipe["detect"].pop("precision")]
+    if "made_by" in document:
+        document["made_by"]["detect"]["dtype"] = "float32"
+    path.write_text(json.dumps(document))
+
+
+def test_a_folder_of_version_0_1_is_understood(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in")
+    units, mine = plan_units(source, 1000), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, source, units)
+    for unit in units[:2]:
+        write_unit(run.path, mine, unit, batches_of(unit, mine))
+    for path in (run.path / "label.json", *run.path.glob("raw/*.json"), *run.path.glob("*_label.json")):
+        in_old_words(path)
+    again = RunFolder.open(tmp_path / "out", mine, source, units)
+    assert again.todo() == ([units[2]], [])
+    (batch,) = batches_of(units[2], mine)
+    own = {**batch.made_by, "detect": {**batch.made_by["detect"], "precision": "fp32"}}
+    again.add(replace(batch, made_by=own), lambda unit, batches: write_unit(run.path, mine, unit, batches))
+    assert [count["written"] for count in again.finish()] == [5, 5, 2]
+    coarse = replace(mine, detect=replace(mine.detect, precision="bf16"))
+    with pytest.raises(ValueError, match=r"recipe\.detect\.precision was 'fp32', now 'bf16'"):
+        RunFolder.open(tmp_path / "out", coarse, source, units)
+
+
+def test_a_broken_mark_is_named(tmp_path: Path) -> None:
+    (tmp_path / "label.json").write_text("{")
+    with pytest.raises(UserError, match=r"label\.json is not valid JSON.*delete it"):
+        RunFolder.load(tmp_path)

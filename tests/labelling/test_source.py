@@ -1,0 +1,26 @@
+"""The input cut into units and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from open_cloc.labelling.source import known_pictures, plan_units, read_batches
+from tests.labelling.made import (
+    COUNT,
+    captions_only,
+)
+
+
+def test_units_and_batches_follow_from_the_input(tmp_path: Path) -> None:
+    source, scenes = captions_only(tmp_path / "in")
+    units = plan_units(source, 1000)
+    assert [unit.name for unit in units] == ["00000", "00001", "00002"]
+    batches = [batch for unit in units for batch in read_batches(unit, 2)]
+    assert [(b.unit, b.number, b.of, len(b.pictures)) for b in batches] == [
+        *(("00000", i, 3, size) for i, size in enumerate((2, 2, 1))),
+        *(("00001", i, 3, size) for i, size in enumerate((2, 2, 1))),
+        ("00002", 0, 1, 2),
+    ]
+    assert [p.key for b in batches for p in b.pictures] == [scene.key for scene in scenes]
+    assert known_pictures(units) == COUNT
+    assert [(u.start, u.stop) for u in plan_units("scenes:val,num_samples=5", 2)] == [(0, 2), (2, 4), (4, 5)]
