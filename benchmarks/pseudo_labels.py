@@ -28,7 +28,7 @@ from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
-from open_cloc.evaluation.features import EvaluationConfig
+from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import LabelRecipe
@@ -200,9 +200,9 @@ def measure(model: CLOC, seed: int) -> dict[str, float]:
     scenes = SceneDataset(config, "test", TEST_SCENES)
     phrases, held_out = set(vocabulary(config).phrases), set(held_out_phrases(config))
     groups = {"seen": phrases - held_out, "held_out": held_out}
-    options = EvaluationConfig(method="prompter", classes=tuple(sorted(phrases)), groups=groups)
+    options = EvaluationConfig(classes=tuple(sorted(phrases)), groups=groups)
     accuracy = evaluate(model, scenes, "zeroshot_region_classification", options)["metrics"]
-    recall = evaluate(model, scenes, "region_retrieval", EvaluationConfig(method="prompter"))["metrics"]
+    recall = evaluate(model, scenes, "region_retrieval")["metrics"]
     return {
         "acc1": accuracy["acc1"],
         "seen": accuracy["acc1/seen"],

@@ -71,3 +71,28 @@ def text_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def hf_clip(tmp_path_factory: pytest.TempPathFactory, text_tower: Path) -> Path:
+    """Folder of a random two-layer CLIP of transformers, with its image processor and a tokenizer."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path_factory.mktemp("hf") / "tiny_clip"
+    tokenizer = AutoTokenizer.from_pretrained(text_tower)
+    ends = {
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = size | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    vision = size | {"image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        CLIPModel(config).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

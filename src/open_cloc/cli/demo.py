@@ -25,7 +25,7 @@ from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
 from open_cloc.draw import contact_sheet
 from open_cloc.errors import ExistingFileError, RunError
-from open_cloc.evaluation.features import EvaluationConfig
+from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
 from open_cloc.files import write_json, write_whole
 from open_cloc.inference.predictor import Predictor
@@ -145,8 +145,8 @@ def compare(clip: CLOC, cloc: CLOC, config: SceneConfig, num_scenes: int) -> dic
     classes = tuple(sorted(phrases))
 
     def measure(model: CLOC, task: str, method: str = "") -> dict[str, Any]:
-        options = EvaluationConfig(method=method, classes=classes, groups=groups)
-        return evaluate(model, scenes, task, options)["metrics"]
+        options = EvaluationConfig(classes=classes, groups=groups)
+        return evaluate(model, scenes, task, options, method=method)["metrics"]
 
     regions = {
         "CLIP crop": measure(clip, "zeroshot_region_classification", "crop"),

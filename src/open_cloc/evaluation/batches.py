@@ -1,34 +1,68 @@
-"""A data set once through, in order, with nothing left out."""
+"""A data set once through, in order, with nothing left out.
+
+Shapes: B images, R regions of one image, H W pixels of the canvas.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import SampleDataset, checked_boxes
 from open_cloc.data.workers import run_workers
+from open_cloc.errors import UserError
+from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.samples import RegionSample
 
 
 class EvaluationBatch(NamedTuple):
-    """Samples in order, with their pictures on the model's canvas.
+    """Samples in order, with their pictures on a method's canvas.
 
     Attributes:
-        samples: As read, every region included.
+        samples: The samples as read, every region included.
         images: (B, 3, H, W) uint8; the last batch may be smaller.
         content_boxes: (B, 4) normalised `xyxy` of the pictures inside the canvas.
-        geometries: Map boxes to the canvas and back.
+        geometries: Maps of each picture's boxes to the canvas and back.
     """
 
     samples: list[RegionSample]
     images: Tensor
     content_boxes: Tensor
     geometries: list[Geometry]
+
+    @property
+    def boxes(self) -> list[np.ndarray]:
+        """Boxes of all regions of each sample: (R, 4) float64 normalised `xyxy` of its picture."""
+        return [np.array([r.box for r in sample.regions], float).reshape(-1, 4) for sample in self.samples]
+
+    def to_canvas(self, boxes: Sequence[np.ndarray]) -> list[Tensor]:
+        """Boxes (R, 4) of each picture -> (1, R, 4) float32 normalised `xyxy` of its canvas."""
+        return [
+            torch.from_numpy(geometry.boxes(own.astype(np.float32)))[None].clamp(0, 1)
+            for own, geometry in zip(boxes, self.geometries)
+        ]
+
+
+def read_batches(
+    dataset: SampleDataset, canvas: CanvasConfig, config: EvaluationConfig
+) -> Iterator[EvaluationBatch]:
+    """Every sample, in order, with a progress bar where someone may be looking.
+
+    Raises:
+        UserError: If there is none, or one cannot be used.
+        MissingFileError: If a sample's picture is missing.
+    """
+    if not len(dataset):
+        raise UserError("dataset is empty; expected at least one sample")
+    steps = evaluation_batches(dataset, canvas, config.batch_size, config.workers)
+    total = -(-len(dataset) // config.batch_size)
+    return iter(tqdm(steps, total=total, desc="evaluating", unit="batch", leave=False, disable=None))
 
 
 def evaluation_batches(
@@ -65,7 +99,8 @@ class _EvaluationBatches:
                 checked_boxes(sample)
                 pixels = sample.pixels()
             except (ValueError, FileNotFoundError) as error:
-                return error  # torch would wrap what is raised here in a worker's traceback
+                # Raised here, torch would wrap it in a worker's traceback.
+                return error
             geometry = Geometry.fit(pixels.shape[:2], self.preprocess.image_size, self.preprocess.resize_mode)
             images.append(geometry.image(pixels, self.preprocess.fill, self.preprocess.interpolation))
             samples.append(sample)

@@ -1,37 +1,26 @@
-"""One task on one data set: the numbers, and the protocol that made them, as one JSON (FORMATS 4.10)."""
+"""One task on one data set: the numbers, and the protocol that made them, ready for one JSON file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
-from open_cloc.evaluation.features import EvaluationConfig, TaskResult
-from open_cloc.evaluation.grounding import grounding
-from open_cloc.evaluation.images import zeroshot_classification, zeroshot_retrieval
-from open_cloc.evaluation.regions import prompt_gain, region_retrieval, zeroshot_region_classification
+from open_cloc.evaluation.method import Method, Weights
+from open_cloc.evaluation.methods import DEFAULT, open_method
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.protocol import common_protocol
+from open_cloc.evaluation.tasks import TASKS, find_task, task_name
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import RegionSample
 
-Task = Callable[[CLOC, SampleDataset, EvaluationConfig], TaskResult]
-
-TASKS: dict[str, Task] = {
-    "zeroshot_classification": zeroshot_classification,
-    "zeroshot_retrieval": zeroshot_retrieval,
-    "zeroshot_region_classification": zeroshot_region_classification,
-    "region_retrieval": region_retrieval,
-    "grounding": grounding,
-    "prompt_gain": prompt_gain,
-}
-
-LIBRARIES = ("open-cloc", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow")
+__all__ = ["TASKS", "EvaluationConfig", "FirstSamples", "evaluate", "result_table"]
 
 
 class FirstSamples:
@@ -56,101 +45,85 @@ class FirstSamples:
         raise AttributeError(name)
 
 
-def task_name(name: str) -> str:
-    """A task's name with underscores.
-
-    Raises:
-        UserError: If there is no such task.
-    """
-    known = name.replace("-", "_")
-    if known not in TASKS:
-        raise UserError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
-    return known
-
-
 def evaluate(
-    model: CLOC,
-    dataset: SampleDataset,
+    model: Method | Weights | None,
+    dataset: SampleDataset | str,
     task: str,
     config: EvaluationConfig | None = None,
     *,
+    method: str = "",
+    device: str | torch.device | None = None,
     dataset_name: str = "",
     pretrained: str = "",
     language: str = "en",
 ) -> dict[str, Any]:
     """Run one task.
 
+        open_cloc.evaluate("runs/x/model", "coco:val.json", "zeroshot_region_classification")
+
     Args:
-        model: Left in the mode, training or not, in which it came.
-        dataset: Every sample and every region of it counts, or the run fails.
-        task: A key of `TASKS`; hyphens will do.
+        model: A CLOC model, which is left in the mode, training or not, in which it came; the folder or hub
+            id of one; a method that is open already; or None for a method that brings its own model.
+        dataset: A data set, or FORMAT:PATH of one. Every sample and every region of it counts, or the run
+            fails.
+        task: A key of `TASKS`, or `package.module:Name`; hyphens will do.
         config: How to measure.
-        dataset_name: For the result, such as `coco:val2017`.
-        pretrained: For the result: where the weights come from.
-        language: For the result: of the data set's texts.
+        method: How regions are embedded: `NAME[:WHAT][,option=value...]`, NAME a key of `METHODS` or
+            `package.module:Name`; `prompter` unless told.
+        device: Where weights are loaded to; None takes a GPU if there is one.
+        dataset_name: For the result, such as `coco:val2017`; the data set's own FORMAT:PATH unless told.
+        pretrained: For the result: where the weights come from, if the method does not know it.
+        language: For the result: the language of the data set's texts.
 
     Returns:
         `dataset`, `model`, `pretrained`, `task`, `metrics`, `language` and `protocol`; plain JSON types.
 
     Raises:
         UserError: On an unknown task or method, or a sample that cannot be used.
+        MissingFileError: If weights, data or a picture are missing.
     """
     config = config or EvaluationConfig()
-    task = task_name(task)
+    run_task = find_task(task)
+    data = open_reader(dataset) if isinstance(dataset, str) else dataset
+    opened = _as_method(model, method, config, device)
+    with _eval_mode(model), torch.inference_mode():
+        result = run_task(opened, data, config)
+    described = opened.describe()
+    name, origin = described.pop("model"), described.pop("pretrained")
+    return {
+        "dataset": dataset_name or (dataset if isinstance(dataset, str) else ""),
+        "model": name,
+        "pretrained": pretrained or origin,
+        "task": task_name(task),
+        "metrics": result.metrics,
+        "language": language,
+        "protocol": common_protocol(described, data, config) | result.protocol,
+    }
+
+
+def _as_method(
+    model: Method | Weights | None, spec: str, config: EvaluationConfig, device: str | torch.device | None
+) -> Method:
+    """The method that is given, or the one that is named, opened with the weights that are given."""
+    if model is None or isinstance(model, (CLOC, str, Path)):
+        return open_method(spec or DEFAULT, model, config, device)
+    if spec:
+        raise UserError(f"a method is open already; got method={spec!r} too")
+    return model
+
+
+@contextmanager
+def _eval_mode(model: Any) -> Iterator[None]:
+    """Put a model into eval mode, and back; what is no model of ours is left alone."""
+    if not isinstance(model, CLOC):
+        yield
+        return
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            result = TASKS[task](model, dataset, config)
+        yield
     finally:
         model.train(was_training)
-    return {
-        "dataset": dataset_name,
-        "model": describe_model(model),
-        "pretrained": pretrained,
-        "task": task,
-        "metrics": result.metrics,
-        "language": language,
-        "protocol": common_protocol(model, dataset, config) | result.protocol,
-    }
-
-
-def describe_model(model: CLOC) -> str:
-    """The image tower in a word: timm's name, or what the open_clip config says."""
-    vision = model.model_cfg["vision_cfg"]
-    if vision.get("timm_model_name"):
-        return str(vision["timm_model_name"])
-    layers = vision.get("layers")
-    if isinstance(layers, (list, tuple)):
-        return f"ResNet-{'-'.join(map(str, layers))}"
-    return f"ViT-{vision.get('width')}x{layers}-patch{vision.get('patch_size')}"
-
-
-def common_protocol(model: CLOC, dataset: SampleDataset, config: EvaluationConfig) -> dict[str, Any]:
-    """What changes numbers whatever the task."""
-    preprocess = asdict(model.preprocess)
-    return {
-        "template": config.template,
-        "lower_case": config.lower_case,
-        "precision": config.precision,
-        "image_size": list(preprocess["image_size"]),
-        "resize_mode": preprocess["resize_mode"],
-        "interpolation": preprocess["interpolation"],
-        "prompter": asdict(model.prompter.config),
-        "box_filter": "none: every region that the reader gives",
-        "dropped_by_reader": dict(getattr(dataset, "dropped", {})),
-        "batch_size": config.batch_size,
-        "device": model.device.type,
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
-    }
-
-
-def write_result(result: dict[str, Any], path: Path) -> None:
-    """Write a result as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def result_table(result: dict[str, Any]) -> str:
@@ -159,6 +132,5 @@ def result_table(result: dict[str, Any]) -> str:
     rows = [(name, f"{value:.4f}") for name, value in result["metrics"].items()]
     rows += [(name, str(value)) for name, value in counts.items()]
     width = max(len(name) for name, _ in rows)
-    method = result["protocol"].get("method")
-    title = f"{result['task']}{f' ({method})' if method else ''} on {result['dataset']}"
+    title = f"{result['task']} ({result['protocol']['method']}) on {result['dataset']}"
     return "\n".join([title, *(f"  {name:{width}}  {value:>8}" for name, value in rows)])

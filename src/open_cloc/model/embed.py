@@ -6,32 +6,18 @@ Shapes: B images, R regions per image, N image tokens, T texts, C tower width, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.prompts.box import ROI_SIZE
 
 TEXTS_PER_CHUNK = 256
 # Of the largest intermediate of one chunk of regions: 128 MiB.
 MAX_FLOATS = 2**25
-
-
-def _pool(model: CLOC, state: ImageState, prompts: Mapping[str, Tensor]) -> Tensor:
-    if set(prompts) != {"box"}:
-        raise UserError(f"region method roialign takes boxes only; got {', '.join(prompts) or 'no prompts'}")
-    return model.pool_regions(state, prompts["box"])
-
-
-# How a region can be embedded from an image's tokens. A crop needs the picture itself: `evaluation`.
-METHODS: dict[str, Callable[[CLOC, ImageState, Mapping[str, Tensor]], Tensor]] = {
-    "prompter": CLOC.encode_regions,
-    "roialign": _pool,
-}
 
 
 def embed_texts(model: CLOC, texts: Sequence[str]) -> Tensor:
@@ -43,28 +29,23 @@ def embed_texts(model: CLOC, texts: Sequence[str]) -> Tensor:
     return torch.cat(chunks) if chunks else torch.zeros(0, model.embed_dim, device=model.device)
 
 
-def embed_regions(
-    model: CLOC, state: ImageState, prompts: Mapping[str, Tensor], method: str = "prompter"
-) -> Tensor:
+def embed_regions(model: CLOC, state: ImageState, prompts: Mapping[str, Tensor]) -> Tensor:
     """Embed what any number of prompts point at.
 
     Args:
         model: A model in eval mode.
         state: Encoded images, B of them.
         prompts: (B, R, ...) prompts by kind, as `CLOC.encode_regions` takes them: `{"box": boxes}`.
-        method: A key of `METHODS`.
 
     Returns:
         (B, R, D) float32 of unit length, kind after kind in the order given.
 
     Raises:
-        UserError: If there is no such method or kind, or the method does not take this kind.
+        UserError: If there is no such kind.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown region method {method!r}; expected one of {', '.join(METHODS)}")
-    size = max(1, MAX_FLOATS // _floats_per_prompt(model, state, method))
+    size = max(1, MAX_FLOATS // _floats_per_prompt(model, state))
     chunks = [
-        F.normalize(METHODS[method](model, state, {kind: chunk}).float(), dim=-1)
+        F.normalize(model.encode_regions(state, {kind: chunk}).float(), dim=-1)
         for kind, given in prompts.items()
         for chunk in given.split(size, dim=1)
         if chunk.shape[1]
@@ -74,12 +55,12 @@ def embed_regions(
     return torch.cat(chunks, dim=1)
 
 
-def _floats_per_prompt(model: CLOC, state: ImageState, method: str) -> int:
+def _floats_per_prompt(model: CLOC, state: ImageState) -> int:
     """Size of the largest tensor that one prompt per image makes the model allocate."""
     num_images, num_tokens, tower_width = state.image_tokens.shape
     config = model.prompter.config
     width = config.width or tower_width
-    if method == "roialign" or config.regions == "roialign":
+    if config.regions == "roialign":
         per_image = ROI_SIZE**2 * tower_width
     elif config.readout == "mean":
         # Each prompt has its own N + K outputs, and the MLP's hidden layer of them.

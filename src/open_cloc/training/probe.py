@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 
 from open_cloc.data.readers import open_reader
-from open_cloc.evaluation.run import evaluate, write_result
+from open_cloc.evaluation.run import evaluate
+from open_cloc.files import write_json
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.recipe import Recipe
 
@@ -28,7 +29,7 @@ def probe(model: CLOC, recipe: Recipe, folder: Path, when: str) -> None:
     """
     dataset = open_reader(recipe.data.probe)
     result = evaluate(model, dataset, TASK, dataset_name=recipe.data.probe, pretrained=when)
-    write_result(result, folder / f"probe_{when}.json")
+    write_json(folder / f"probe_{when}.json", result)
     before = folder / "probe_before.json"
     if when == "before" or not before.is_file():
         return

@@ -1,0 +1,69 @@
+"""The names that a picture or a region may have, and the groups that metrics are split into.
+
+Shapes: X things to recognise, C classes, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import UserError
+from open_cloc.evaluation.method import Method
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.texts import clean_text
+
+
+class Classes(NamedTuple):
+    """The names to choose from, and who said so."""
+
+    names: list[str]
+    source: str
+
+    def targets(self, texts: Sequence[str]) -> Tensor:
+        """Each text's class, (X,).
+
+        Raises:
+            UserError: If a text is not a class name.
+        """
+        index = {name: i for i, name in enumerate(self.names)}
+        unknown = [text for text in texts if text not in index]
+        if unknown:
+            raise UserError(
+                f"{unknown[0]!r} is none of the {len(index)} classes ({self.source}); expected every text of "
+                "the data set among them"
+            )
+        return torch.tensor([index[text] for text in texts])
+
+
+def class_names(dataset: SampleDataset, texts: Sequence[str], config: EvaluationConfig) -> Classes:
+    """What a region may be: the config's classes, else the data set's, else its distinct texts."""
+    given = config.classes or getattr(dataset, "class_names", ())
+    if given:
+        names = list(dict.fromkeys(clean_text(name, config.lower_case) for name in given))
+        return Classes(names, "given" if config.classes else "categories of the data set")
+    return Classes(sorted(set(texts)), "distinct texts of the data set")
+
+
+def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig) -> Tensor:
+    """Class names in their template -> (C, D) of unit length."""
+    return method.embed_texts([config.template.replace("{}", name) for name in names])
+
+
+def group_masks(texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:
+    """Which regions each group of the config holds, by their texts: name -> (X,) bool.
+
+    Raises:
+        UserError: If a group holds none.
+    """
+    masks = {}
+    for name, members in config.groups.items():
+        cleaned = {clean_text(member, config.lower_case) for member in members}
+        masks[name] = torch.tensor([text in cleaned for text in texts])
+        if not masks[name].any():
+            raise UserError(f"group {name!r} holds no region of the data set; expected at least one")
+    return masks

@@ -1,0 +1,81 @@
+"""All embeddings of a data set, in its order, with the texts that belong to them.
+
+Shapes: X images or regions of a data set, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import UserError
+from open_cloc.evaluation.batches import read_batches
+from open_cloc.evaluation.method import Method
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.samples import RegionSample
+from open_cloc.texts import clean_text
+
+
+class RegionFeatures(NamedTuple):
+    """All regions of a data set, in its order.
+
+    Attributes:
+        features: (X, D) float32 of unit length.
+        texts: Cleaned texts of the regions, X of them.
+        image_index: (X,) number of each region's image.
+        num_images: Images read, those without regions included.
+    """
+
+    features: Tensor
+    texts: list[str]
+    image_index: Tensor
+    num_images: int
+
+
+def collect_images(
+    method: Method, dataset: SampleDataset, config: EvaluationConfig
+) -> tuple[Tensor, list[RegionSample]]:
+    """Image features (X, D) of unit length, and the samples without their pictures.
+
+    Raises:
+        UserError: If there is no sample, or one cannot be used.
+    """
+    rows, samples = [], []
+    for batch in read_batches(dataset, method.canvas, config):
+        rows.append(method.embed_images(batch).cpu())
+        samples += [RegionSample(s.key, b"", s.captions, s.regions, s.metadata) for s in batch.samples]
+    return torch.cat(rows), samples
+
+
+def collect_regions(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> RegionFeatures:
+    """Embed every region of a data set.
+
+    Raises:
+        UserError: If there is no region, or a sample cannot be used.
+    """
+    features: list[Tensor] = []
+    texts: list[str] = []
+    counts: list[int] = []
+    for batch in read_batches(dataset, method.canvas, config):
+        texts += [text for sample in batch.samples for text in region_texts(sample, config)]
+        counts += [len(sample.regions) for sample in batch.samples]
+        features.append(method.embed_regions(batch, batch.boxes).cpu())
+    if not texts:
+        raise UserError(f"dataset has no regions in its {len(counts)} images; expected at least one")
+    image_index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return RegionFeatures(torch.cat(features), texts, image_index, len(counts))
+
+
+def region_texts(sample: RegionSample, config: EvaluationConfig) -> list[str]:
+    """Cleaned texts of a sample's regions.
+
+    Raises:
+        UserError: If one is empty; an evaluation leaves no region out.
+    """
+    texts = [clean_text(region.text, config.lower_case) for region in sample.regions]
+    if not all(texts):
+        raise UserError(f"region without text: region {texts.index('')} of sample {sample.key!r}")
+    return texts

@@ -1,0 +1,55 @@
+"""Ways to embed regions, by name: each turns a model into what the evaluation tasks need."""
+
+from __future__ import annotations
+
+from typing import get_type_hints
+
+import torch
+
+from open_cloc.config import call_with_options, lookup, parse_spec
+from open_cloc.evaluation.method import Method, Setup, Weights
+from open_cloc.evaluation.options import EvaluationConfig
+
+__all__ = ["DEFAULT", "METHODS", "grounding_methods", "open_method"]
+
+# name -> `module:function` taking (WHAT, Setup, **options) and giving a Method.
+METHODS = {
+    "prompter": "open_cloc.evaluation.methods.prompter:open_prompter",
+    "ranked": "open_cloc.evaluation.methods.prompter:open_prompter",
+    "head": "open_cloc.evaluation.methods.prompter:open_head",
+    "roialign": "open_cloc.evaluation.methods.roialign:open_roialign",
+    "crop": "open_cloc.evaluation.methods.crop:open_crop",
+    "hf_clip": "open_cloc.evaluation.methods.hf_clip:open_hf_clip",
+}
+
+DEFAULT = "prompter"
+
+
+def open_method(
+    spec: str = DEFAULT,
+    weights: Weights | None = None,
+    config: EvaluationConfig | None = None,
+    device: str | torch.device | None = None,
+) -> Method:
+    """Open a method by `NAME[:WHAT][,option=value...]`.
+
+    Args:
+        spec: NAME is a key of `METHODS` or `package.module:Name` of a callable of the same form.
+        weights: A CLOC model, or the folder or hub id of one; None for a method that brings its own model.
+        config: How to measure.
+        device: Where weights are loaded to; None takes a GPU if there is one.
+
+    Raises:
+        UserError: On an unknown method or option, and if weights are lacking, or given to no end.
+        MissingFileError: If there are no such weights.
+    """
+    name, what, options = parse_spec(spec, METHODS)
+    setup = Setup(weights, config or EvaluationConfig(), device)
+    return call_with_options(lookup(METHODS, name, "method"), what, setup, options=options, where=spec)
+
+
+def grounding_methods() -> list[str]:
+    """Names of the methods that can find the box of a phrase, by what their functions say they give."""
+    return [
+        name for name in METHODS if hasattr(get_type_hints(lookup(METHODS, name, ""))["return"], "ground")
+    ]

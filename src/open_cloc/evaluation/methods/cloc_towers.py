@@ -1,0 +1,134 @@
+"""A CLOC model's texts and whole pictures: what the methods that measure our own models have in common.
+
+Shapes: B images, R regions of one image, T texts, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.canvas import CanvasConfig
+from open_cloc.errors import UserError
+from open_cloc.evaluation.batches import EvaluationBatch
+from open_cloc.evaluation.method import Setup
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.model.cloc import CLOC, ImageState
+from open_cloc.model.embed import embed_texts
+from open_cloc.model.load import load_model
+
+
+class ClocTowers:
+    """The two towers of a CLOC model at work.
+
+    Attributes:
+        model: The model, in eval mode.
+        config: How to measure.
+        method: Name of the method that uses the towers.
+        pretrained: Where the weights come from, if that is known.
+    """
+
+    def __init__(self, model: CLOC, config: EvaluationConfig, method: str, pretrained: str = "") -> None:
+        self.model, self.config, self.method, self.pretrained = model, config, method, pretrained
+        self._last: tuple[Tensor, ImageState] | None = None
+
+    @property
+    def canvas(self) -> CanvasConfig:
+        return self.model.preprocess
+
+    def describe(self) -> dict[str, Any]:
+        """All of the model and of this run that changes numbers, as plain JSON."""
+        return {
+            "method": self.method,
+            "model": describe_model(self.model),
+            "pretrained": self.pretrained,
+            "precision": self.config.precision,
+            "image_size": list(self.canvas.image_size),
+            "resize_mode": self.canvas.resize_mode,
+            "interpolation": self.canvas.interpolation,
+            "prompter": asdict(self.model.prompter.config),
+            "device": self.model.device.type,
+        }
+
+    def autocast(self) -> AbstractContextManager:
+        """The context in which the model runs."""
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (T, D) float32 of unit length."""
+        with self.autocast():
+            return embed_texts(self.model, texts)
+
+    def embed_images(self, batch: EvaluationBatch) -> Tensor:
+        """Whole pictures of a batch -> (B, D) float32 of unit length."""
+        return F.normalize(self.encode(batch).image_features.float(), dim=-1)
+
+    def encode(self, batch: EvaluationBatch) -> ImageState:
+        """Run the image tower over a batch: once, however often the same batch is asked for in a row."""
+        if self._last is None or self._last[0] is not batch.images:
+            self._last = None  # gives its memory back before more is taken
+            device = self.model.device
+            with self.autocast():
+                state = self.model.encode_image(batch.images.to(device), batch.content_boxes.to(device))
+            self._last = batch.images, state
+        return self._last[1]
+
+    def embed_boxes(
+        self,
+        batch: EvaluationBatch,
+        boxes: Sequence[np.ndarray],
+        embed: Callable[[CLOC, ImageState, Tensor], Tensor],
+    ) -> Tensor:
+        """Boxes of each picture, from the batch's one pass -> (sum of R, D) of unit length.
+
+        Image by image: no padding to the most crowded one, and a result that knows nothing of its neighbours.
+
+        Args:
+            batch: Pictures, B of them.
+            boxes: (R, 4) normalised `xyxy` of each picture, each with its own R.
+            embed: Model, one encoded image and its boxes (1, R, 4) of the canvas -> (1, R, D) of unit length.
+        """
+        state = self.encode(batch)
+        with self.autocast():
+            rows = [
+                embed(self.model, state.select(slice(i, i + 1)), own.to(self.model.device))[0]
+                for i, own in enumerate(batch.to_canvas(boxes))
+            ]
+        return torch.cat(rows)
+
+
+def open_towers(method: str, what: str, setup: Setup) -> ClocTowers:
+    """The towers of the weights that a method of ours is given.
+
+    Raises:
+        UserError: If there are no weights, or they stand behind the method's name.
+        MissingFileError: If there is no such folder or repository.
+    """
+    if what:
+        raise UserError(f"method {method} takes its model from --weights; got {what!r} behind its name")
+    weights = setup.weights
+    if weights is None:
+        raise UserError(f"method {method} needs a model: give --weights FOLDER, or a hub id")
+    if isinstance(weights, CLOC):
+        return ClocTowers(weights, setup.config, method)
+    return ClocTowers(load_model(weights, setup.device), setup.config, method, str(weights))
+
+
+def describe_model(model: CLOC) -> str:
+    """The image tower in a word: timm's name, or what the open_clip config says."""
+    vision = model.model_cfg["vision_cfg"]
+    if vision.get("timm_model_name"):
+        return str(vision["timm_model_name"])
+    layers = vision.get("layers")
+    if isinstance(layers, (list, tuple)):
+        return f"ResNet-{'-'.join(map(str, layers))}"
+    return f"ViT-{vision.get('width')}x{layers}-patch{vision.get('patch_size')}"

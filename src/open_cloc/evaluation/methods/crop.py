@@ -1,0 +1,75 @@
+"""Regions cut out of the original picture, each a picture of its own: one pass of the image tower per box.
+
+Shapes: X crops, R regions of one image, D shared embedding, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.canvas import Geometry
+from open_cloc.evaluation.batches import EvaluationBatch
+from open_cloc.evaluation.method import Setup
+from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.samples import RegionSample
+
+
+class CropMethod:
+    """Each box cut out at whole pixels, then resized and padded like a picture."""
+
+    def __init__(self, towers: ClocTowers) -> None:
+        self.towers = towers
+        self.canvas, self.describe = towers.canvas, towers.describe
+        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
+
+    def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
+        """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""
+        crops, size = cut_out(batch.samples, boxes), self.towers.config.batch_size
+        rows = [self._embed_pictures(crops[i : i + size]) for i in range(0, len(crops), size)]
+        model = self.towers.model
+        return torch.cat(rows) if rows else torch.zeros(0, model.embed_dim, device=model.device)
+
+    def _embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H, W, 3), each of its own size -> (X, D) of unit length."""
+        drawn = torch.from_numpy(np.stack([self._draw(pixels) for pixels in pictures]))
+        images = drawn.permute(0, 3, 1, 2).to(self.towers.model.device)  # (X, 3, H, W)
+        with self.towers.autocast():
+            features = self.towers.model.encode_image(images).image_features
+        return F.normalize(features.float(), dim=-1)
+
+    def _draw(self, pixels: np.ndarray) -> np.ndarray:
+        canvas = self.canvas
+        geometry = Geometry.fit(pixels.shape[:2], canvas.image_size, canvas.resize_mode)
+        return geometry.image(pixels, canvas.fill, canvas.interpolation)
+
+
+def open_crop(what: str, setup: Setup) -> CropMethod:
+    """Crops through the image tower of the setup's model."""
+    return CropMethod(open_towers("crop", what, setup))
+
+
+def cut_out(samples: Sequence[RegionSample], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each box cut out of its original picture, to the nearest whole pixels and at least one each way.
+
+    Args:
+        samples: Whose pictures they are.
+        boxes: (R, 4) normalised `xyxy` of each sample's picture, each with its own R.
+
+    Returns:
+        One (H, W, 3) uint8 array per box, sample by sample.
+    """
+    crops = []
+    for sample, own in zip(samples, boxes):
+        if not len(own):
+            continue
+        pixels = sample.pixels()
+        whole = Geometry.fit(pixels.shape[:2], pixels.shape[:2])
+        for box in own.tolist():
+            x1, y1, x2, y2 = whole.crop(box).window
+            crops.append(np.ascontiguousarray(pixels[y1:y2, x1:x2]))
+    return crops

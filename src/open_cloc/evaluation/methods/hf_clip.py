@@ -1,0 +1,131 @@
+"""Any CLIP or SigLIP of transformers, measured with its own processor and tokenizer; regions by crop.
+
+Shapes: X pictures or crops, R regions of one image, T texts, D shared embedding, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.canvas import CanvasConfig
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.evaluation.batches import EvaluationBatch
+from open_cloc.evaluation.method import Setup
+from open_cloc.evaluation.methods.crop import cut_out
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.model.load import choose_device
+
+TEXTS_PER_CHUNK = 256
+
+
+class HfClipMethod:
+    """A model of transformers that embeds pictures and texts.
+
+    Args:
+        folder: Where it was saved, together with its image processor and its tokenizer.
+        config: How to measure.
+        device: Where it runs.
+    """
+
+    # The processor wants the pictures themselves, so that nothing need be drawn for it.
+    canvas = CanvasConfig((1, 1))
+
+    def __init__(self, folder: str, config: EvaluationConfig, device: torch.device) -> None:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        self.folder, self.config, self.device = folder, config, device
+        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
+        self.processor: Any = AutoImageProcessor.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What made the numbers, as plain JSON."""
+        vision = self.model.config.vision_config
+        size = f"{vision.hidden_size}x{vision.num_hidden_layers}-patch{vision.patch_size}"
+        return {
+            "method": "hf_clip",
+            "model": f"{self.model.config.model_type} ViT-{size}",
+            "pretrained": self.folder,
+            "precision": self.config.precision,
+            "device": self.device.type,
+            "processor": json.loads(self.processor.to_json_string()),
+        }
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (T, D) float32 of unit length."""
+        rows = [self._embed_some_texts(some) for some in _chunks(texts, TEXTS_PER_CHUNK)]
+        return torch.cat(rows) if rows else self._nothing()
+
+    def embed_images(self, batch: EvaluationBatch) -> Tensor:
+        """Whole pictures of a batch -> (B, D) float32 of unit length."""
+        return self._embed_pictures([sample.pixels() for sample in batch.samples])
+
+    def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
+        """Boxes of each picture of a batch, cut out -> (sum of R, D) float32 of unit length."""
+        return self._embed_pictures(cut_out(batch.samples, boxes))
+
+    def _embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H, W, 3), each of its own size -> (X, D) of unit length."""
+        rows = []
+        for some in _chunks([Image.fromarray(pixels) for pixels in pictures], self.config.batch_size):
+            inputs = self.processor(images=some, return_tensors="pt")
+            rows.append(self._embed(self.model.get_image_features, inputs))
+        return torch.cat(rows) if rows else self._nothing()
+
+    def _embed_some_texts(self, texts: list[str]) -> Tensor:
+        # SigLIP has seen every text padded to its full length, and nothing else.
+        padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
+        length = self.model.config.text_config.max_position_embeddings
+        inputs = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=length, return_tensors="pt"
+        )
+        return self._embed(self.model.get_text_features, inputs)
+
+    def _embed(self, get_features: Any, inputs: Any) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            features = get_features(**inputs.to(self.device))
+        # transformers 5 gives a record, older ones the tensor.
+        features = features if isinstance(features, Tensor) else features.pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def _nothing(self) -> Tensor:
+        """(0, D): how long D is, only an embedding tells."""
+        return self._embed_some_texts(["a"])[:0]
+
+
+def open_hf_clip(what: str, setup: Setup) -> HfClipMethod:
+    """A model of transformers.
+
+    Args:
+        what: Its folder or hub id.
+        setup: How to measure, and where.
+
+    Raises:
+        UserError: If it is no CLIP or SigLIP, or CLOC weights are given too.
+        MissingFileError: If the model, its image processor or its tokenizer is not there.
+    """
+    if setup.weights is not None:
+        raise UserError(f"method hf_clip:{what} brings its own model; leave --weights out")
+    if not what:
+        raise UserError("method hf_clip needs the folder of a model: hf_clip:FOLDER")
+    device = choose_device(setup.device)
+    try:
+        method = HfClipMethod(what, setup.config, device)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MissingFileError(f"no CLIP or SigLIP of transformers at {what}: {reason}") from error
+    if not hasattr(method.model, "get_image_features") or not hasattr(method.model, "get_text_features"):
+        raise UserError(f"{what} holds a {type(method.model).__name__}; expected a CLIP or SigLIP")
+    return method
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    return (list(items[start : start + size]) for start in range(0, len(items), size))

@@ -1,0 +1,90 @@
+"""Regions by the model's own Prompter, and phrases by its ranked boxes or its box head.
+
+Shapes: R regions and P phrases of one image, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from open_cloc.evaluation.batches import EvaluationBatch
+from open_cloc.evaluation.method import FoundBoxes, Setup
+from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.model.cloc import CLOC, ImageState
+from open_cloc.model.embed import embed_regions
+from open_cloc.model.search import ground_phrases
+
+
+class PrompterMethod:
+    """A CLOC model as it is meant to be used: one pass per picture, then any number of prompts.
+
+    Args:
+        towers: The model at work.
+        candidates: Boxes that compete with the box head's answer for a phrase, at most; 0 for none.
+    """
+
+    def __init__(self, towers: ClocTowers, candidates: int) -> None:
+        self.towers, self.candidates = towers, candidates
+        self.canvas, self.describe = towers.canvas, towers.describe
+        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
+        self._known_texts: dict[str, Tensor] = {}
+
+    def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
+        """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""
+        return self.towers.embed_boxes(batch, boxes, _embed_prompted)
+
+    def describe_grounding(self) -> dict[str, Any]:
+        """How boxes are found: by ranked candidates, or by the box head alone."""
+        return {"method": "ranked" if self.candidates else "head", "candidates": self.candidates}
+
+    def ground(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> FoundBoxes:
+        """The best box for each phrase of each picture of a batch."""
+        state = self.towers.encode(batch)
+        boxes, scores = [torch.zeros(0, 4)], [torch.zeros(0)]
+        for i, (own, geometry) in enumerate(zip(phrases, batch.geometries)):
+            if own:
+                found = self._ground_image(state.select(slice(i, i + 1)), batch.content_boxes[i : i + 1], own)
+                boxes.append(geometry.invert_boxes(found.boxes[0].cpu()))
+                scores.append(found.scores[0].cpu())
+        return FoundBoxes(torch.cat(boxes), torch.cat(scores))
+
+    def _ground_image(self, image: ImageState, content_box: Tensor, phrases: Sequence[str]) -> FoundBoxes:
+        """Boxes (1, P, 4) of the canvas and scores (1, P) of one image's phrases."""
+        model, texts = self.towers.model, self._embed_each_once(phrases)
+        with self.towers.autocast():
+            found = ground_phrases(model, image, texts[None], content_box.to(model.device), self.candidates)
+        return FoundBoxes(*found)
+
+    def _embed_each_once(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (P, D) of unit length; many pictures of a data set are asked for the same phrases."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known_texts]
+        self._known_texts |= dict(zip(new, self.embed_texts(new)))
+        return torch.stack([self._known_texts[text] for text in texts])
+
+
+def open_prompter(
+    what: str, setup: Setup, *, grounding: Literal["ranked", "head"] = "ranked"
+) -> PrompterMethod:
+    """The Prompter's regions.
+
+    Args:
+        what: Nothing: the model is the setup's.
+        setup: The weights and how to measure them.
+        grounding: Finds phrases by ranking candidate boxes, or by the box head's answer as it is.
+    """
+    candidates = setup.config.candidates if grounding == "ranked" else 0
+    return PrompterMethod(open_towers("prompter", what, setup), candidates)
+
+
+def open_head(what: str, setup: Setup) -> PrompterMethod:
+    """The Prompter's regions, and the box head's answer for a phrase: short for `prompter,grounding=head`."""
+    return open_prompter(what, setup, grounding="head")
+
+
+def _embed_prompted(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
+    return embed_regions(model, state, {"box": boxes})

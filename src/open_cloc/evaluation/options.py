@@ -1,0 +1,47 @@
+"""How to measure: the options that every task and every method reads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from open_cloc.errors import UserError
+from open_cloc.model.search import CANDIDATES
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How to measure. All of it goes into the result's protocol.
+
+    Attributes:
+        batch_size: Pictures (or crops) per forward pass.
+        workers: Processes that decode pictures.
+        recall_k: The K of recall@K; empty takes the task's own.
+        classes: Class names to choose from; empty takes the data set's categories, else its distinct texts.
+        template: How a class name becomes a text, such as `a photo of a {}`; the paper uses bare names.
+        lower_case: Lower-case all texts, as training does.
+        candidates: Size of the grid of boxes that `ranked` grounding looks at, at most.
+        precision: `bf16` runs the towers under autocast.
+        groups: Texts by the name of a group; metrics are also given for the regions of each group alone.
+    """
+
+    batch_size: int = 32
+    workers: int = 0
+    recall_k: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
+    template: str = "{}"
+    lower_case: bool = True
+    candidates: int = CANDIDATES
+    precision: Literal["fp32", "bf16"] = "fp32"
+    groups: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1; got {self.batch_size}")
+        if min(self.recall_k, default=1) < 1:
+            raise UserError(f"recall_k must be at least 1; got {self.recall_k}")
+        if "{}" not in self.template:
+            raise UserError(f"template must hold {{}} for the class name; got {self.template!r}")
+        if self.candidates < 1:
+            raise UserError(f"candidates must be at least 1; got {self.candidates}; for none use method head")

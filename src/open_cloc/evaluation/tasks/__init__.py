@@ -1,0 +1,33 @@
+"""What can be measured, by name: each task turns a method and a data set into numbers."""
+
+from __future__ import annotations
+
+from open_cloc.config import lookup
+from open_cloc.evaluation.task import Task
+
+__all__ = ["TASKS", "find_task", "task_name"]
+
+# name -> `module:function` taking (Method, dataset, EvaluationConfig) and giving a TaskResult.
+TASKS = {
+    "zeroshot_classification": "open_cloc.evaluation.tasks.images:zeroshot_classification",
+    "zeroshot_retrieval": "open_cloc.evaluation.tasks.images:zeroshot_retrieval",
+    "zeroshot_region_classification": "open_cloc.evaluation.tasks.regions:zeroshot_region_classification",
+    "region_retrieval": "open_cloc.evaluation.tasks.regions:region_retrieval",
+    "grounding": "open_cloc.evaluation.tasks.grounding:grounding",
+    "prompt_gain": "open_cloc.evaluation.tasks.prompt_gain:prompt_gain",
+    "region_health": "open_cloc.evaluation.tasks.health:region_health",
+}
+
+
+def task_name(name: str) -> str:
+    """A task's name as results spell it: with underscores."""
+    return name if ":" in name else name.replace("-", "_")
+
+
+def find_task(name: str) -> Task:
+    """The task of a name, or of `package.module:Name`; hyphens will do.
+
+    Raises:
+        UserError: If there is no such task.
+    """
+    return lookup(TASKS, task_name(name), "task")

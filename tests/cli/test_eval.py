@@ -1,0 +1,57 @@
+"""`open-cloc eval`: its options, its table and its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from open_cloc.canvas import CanvasConfig
+from open_cloc.cli import eval as command
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.model.cloc import CLOC
+
+
+@pytest.fixture
+def weights(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> str:
+    CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_eval_prints_a_table_and_writes_a_file(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "result.json"
+    argv = ["--weights", weights, "--data", "scenes:val", "--limit", "3", "--device", "cpu"]
+    options = ["--recall_k", "1", "10", "--batch-size", "2", "--method", "roialign", "--no-lower-case"]
+    assert command.main(["region-retrieval", *argv, *options, "--output", str(output)]) == 0
+    result = json.loads(output.read_text())
+    assert [path.name for path in output.parent.iterdir()] == ["result.json"]
+    assert (result["dataset"], result["pretrained"]) == ("scenes:val", weights)
+    protocol = result["protocol"]
+    assert (protocol["num_images"], protocol["limit"], protocol["batch_size"]) == (3, 3, 2)
+    assert (protocol["method"], protocol["lower_case"], protocol["device"]) == ("roialign", False, "cpu")
+    assert "text_to_region_recall@1 " in capsys.readouterr().out
+
+
+def test_class_names_stand_in_a_file(weights: str, tmp_path: Path) -> None:
+    names, output = tmp_path / "names.txt", tmp_path / "result.json"
+    names.write_text("blue cat\n\nred dog \n")
+    assert command.read_names(names) == ("blue cat", "red dog")
+    argv = ["--weights", weights, "--data", "scenes:val", "--limit", "2", "--output", str(output)]
+    with pytest.raises(UserError, match="none of the 2 classes"):
+        command.main(["zeroshot_region_classification", *argv, "--classes", str(names)])
+    names.write_text("")
+    with pytest.raises(UserError, match="empty"):
+        command.main(["zeroshot_region_classification", *argv, "--classes", str(names)])
+    with pytest.raises(MissingFileError, match="class names"):
+        command.main(["grounding", *argv, "--classes", str(tmp_path / "none.txt")])
+
+
+def test_wrong_names_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="zeroshot_retrieval"):
+        command.main(["nonsense", "--weights", "nowhere", "--data", "coco:nowhere"])
+    with pytest.raises(UserError, match="needs a model: give --weights"):
+        command.main(["grounding", "--data", "scenes:val"])

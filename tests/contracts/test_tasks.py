@@ -1,0 +1,32 @@
+"""Whatever the task: finite numbers on a tiny data set, and a protocol that says how they came about."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from open_cloc.canvas import CanvasConfig
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.run import evaluate, result_table
+from open_cloc.evaluation.tasks import TASKS
+from open_cloc.model.cloc import CLOC
+
+DATA = "scenes:val,image_size=64,num_samples=5"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_gives_finite_numbers_and_says_how(task: str, tiny_model_cfg: dict[str, Any]) -> None:
+    model = CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).eval()
+    result = evaluate(model, DATA, task, EvaluationConfig(batch_size=2, candidates=20))
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["task"] == task
+    assert result["metrics"]
+    assert all(math.isfinite(value) for value in result["metrics"].values())
+    protocol = result["protocol"]
+    assert protocol["method"] in ("prompter", "ranked")
+    assert protocol["num_images"] == 5
+    assert all(isinstance(protocol[name], int) for name in protocol if name.startswith("num_"))
+    assert len(result_table(result).splitlines()) > len(result["metrics"])

@@ -1,0 +1,58 @@
+"""Overlap of found boxes with true ones, and the refusal of methods that find none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_data import Samples
+from torch import Tensor
+
+from open_cloc.canvas import Geometry
+from open_cloc.errors import UserError
+from open_cloc.evaluation.run import evaluate
+from open_cloc.evaluation.tasks.grounding import best_ious
+from open_cloc.model.cloc import CLOC, ImageState
+
+
+def test_best_ious_take_the_best_of_a_phrases_boxes() -> None:
+    boxes = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
+    true = torch.tensor([[0, 0, 0.5, 1.0], [0, 0, 0.5, 0.5], [0.5, 0.5, 1, 0.75], [0.0, 0, 0.1, 0.1]])
+    torch.testing.assert_close(best_ious(boxes, true, torch.tensor([0, 0, 1, 1])), torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(best_ious(boxes, true, torch.tensor([0, 1, 1, 1])), torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("method", ["head", "prompter,grounding=head"])
+def test_grounding_of_a_perfect_box_head(
+    model: CLOC, samples: Samples, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Each phrase's box head answers with the true box of the canvas; non-square pictures come back right."""
+    truth = iter([s for s in samples if s.regions])
+
+    def ground(state: ImageState, text_features: Tensor) -> Tensor:
+        sample = next(truth)
+        phrases = dict.fromkeys(region.text for region in sample.regions)
+        boxes = [next(r.box for r in sample.regions if r.text == phrase) for phrase in phrases]
+        geometry = Geometry.fit(sample.pixels().shape[:2], (64, 64), "longest")
+        return geometry.boxes(torch.tensor(boxes))[None]
+
+    monkeypatch.setattr(model, "ground", ground)
+    result = evaluate(model, samples, "grounding", method=method)
+    assert result["metrics"]["acc@0.5"] == 1
+    assert result["metrics"]["mean_iou"] == pytest.approx(1, abs=1e-4)
+    assert (result["protocol"]["method"], result["protocol"]["candidates"]) == ("head", 0)
+    counts = {k: v for k, v in result["protocol"].items() if k.startswith("num_")}
+    regions = sum(len(s.regions) for s in samples)
+    phrases = sum(len({r.text for r in s.regions}) for s in samples)
+    assert counts == {"num_images": 9, "num_regions": regions, "num_phrases": phrases}
+    assert phrases < regions
+
+
+def test_ranked_boxes_are_the_default(model: CLOC, samples: Samples) -> None:
+    protocol = evaluate(model, samples[:3], "grounding")["protocol"]
+    assert (protocol["method"], protocol["candidates"]) == ("ranked", 600)
+
+
+def test_a_method_that_finds_no_boxes_is_refused_with_those_that_do(model: CLOC, samples: Samples) -> None:
+    message = "method crop cannot ground phrases; those that can: prompter, ranked, head$"
+    with pytest.raises(UserError, match=message):
+        evaluate(model, samples, "grounding", method="crop")

@@ -1,0 +1,57 @@
+"""Signs of collapse, of embeddings whose state is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import Samples
+
+from open_cloc.errors import UserError
+from open_cloc.evaluation.collect import collect_regions
+from open_cloc.evaluation.methods import open_method
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.run import evaluate
+from open_cloc.evaluation.tasks.health import effective_rank, mean_cosine
+from open_cloc.model.cloc import CLOC
+from open_cloc.samples import Region, RegionSample
+
+
+def test_mean_cosine_and_effective_rank_of_known_vectors() -> None:
+    assert mean_cosine(torch.eye(4)) == pytest.approx(0)
+    assert mean_cosine(torch.eye(4)[[1, 1, 1]]) == pytest.approx(1)
+    assert mean_cosine(torch.eye(4)[[0, 0, 1]]) == pytest.approx(1 / 3)
+    cross = torch.cat([torch.eye(4), -torch.eye(4)]).double()
+    assert effective_rank(cross) == pytest.approx(4)
+    assert effective_rank(cross[[0, 1, 4, 5]]) == pytest.approx(2)
+    assert effective_rank(cross[[0, 4]]) == pytest.approx(1, abs=1e-5)
+    assert effective_rank(cross[[0, 0]]) == 1  # nothing left to have a rank
+
+
+def test_numbers_equal_loops(model: CLOC, samples: Samples) -> None:
+    result = evaluate(model, samples, "region-health", EvaluationConfig(batch_size=2))
+    method = open_method("prompter", model)
+    with torch.inference_mode():
+        found = collect_regions(method, samples, EvaluationConfig())
+        texts = method.embed_texts(found.texts).numpy()
+    rows, image = found.features.numpy(), found.image_index.numpy()
+    apart = ~np.eye(len(rows), dtype=bool)
+    cosines = rows @ rows.T
+    pairs = [apart & (image == i)[:, None] & (image == i)[None] for i in range(9)]
+    expected = {
+        "mean_cosine": cosines[apart].mean(),
+        "mean_cosine_in_image": np.mean([cosines[own].mean() for own in pairs if own.any()]),
+        "mean_text_cosine": (rows * texts).sum(1).mean(),
+        "modality_gap": np.linalg.norm(rows.mean(0) - texts.mean(0)),
+    }
+    singular = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+    shares = singular / singular.sum()
+    expected["effective_rank"] = np.exp(-(shares * np.log(shares + 1e-30)).sum())
+    assert result["metrics"] == pytest.approx(expected, rel=1e-3)
+    assert result["protocol"]["num_images_with_two_regions"] == sum(own.any() for own in pairs)
+
+
+def test_regions_must_have_company(model: CLOC, samples: Samples) -> None:
+    lonely = [RegionSample("a", samples[0].image, regions=(Region((0, 0, 1, 1), "a"),))]
+    with pytest.raises(UserError, match="an image with two regions; got none of 1"):
+        evaluate(model, lonely, "region_health")

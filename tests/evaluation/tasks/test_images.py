@@ -1,0 +1,40 @@
+"""Zero-shot classification and retrieval of whole images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_data import NAMES, Samples
+
+from open_cloc.errors import UserError
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.run import evaluate
+from open_cloc.inference.predictor import Predictor
+from open_cloc.model.cloc import CLOC
+from open_cloc.samples import RegionSample
+
+
+def test_classification_labels_come_from_metadata_or_the_only_caption(model: CLOC, samples: Samples) -> None:
+    expected = evaluate(model, samples, "zeroshot_classification")
+    labelled = Samples(
+        RegionSample(s.key, s.image, (), (), {"label": s.captions[0].upper()}) for s in samples
+    )
+    assert evaluate(model, labelled, "zeroshot_classification")["metrics"] == expected["metrics"]
+    two = Samples([RegionSample("s0", samples[0].image, ("a", "b"))])
+    with pytest.raises(UserError, match="exactly one caption"):
+        evaluate(model, two, "zeroshot_classification")
+
+
+def test_retrieval_with_several_captions_per_image_equals_loops(model: CLOC, samples: Samples) -> None:
+    captions = [tuple(f"{name} number {i}" for name in NAMES[: 1 + i % 3]) for i in range(len(samples))]
+    several = Samples(RegionSample(s.key, s.image, c) for s, c in zip(samples, captions))
+    metrics = evaluate(model, several, "zeroshot_retrieval", EvaluationConfig(recall_k=(1, 3, 6)))["metrics"]
+    predictor = Predictor(model)
+    images = np.stack([predictor.encode_image(s.pixels()) for s in samples])
+    owners = [i for i, own in enumerate(captions) for _ in own]
+    scores = images @ predictor.encode_text([c for own in captions for c in own]).T  # (9, T)
+    for k in (1, 3, 6):
+        to_text = [any(owners[t] == i for t in np.argsort(-row)[:k]) for i, row in enumerate(scores)]
+        to_image = [owner in np.argsort(-column)[:k] for owner, column in zip(owners, scores.T)]
+        assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(to_text))
+        assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(np.mean(to_image))

@@ -1,0 +1,59 @@
+"""Names of regions, from whichever classes there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_data import NAMES, Samples
+
+from open_cloc.errors import UserError
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.run import evaluate
+from open_cloc.inference.predictor import Predictor
+from open_cloc.model.cloc import CLOC
+from open_cloc.samples import Region, RegionSample
+
+
+def test_region_classification_equals_loops_and_groups_are_subsets(model: CLOC, samples: Samples) -> None:
+    seen, held_out = NAMES[:4], NAMES[4:]
+    config = EvaluationConfig(groups={"seen": seen, "held_out": held_out})
+    result = evaluate(model, samples, "zeroshot-region-classification", config)
+    predictor = Predictor(model)
+    names = sorted({region.text.lower() for s in samples for region in s.regions})
+    texts = predictor.encode_text(names)
+    hits: dict[str, list[bool]] = {"": [], "/seen": [], "/held_out": []}
+    for sample in samples:
+        predictor.set_image(sample.pixels())
+        for region in sample.regions:
+            (feature,) = predictor.encode_regions(image=None, boxes=[region.box], normalized=True)
+            hit = names[int(np.argmax(texts @ feature))] == region.text.lower()
+            hits[""].append(hit)
+            hits["/seen" if region.text in seen else "/held_out"].append(hit)
+    for suffix, found in hits.items():
+        assert result["metrics"][f"acc1{suffix}"] == pytest.approx(np.mean(found))
+        assert result["protocol"][f"num_regions{suffix}"] == len(found)
+    assert result["protocol"]["num_classes"] == len(names)
+
+
+def test_class_names_of_the_data_set_or_the_config_are_used_in_full(model: CLOC, samples: Samples) -> None:
+    samples.class_names = (*NAMES, "zebra", "Zebra")
+    result = evaluate(model, samples, "zeroshot_region_classification")
+    assert result["protocol"]["num_classes"] == 8
+    assert result["protocol"]["classes"] == "categories of the data set"
+    with pytest.raises(UserError, match="none of the 1 classes"):
+        evaluate(model, samples, "zeroshot_region_classification", EvaluationConfig(classes=("zebra",)))
+
+
+def test_templates_change_the_text(model: CLOC, samples: Samples) -> None:
+    plain = evaluate(model, samples, "zeroshot_region_classification")
+    config = EvaluationConfig(classes=tuple(f"a {name}" for name in NAMES))
+    captions = [
+        RegionSample(s.key, s.image, (), tuple(Region(r.box, f"a {r.text}") for r in s.regions))
+        for s in samples
+    ]
+    spelled = evaluate(model, Samples(captions), "zeroshot_region_classification", config)
+    samples.class_names = NAMES
+    templated = evaluate(model, samples, "zeroshot_region_classification", EvaluationConfig(template="a {}"))
+    assert templated["metrics"] == spelled["metrics"]
+    assert templated["protocol"]["template"] == "a {}"
+    assert plain["protocol"]["template"] == "{}"

@@ -1,0 +1,32 @@
+"""A data set small enough to be measured in milliseconds, and irregular enough to catch mistakes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from open_cloc.samples import Region, RegionSample
+
+SIZES = [(40, 70), (64, 64), (90, 30), (33, 65), (20, 20)]
+NAMES = ("red dog", "blue cat", "green tree", "small house", "old car", "white cup", "Tall Man")
+
+
+class Samples(list[RegionSample]):
+    """The smallest data set there can be."""
+
+    class_names: tuple[str, ...] = ()
+
+
+def make_samples() -> Samples:
+    """9 pictures of five sizes, 0 to 4 regions each, some texts twice in a picture."""
+    rng = np.random.default_rng(0)
+    made = Samples()
+    for i in range(9):
+        corners = rng.uniform(0, 0.6, (i % 5, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.4, corners.shape)], 1)
+        texts = [NAMES[j] for j in rng.integers(len(NAMES), size=len(boxes))]
+        if len(texts) == 4:
+            texts[3] = texts[0]
+        regions = tuple(Region(tuple(box.tolist()), text) for box, text in zip(boxes, texts))
+        pixels = rng.integers(0, 256, (*SIZES[i % 5], 3), dtype=np.uint8)
+        made.append(RegionSample(f"s{i}", pixels, (f"a {NAMES[i % 7]}",), regions))
+    return made
