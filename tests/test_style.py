@@ -43,7 +43,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "circles": {"open_cloc.model.weights -> open_cloc.model.cloc"},
     "prints": set(),
     "citations": {
-        *("docs/labelling.md", "docs/log.md", "docs/phrases.md"),
         *(
             "src/open_cloc/cli/plan.py",
             "src/open_cloc/evaluation/regions.py",
@@ -57,7 +56,7 @@ EXCEPTIONS: dict[str, set[str]] = {
         *("src/open_cloc/training/measure.py", "src/open_cloc/training/recipe.py"),
         *("src/open_cloc/training/recipes.py", "src/open_cloc/labelling/__init__.py"),
     },
-    "kinds": {"DETECTORS owlvit", "DETECTORS grounding-dino", "DETECTORS mm-grounding-dino"},
+    "kinds": set(),
     "sizes": set(),
 }
 

@@ -3,7 +3,7 @@
 The box head learns last, while region embeddings match phrases early. So a grid of boxes is embedded once for
 an image, each phrase takes the mean of the best ones that agree with each other, and again of boxes near it,
 and last of that and the box head's. The single best match is usually a tight piece of the thing: hence the
-mean, and a slight preference for larger boxes. `docs/evaluation.md` has the numbers.
+mean, and a slight preference for larger boxes. `docs/log/` has the numbers.
 
 Shapes: B images, P phrases per image, K candidate boxes, D shared embedding.
 """

@@ -53,13 +53,13 @@ def test_worked_examples(rules: Any, caption: str, expected: Any, dropped: dict[
 
 
 def test_the_examples_of_the_page(rules: Any) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "phrases.md").read_text(encoding="utf-8")
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == 3
-    for caption, kept, dropped in rows:
-        (found,) = rules([caption.strip().strip("`").replace("\\|", "|")])
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "phrases.md").read_text(encoding="utf-8")
+    items = re.findall(r"^- `(.*?)`\sgives(.*?)\. Left out: (.*?)\.$", page, re.DOTALL | re.MULTILINE)
+    assert len(items) == 3
+    for caption, kept, dropped in items:
+        (found,) = rules([caption])
         assert texts(found) == re.findall("`(.*?)`", kept)
-        assert ", ".join(f"{count} {rule}" for rule, count in found.dropped.items()) == dropped.strip()
+        assert [f"{count} `{rule}`" for rule, count in found.dropped.items()] == dropped.split(", ")
 
 
 def regex_chunks(tags: list[str]) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Noun phrases of captions by the rules of the paper's VESL pipeline.
 
 What the paper leaves open (hyphens, duplicates, captions that are no captions) is decided here; the rules in
-their order are in docs/phrases.md.
+their order are in docs/reference/phrases.md.
 """
 
 from __future__ import annotations
