@@ -67,7 +67,9 @@ def test_the_window_lands_exactly_on_the_content_box(geometry: Geometry) -> None
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("crop", [None, (0.1, 0.2, 0.9, 1.0)])
 @pytest.mark.parametrize("source_hw", [(200, 300), (300, 110), (64, 64)])
-def test_a_drawn_rectangle_is_where_its_box_says(mode, flipped, crop, source_hw) -> None:
+def test_a_drawn_rectangle_is_where_its_box_says(
+    mode: str, flipped: bool, crop: tuple[float, ...] | None, source_hw: tuple[int, int]
+) -> None:
     height, width = source_hw
     box = np.array([[0.25, 0.4, 0.6, 0.75]])
     x1, y1, x2, y2 = denormalize_boxes(box, source_hw)[0].round().astype(int)

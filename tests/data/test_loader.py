@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, get_worker_info
 
+from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.augment import AugmentConfig
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
@@ -72,7 +74,7 @@ DATA = [sample(number, num_regions=number % 7) for number in range(21)]
 CONFIG = LoaderConfig(batch_size=4, num_regions=3, workers=0, augment=AugmentConfig(0.5, 0.6))
 
 
-def load(data=DATA, config: LoaderConfig = CONFIG, **options) -> list[RegionBatch]:  # type: ignore[no-untyped-def]
+def load(data: SampleDataset = DATA, config: LoaderConfig = CONFIG, **options: Any) -> list[RegionBatch]:
     return list(RegionLoader(data, Canvas(), tokenize, config, **options))
 
 
