@@ -224,7 +224,7 @@ def test_grounding_of_a_perfect_box_head(model, samples, monkeypatch):
         phrases = dict.fromkeys(region.text for region in sample.regions)
         boxes = [next(r.box for r in sample.regions if r.text == phrase) for phrase in phrases]
         geometry = Geometry.fit(sample.pixels().shape[:2], (64, 64), "longest")
-        return geometry.boxes(torch.tensor(boxes))[None]
+        return geometry.to_canvas(torch.tensor(boxes))[None]
 
     monkeypatch.setattr(model, "ground", ground)
     result = evaluate(model, samples, "grounding", EvaluationConfig(method="head"))
@@ -261,7 +261,7 @@ def test_prompt_gain_of_a_model_that_reads_boxes(model, samples, monkeypatch):
         return torch.tensor(np.stack([features.get(key, np.eye(32)[0]) for key in keys]))[None].float()
 
     monkeypatch.setattr("open_cloc.model.embed.METHODS", {"prompter": look_up})
-    monkeypatch.setattr("open_cloc.canvas.Geometry.boxes", lambda _, boxes: boxes)
+    monkeypatch.setattr("open_cloc.canvas.Geometry.to_canvas", lambda _, boxes: boxes)
     metrics = evaluate(model, samples, "prompt_gain")["metrics"]
     assert metrics["acc1"] == 1
     assert metrics["acc1_shuffled_boxes"] == 0

@@ -67,7 +67,7 @@ class _EvaluationBatches:
             except (ValueError, FileNotFoundError) as error:
                 return error  # torch would wrap what is raised here in a worker's traceback
             geometry = Geometry.fit(pixels.shape[:2], self.preprocess.image_size, self.preprocess.resize_mode)
-            images.append(geometry.image(pixels, self.preprocess.fill, self.preprocess.interpolation))
+            images.append(geometry.draw(pixels, self.preprocess.fill, self.preprocess.interpolation))
             samples.append(sample)
             geometries.append(geometry)
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -162,7 +162,7 @@ def region_texts(sample: RegionSample, config: EvaluationConfig) -> list[str]:
 def canvas_boxes(sample: RegionSample, geometry: Geometry) -> Tensor:
     """Boxes of all regions of a sample: (1, R, 4) normalised `xyxy` of the canvas."""
     boxes = np.array([region.box for region in sample.regions], np.float32).reshape(-1, 4)
-    return torch.from_numpy(geometry.boxes(boxes))[None].clamp(0, 1)
+    return torch.from_numpy(geometry.to_canvas(boxes))[None].clamp(0, 1)
 
 
 def collect_regions(
@@ -232,7 +232,7 @@ def embed_pictures(
     rows = [torch.zeros(0, model.embed_dim, device=model.device)]
     for start in range(0, len(pictures), config.batch_size):
         some = pictures[start : start + config.batch_size]
-        canvases = np.stack([geometry.image(pixels, fill, interpolation) for pixels, geometry in some])
+        canvases = np.stack([geometry.draw(pixels, fill, interpolation) for pixels, geometry in some])
         images = torch.from_numpy(canvases).permute(0, 3, 1, 2).to(model.device)
         with autocast(model, config):
             features = model.encode_image(images).image_features

@@ -105,7 +105,7 @@ def _ground_all(model: CLOC, dataset: SampleDataset, config: EvaluationConfig, c
                 found = ground_phrases(model, image, embed(phrases)[None], content, candidates)
             true_boxes = torch.tensor([region.box for region in sample.regions])  # (R, 4) of the picture
             index = torch.tensor([phrases.index(text) for text in own_texts])
-            ious.append(best_ious(geometry.invert_boxes(found.boxes[0].cpu()), true_boxes, index))
+            ious.append(best_ious(geometry.from_canvas(found.boxes[0].cpu()), true_boxes, index))
             scores.append(found.scores[0].cpu())
             texts += phrases
             num_regions += len(own_texts)

@@ -173,7 +173,7 @@ class Predictor:
         text_features = self._embed_texts(phrases, "phrases")
         own = self._get(image)
         found = ground_phrases(self.model, own.state, text_features[None], own.content_box, candidates)
-        boxes = own.geometry.invert_boxes(found.boxes[0].double().cpu()).clamp(0, 1)
+        boxes = own.geometry.from_canvas(found.boxes[0].double().cpu()).clamp(0, 1)
         boxes_px = denormalize_boxes(boxes, own.geometry.source_hw).tolist()
         return [
             (p, (x1, y1, x2, y2), s)
@@ -191,14 +191,14 @@ class Predictor:
         preprocess, device = self.model.preprocess, self.model.device
         pixels = read_pixels(image)
         geometry = Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
-        canvas = geometry.image(pixels, preprocess.fill, preprocess.interpolation)
+        canvas = geometry.draw(pixels, preprocess.fill, preprocess.interpolation)
         images = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
         content_box = torch.tensor([geometry.content_box], device=device)
         return _SetImage(geometry, self.model.encode_image(images, content_box), content_box)
 
     def _embed_regions(self, image: _SetImage, boxes: ArrayLike, box_format: str, normalized: bool) -> Tensor:
         own = boxes_of_picture(boxes, image.geometry.source_hw, box_format, normalized)
-        canvas = image.geometry.boxes(own).astype(np.float32).clip(0, 1)
+        canvas = image.geometry.to_canvas(own).astype(np.float32).clip(0, 1)
         return embed_regions(self.model, image.state, torch.from_numpy(canvas)[None].to(self.model.device))[0]
 
     def _embed_texts(self, texts: Sequence[str], what: str) -> Tensor:
