@@ -85,7 +85,7 @@ class RawSample:
         """The boxes' numbers as read, (R, 4) float64."""
         return np.array([region.box for region in self.regions], np.float64).reshape(-1, 4)
 
-    def boxes(self) -> np.ndarray:
+    def normalize(self) -> np.ndarray:
         """The boxes as normalised `xyxy`, (R, 4) float64, neither checked nor clipped.
 
         Raises:
@@ -135,7 +135,7 @@ def finish(raw: RawSample) -> RegionSample:
     Raises:
         UserError: On a box that is not finite, inverted or outside the picture; names its annotation.
     """
-    boxes = raw.boxes()
+    boxes = raw.normalize()
     problems = box_problems(boxes, raw.size_hw)
     for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
         raise UserError(describe_problem(raw, int(row), int(problems[row])))
