@@ -231,11 +231,11 @@ class _OnRows:
             self.error = pickle.dumps(as_sent(error))
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        batch = pickle.loads(row["batch"])
+        if isinstance(batch, Exception):  # what went wrong first is what is told
+            return row
         if self.error:
             return {"batch": self.error}
-        batch = pickle.loads(row["batch"])
-        if isinstance(batch, Exception):
-            return row
         try:
             for stage in self.stages:
                 batch = stage(batch)
