@@ -64,7 +64,8 @@ def connected(address: str) -> Iterator[None]:
     context = require("ray.data", "label").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
     context.issue_detectors_config.detectors = []
-    context.target_max_block_size = 1  # a block a batch, so that a unit's batches spread over all actors
+    # A block a batch, so that a unit's batches spread over all actors.
+    context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
