@@ -32,7 +32,7 @@ from transformers import (
 from open_cloc.labelling.detectors import open_detector
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 
 TYPES = ("owlv2", "owlvit", "grounding-dino")
@@ -192,7 +192,7 @@ def make_cloc(folder: Path) -> Path:
     }
     prompter = PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True)
     torch.manual_seed(0)  # for the position code, which is no parameter
-    save(create_model(ModelConfig(model_cfg=cfg, prompter=prompter)), folder)
+    save(build_model(ModelConfig(towers=cfg, prompter=prompter)), folder)
     return folder
 
 
