@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.timing import print_table, ratios, take_turns, verdict, write_json
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch
@@ -137,7 +137,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     prompter = PrompterConfig(readout="prompt", box_prior=True)
-    model = create_model(ModelConfig(architecture=options.architecture, prompter=prompter))
+    model = build_model(ModelConfig(towers=options.architecture, prompter=prompter))
     batch = make_batch(model, options)
     names = {1: "one batch", options.parts: f"{options.parts} parts"}
     seconds = take_turns(

@@ -26,7 +26,7 @@ from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.canvas import Geometry
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import create_model
+from open_cloc.model.create import build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.prompts.box import pool_boxes
 from open_cloc.objectives import Objectives
@@ -153,7 +153,7 @@ def embed_boxes(model: CLOC, cache: Cache, rows: Tensor, slots: Tensor, method: 
 def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
     """Train projections and Prompter on cached features, with the recipe's losses and optimizer."""
     torch.manual_seed(seed)
-    model = create_model(replace(RECIPE.model, prompter=METHODS[method]))
+    model = build_model(replace(RECIPE.model, prompter=METHODS[method]))
     freeze.lock_towers(model, RECIPE.optim)
     objectives = Objectives(RECIPE.objectives)
     optimizer = optim.build_optimizer(model, objectives, RECIPE.optim)
@@ -240,7 +240,7 @@ def main(options: Options) -> None:
     """Print accuracy per method and size, and write it as JSON."""
     keep_freed_memory()
     torch.manual_seed(0)
-    towers = create_model(RECIPE.model).eval()
+    towers = build_model(RECIPE.model).eval()
     sources = (options.shared / "stamps", options.shared / "coco128")
     pool = PastedScenes(*sources, "train", 10**6, num_sprites=5, photo_boxes=True)
     samples: list[RegionSample] = []

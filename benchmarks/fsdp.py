@@ -25,7 +25,7 @@ import tyro
 from benchmarks.accumulation import Options as BatchOptions
 from benchmarks.accumulation import make_batch
 from benchmarks.timing import print_table, verdict, write_json
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import Objectives
 from open_cloc.training import freeze, optim
@@ -74,13 +74,13 @@ def measure(options: Options, parallel: Any, folder: Path) -> Measured:
     recipe = Recipe(
         name="fsdp",
         model=ModelConfig(
-            architecture=options.architecture, prompter=PrompterConfig(readout="prompt", box_prior=True)
+            towers=options.architecture, prompter=PrompterConfig(readout="prompt", box_prior=True)
         ),
         run=RunConfig(global_batch_size=RANKS * options.batch_size, parallel=parallel, device="cpu"),
     )
     with join_ranks("cpu") as ranks:
         torch.manual_seed(0)
-        model = create_model(recipe.model).train()
+        model = build_model(recipe.model).train()
         objectives = Objectives(recipe.objectives)
         freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)
         batch = make_batch(model, BatchOptions(batch_size=options.batch_size), seed=ranks.rank)

@@ -61,7 +61,7 @@ def recipe() -> Recipe:
     return Recipe(
         name="kill-resume",
         model=ModelConfig(
-            model_cfg=TOWERS, prompter=PrompterConfig(readout="prompt", box_prior=True, dropout=0.1)
+            towers=TOWERS, prompter=PrompterConfig(readout="prompt", box_prior=True, dropout=0.1)
         ),
         data=DataConfig(
             train=("scenes:train,image_size=32,num_samples=1000",),

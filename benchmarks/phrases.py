@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.timing import print_table, ratios, take_turns, verdict, write_json
 from benchmarks.training_step import texts
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 
 PADDED, TRIMMED, OURS = "padded to 77", "cut to the longest", "distinct, in buckets"
 AIM = 0.10
@@ -40,7 +40,7 @@ def main(options: Options) -> None:
     """Print and write time over padding's, and the largest difference between the features."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = create_model(ModelConfig(architecture="ViT-B-16")).eval()
+    model = build_model(ModelConfig(towers="ViT-B-16")).eval()
     phrases = texts(options.count, 2, 12, seed=2)
     repeated = int(0.3 * len(phrases))
     phrases[-repeated:] = phrases[torch.arange(repeated)]

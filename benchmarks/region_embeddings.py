@@ -14,7 +14,7 @@ import tyro
 
 from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, verdict, write_json
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.prompts.box import pool_boxes
@@ -41,8 +41,8 @@ class Options:
 def build(readout: str) -> CLOC:
     """ViT-B/16 with the paper's Prompter, read out one way or the other."""
     torch.manual_seed(0)
-    config = ModelConfig(architecture="ViT-B-16", prompter=PrompterConfig(readout=readout))  # type: ignore[arg-type]
-    return create_model(config).eval()
+    config = ModelConfig(towers="ViT-B-16", prompter=PrompterConfig(readout=readout))  # type: ignore[arg-type]
+    return build_model(config).eval()
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.timing import kept_for_backward, print_table, ratios, take_turns, verdict, write_json
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import Objectives
@@ -150,7 +150,7 @@ def build(options: Options, readout: str) -> CLOC:
     """The paper's model with one of the two read-outs."""
     torch.manual_seed(0)
     prompter = PrompterConfig(readout=readout)  # type: ignore[arg-type]
-    return create_model(ModelConfig(architecture=options.architecture, prompter=prompter)).train()
+    return build_model(ModelConfig(towers=options.architecture, prompter=prompter)).train()
 
 
 def clip_step(model: CLOC, images: Tensor, captions: Tensor) -> Callable[[], object]:

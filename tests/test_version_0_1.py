@@ -16,7 +16,7 @@ from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.readers import open_reader
 from open_cloc.inference.predictor import Predictor, load
 from open_cloc.model import sharded
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import Prompter, PrompterConfig
 from open_cloc.model.weights import read_config
@@ -61,7 +61,7 @@ def test_a_model_folder_gives_the_answers_that_it_gave() -> None:
 
 
 def test_a_model_folder_is_a_start_for_training() -> None:
-    model = create_model(ModelConfig(pretrained=str(V0_1 / "model")))
+    model = build_model(ModelConfig(f"folder:{V0_1 / 'model'}"))
     assert_answers(Predictor(model), EXPECTED["model"])
 
 
@@ -80,16 +80,20 @@ def test_a_run_goes_on_as_if_never_interrupted(checkpoint: Path, tmp_path: Path)
     config = read_config(checkpoint)
     recipe = Recipe(
         name="v0.1",
-        model=ModelConfig(
-            model_cfg=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])
-        ),
+        model=ModelConfig(towers=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])),
         data=DataConfig(
             train=("scenes:train,image_size=32,num_samples=1000",),
-            loader=LoaderConfig(batch_size=4, num_regions=3, workers=0),
+            loader=LoaderConfig(num_regions=3, workers=0),
         ),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(
-            samples=12, output=str(tmp_path / "run"), device="cpu", log_steps=1, report_to=(), progress=False
+            samples=12,
+            global_batch_size=4,
+            output=str(tmp_path / "run"),
+            device="cpu",
+            log_steps=1,
+            report_to=(),
+            progress=False,
         ),
     )
     folder = train(recipe, resume=str(checkpoint))
@@ -128,7 +132,7 @@ def test_seeded_models_start_where_they_started(name: str) -> None:
     expected = STARTS[name]
     torch.manual_seed(0)
     if name == "scenes_cloc":
-        state = create_model(scenes_cloc().model).prompter.state_dict()
+        state = build_model(scenes_cloc().model).prompter.state_dict()
     else:
         state = Prompter(16, 8, PrompterConfig(**expected["options"])).state_dict()
     sums = [tensor.double().sum().item() for tensor in state.values()]

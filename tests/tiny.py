@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 
 TOWERS: dict[str, Any] = {
@@ -32,7 +32,7 @@ BOXES = [[0, 0, 10, 20], [5.5, 3, 60, 40], [0, 0, 90, 50]]
 def tiny_model(prompter: str = "prompt", **changes: Any) -> CLOC:
     """A seeded model with one of `PROMPTERS`; changes are to open_clip's config."""
     torch.manual_seed(0)
-    return create_model(ModelConfig(model_cfg=TOWERS | changes, prompter=PROMPTERS[prompter])).eval()
+    return build_model(ModelConfig(towers=TOWERS | changes, prompter=PROMPTERS[prompter])).eval()
 
 
 def picture(height: int = 50, width: int = 90, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from open_cloc.cli import main as cli
 from open_cloc.errors import NotFiniteError
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 
 HEAVY = ("torch", "numpy", "transformers", "open_clip", "tyro", "matplotlib")
 
@@ -154,8 +154,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 32},
         "text_cfg": {"width": 32, "heads": 2, "layers": 1, "context_length": 16},
     }
-    create_model(ModelConfig(model_cfg=cfg)).save_pretrained(path / "model")
-    create_model(ModelConfig(model_cfg=cfg | {"embed_dim": 16})).save_pretrained(path / "other")
+    build_model(ModelConfig(towers=cfg)).save_pretrained(path / "model")
+    build_model(ModelConfig(towers=cfg | {"embed_dim": 16})).save_pretrained(path / "other")
     (path / "other" / "config.json").write_text((path / "model" / "config.json").read_text())
     (path / "no_config").mkdir()
     Image.fromarray(np.zeros((50, 90, 3), np.uint8)).save(path / "a.png")

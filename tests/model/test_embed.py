@@ -1,4 +1,4 @@
-"""Embeddings in chunks, and RoIAlign as the method that needs no Prompter."""
+"""Embeddings in chunks, and the RoIAlign that needs no Prompter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_roialign_regions_equal_torchvision_and_the_towers_head() -> None:
     boxes = torch.tensor([[[0, 0, 0.5, 0.5], [0.2, 0.1, 0.9, 0.7]]])
     with torch.no_grad():
         state = model.encode_image(images)
-        found = embed_regions(model, state, {"box": boxes}, "roialign")[0]
+        found = F.normalize(model.pool_regions(state, boxes), dim=-1)[0]
         feature_map = state.image_tokens.transpose(1, 2).reshape(1, 64, 4, 6)
         pixels = boxes[0] * torch.tensor([96.0, 64, 96, 64])
         pooled = roi_align(feature_map, [pixels], 7, spatial_scale=1 / 16, aligned=True).mean((2, 3))
@@ -50,12 +50,3 @@ def test_several_kinds_in_chunks_follow_one_another(monkeypatch: pytest.MonkeyPa
         chunked = embed_regions(model, state, {"mask": masks, "box": boxes})
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
         assert embed_regions(model, state, {}).shape == (2, 0, 32)
-
-
-def test_roialign_takes_boxes_only() -> None:
-    model = tiny_model()
-    state = model.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="roialign takes boxes only; got mask"):
-        embed_regions(model, state, {"mask": torch.ones(1, 1, 64, 64)}, "roialign")
-    with pytest.raises(ValueError, match="unknown region method 'magic'; expected one of prompter, roialign"):
-        embed_regions(model, state, {"box": torch.ones(1, 1, 4)}, "magic")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from open_cloc.canvas import CanvasConfig
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import load_in_order, read_state
@@ -58,7 +58,7 @@ def _shaken(model: CLOC) -> CLOC:
 
 @pytest.fixture
 def model(tiny_model_cfg: dict[str, Any]) -> CLOC:
-    return _shaken(create_model(ModelConfig(model_cfg=tiny_model_cfg)))
+    return _shaken(build_model(ModelConfig(towers=tiny_model_cfg)))
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_round_trip_is_exact(
     tiny_model_cfg: dict[str, Any], tmp_path: Path, prompter: PrompterConfig
 ) -> None:
     tiny_model_cfg |= {"quick_gelu": True, "init_logit_bias": -10.0}
-    config = ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter, resize_mode="squash")
-    model = _shaken(create_model(config))
+    config = ModelConfig(towers=tiny_model_cfg, prompter=prompter, resize_mode="squash")
+    model = _shaken(build_model(config))
     model.save_pretrained(tmp_path / "m")
     loaded = CLOC.from_pretrained(tmp_path / "m")
     _assert_same(model, loaded)
@@ -95,13 +95,13 @@ def test_round_trip_is_exact(
     assert loaded.preprocess == model.preprocess
     assert loaded.prompter.config == prompter
     assert torch.equal(loaded.clip.logit_bias, model.clip.logit_bias)
-    again = create_model(ModelConfig(pretrained=str(tmp_path / "m")))
+    again = build_model(ModelConfig(f"folder:{tmp_path / 'm'}"))
     _assert_same(model, again)
 
 
 def test_the_config_holds_all_that_changes_numbers(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     tiny_model_cfg["quick_gelu"] = True
-    create_model(ModelConfig(model_cfg=tiny_model_cfg, resize_mode="squash")).save_pretrained(tmp_path)
+    build_model(ModelConfig(towers=tiny_model_cfg, resize_mode="squash")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert set(config) == {"model_cfg", "prompter", "preprocess"}
     assert config["model_cfg"]["quick_gelu"] is True
@@ -126,10 +126,8 @@ def test_saving_twice_leaves_the_model_and_no_other_files(model: CLOC, saved: Pa
 
 
 def test_a_hugging_face_text_tower_travels_along(text_tower: Path, tmp_path: Path) -> None:
-    config = ModelConfig(
-        timm_model="test_resnet", text_tower=str(text_tower), embed_dim=24, context_length=16, image_size=64
-    )
-    model = _shaken(create_model(config))
+    config = ModelConfig(f"timm:test_resnet,text={text_tower},embed_dim=24,context_length=16", image_size=64)
+    model = _shaken(build_model(config))
     model.save_pretrained(tmp_path / "first")
     shutil.move(tmp_path / "first", tmp_path / "second")
     text = (tmp_path / "second" / "config.json").read_text()
@@ -153,7 +151,7 @@ def test_a_hugging_face_tokenizer_travels_along(
         "no_causal_mask": True,
         "pool_type": "last",
     }
-    model = _shaken(create_model(ModelConfig(model_cfg=tiny_model_cfg)))
+    model = _shaken(build_model(ModelConfig(towers=tiny_model_cfg)))
     model.save_pretrained(tmp_path / "m")
     shutil.rmtree(local)
     assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text()
@@ -251,9 +249,9 @@ def test_interpolation(model: CLOC, saved: Path, tmp_path: Path) -> None:
 def test_interpolation_refuses(saved: Path, tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]; got 1.5"):
         interpolate(saved, saved, 1.5, tmp_path / "out")
-    create_model(
-        ModelConfig(model_cfg=tiny_model_cfg, prompter=PrompterConfig(box_prior=True))
-    ).save_pretrained(tmp_path / "other")
+    build_model(ModelConfig(towers=tiny_model_cfg, prompter=PrompterConfig(box_prior=True))).save_pretrained(
+        tmp_path / "other"
+    )
     with pytest.raises(ValueError, match="weights of another architecture"):
         interpolate(saved, tmp_path / "other", 0.5, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -271,6 +269,13 @@ def _open_clip_model(cfg: dict[str, Any]) -> Any:
         for parameter in clip.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return clip
+
+
+def _spec(cfg: dict[str, Any], weights: Path) -> str:
+    """Towers of a written-out config with weights from a file, as a spec."""
+    path = weights.with_name("cfg.json")
+    path.write_text(json.dumps(cfg))
+    return f"open_clip:{path},pretrained={weights}"
 
 
 def _assert_equals_open_clip(model: CLOC, clip: Any) -> None:
@@ -295,7 +300,7 @@ def test_open_clip_checkpoints(tiny_model_cfg: dict[str, Any], tmp_path: Path, f
         torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}}}, path)
     else:
         torch.save(state, path)
-    model = create_model(ModelConfig(model_cfg=tiny_model_cfg, pretrained=str(path)))
+    model = build_model(ModelConfig(_spec(tiny_model_cfg, path)))
     _assert_equals_open_clip(model, clip)
     assert torch.equal(model.prompter.project.weight, clip.visual.proj.T)
 
@@ -305,8 +310,8 @@ def test_regions_start_in_the_space_of_the_images(tiny_model_cfg: dict[str, Any]
     clip = _open_clip_model(tiny_model_cfg)
     torch.save(clip.state_dict(), tmp_path / "weights.pt")
     for prompter in (PrompterConfig(pooled_residual=True), PrompterConfig(regions="roialign")):
-        model = create_model(
-            ModelConfig(model_cfg=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt"), prompter=prompter)
+        model = build_model(
+            ModelConfig(_spec(tiny_model_cfg, tmp_path / "weights.pt"), prompter=prompter)
         ).eval()
         with torch.no_grad():
             state = model.encode_image(IMAGES)
@@ -331,7 +336,7 @@ def test_open_clip_folders(tiny_model_cfg: dict[str, Any], tmp_path: Path, weigh
         save_file(clip.state_dict(), tmp_path / weights)
     else:
         torch.save(clip.state_dict(), tmp_path / weights)
-    model = create_model(ModelConfig(pretrained=str(tmp_path)))
+    model = build_model(ModelConfig(f"folder:{tmp_path}"))
     assert model.preprocess == CanvasConfig(
         (64, 64), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), interpolation="bilinear", fill=(128, 102, 76)
     )
@@ -341,10 +346,9 @@ def test_open_clip_folders(tiny_model_cfg: dict[str, Any], tmp_path: Path, weigh
 def test_image_size_resizes_the_position_embedding(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     clip = _open_clip_model(tiny_model_cfg)
     torch.save(clip.state_dict(), tmp_path / "weights.pt")
-    config = ModelConfig(model_cfg=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt"), image_size=96)
-    model = create_model(config).eval()
+    config = ModelConfig(_spec(tiny_model_cfg, tmp_path / "weights.pt"), image_size=96)
+    model = build_model(config).eval()
     assert model.preprocess.image_size == (96, 96)
-    assert tiny_model_cfg["vision_cfg"]["image_size"] == 64  # the recipe's own dict is left alone
     larger = deepcopy(tiny_model_cfg)
     larger["vision_cfg"]["image_size"] = 96
     reference = open_clip.model.CLIP(**larger).eval()
@@ -362,7 +366,7 @@ def test_wrong_checkpoints_are_one_sentence(tiny_model_cfg: dict[str, Any], tmp_
     other = deepcopy(tiny_model_cfg)
     other["vision_cfg"]["width"] = 96
     state = _open_clip_model(other).state_dict()
-    config = ModelConfig(model_cfg=tiny_model_cfg, pretrained=str(path))
+    config = ModelConfig(_spec(tiny_model_cfg, path))
     without = {name: tensor for name, tensor in state.items() if name != "visual.proj"}
     contents: list[tuple[Any, str]] = [
         (state, "weights of another architecture: .*weights.pt"),
@@ -377,18 +381,18 @@ def test_wrong_checkpoints_are_one_sentence(tiny_model_cfg: dict[str, Any], tmp_
     for content, message in contents:
         torch.save(content, path)
         with pytest.raises(ValueError, match=message) as error:
-            create_model(config)
+            build_model(config)
         assert "\n" not in str(error.value)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="not a torch checkpoint of plain tensors") as error:
-        create_model(config)
+        build_model(config)
     assert "\n" not in str(error.value)
 
 
 def test_files_with_code_inside_are_refused(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "weights.pt")  # a pickled object, not a state dict
     with pytest.raises(ValueError, match="not a torch checkpoint of plain tensors"):
-        create_model(ModelConfig(model_cfg=tiny_model_cfg, pretrained=str(tmp_path / "weights.pt")))
+        build_model(ModelConfig(_spec(tiny_model_cfg, tmp_path / "weights.pt")))
 
 
 def test_load_in_order_counts_and_compares_shapes() -> None:
@@ -464,7 +468,7 @@ def _columns(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_sigmoid_model_starts_where_the_sigmoid_losses_need_it(tiny_model_cfg: dict[str, Any]) -> None:
-    model = create_model(ModelConfig(model_cfg=tiny_model_cfg, sigmoid=True))
+    model = build_model(ModelConfig(towers=tiny_model_cfg, sigmoid=True))
     features = model(_batch(model))
     assert features.logit_scale.item() == pytest.approx(10)
     assert features.logit_bias is not None
@@ -489,7 +493,7 @@ def test_padding_of_the_canvas_is_masked_out(model: CLOC) -> None:
     ids=["paper", "prior"],
 )
 def test_one_batch_is_learned_by_heart(tiny_model_cfg: dict[str, Any], prompter: PrompterConfig) -> None:
-    model = create_model(ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter)).train()
+    model = build_model(ModelConfig(towers=tiny_model_cfg, prompter=prompter)).train()
     batch, config = _batch(model), paper_objectives()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     history = []

@@ -17,7 +17,7 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.readers import open_reader
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import Objectives
 from open_cloc.samples import Features, RegionBatch
@@ -40,7 +40,7 @@ def make(
 ) -> tuple[CLOC, RegionBatch]:
     """A model with its starting weights, and a batch of scenes of which the second has no caption."""
     torch.manual_seed(0)
-    made = create_model(ModelConfig(model_cfg=cfg, prompter=prompter, **model)).train()
+    made = build_model(ModelConfig(towers=cfg, prompter=prompter, **model)).train()
     config = LoaderConfig(num_regions=num_regions, workers=0)
     batch = next(
         iter(RegionLoader(open_reader(SCENES), made.preprocess, made.tokenize, config, batch_size=batch_size))
@@ -202,7 +202,7 @@ def test_memory_is_one_parts(tiny_cfg: dict[str, Any]) -> None:
 def recipe(cfg: dict[str, Any], output: Path, **run: Any) -> Recipe:
     return Recipe(
         name="tiny",
-        model=ModelConfig(model_cfg=cfg, prompter=PrompterConfig(readout="prompt", box_prior=True)),
+        model=ModelConfig(towers=cfg, prompter=PrompterConfig(readout="prompt", box_prior=True)),
         data=DataConfig(train=(SCENES,), loader=LoaderConfig(num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(
@@ -231,13 +231,8 @@ def test_five_steps_are_those_of_big_batches(tiny_cfg: dict[str, Any], tmp_path:
 def test_a_batch_norm_that_learns_is_refused(
     tiny_cfg: dict[str, Any], text_tower: Path, tmp_path: Path
 ) -> None:
-    model = ModelConfig(
-        timm_model="cloc_resnet10_s8",
-        text_tower=str(text_tower),
-        embed_dim=24,
-        image_size=32,
-        context_length=16,
-    )
+    spec = f"timm:cloc_resnet10_s8,text={text_tower},embed_dim=24,context_length=16"
+    model = ModelConfig(spec, image_size=32)
     resnet = replace(recipe(tiny_cfg, tmp_path / "run", accumulate=2), model=model)
     with pytest.raises(
         ValueError, match=r"run.accumulate must be 1 with a batch norm that learns, such as clip"

@@ -36,11 +36,13 @@ from open_cloc.data import workers
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.readers import open_reader
-from open_cloc.model import sharded, towers
+from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.towers import tokenizer
+from open_cloc.model.towers.build import build_clip
 from open_cloc.model.weights import read_state
 from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch, RegionSample
@@ -60,7 +62,7 @@ def tiny(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Recipe:
     prompter = PrompterConfig(readout="prompt", box_prior=True, dropout=0.2)
     return Recipe(
         name="tiny",
-        model=ModelConfig(model_cfg=tiny_model_cfg, prompter=prompter),
+        model=ModelConfig(towers=tiny_model_cfg, prompter=prompter),
         data=DataConfig(train=(SCENES,), loader=LoaderConfig(num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2),
         run=RunConfig(
@@ -519,7 +521,7 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_1(
 def start(recipe: Recipe) -> tuple[Run, RegionBatch]:
     """A run and its first batch, as `train` makes them."""
     torch.manual_seed(recipe.run.seed)
-    model = create_model(recipe.model)
+    model = build_model(recipe.model)
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     model.train()
     freeze.lock_towers(model, recipe.optim)
@@ -538,10 +540,9 @@ def start(recipe: Recipe) -> tuple[Run, RegionBatch]:
 
 
 def joined(recipe: Recipe, timm_model: str, text_tower: Path) -> Recipe:
-    model = ModelConfig(
-        timm_model=timm_model, text_tower=str(text_tower), embed_dim=24, image_size=32, context_length=16
-    )
-    return replace(recipe, model=replace(model, prompter=replace(recipe.model.prompter, width=32)))
+    spec = f"timm:{timm_model},text={text_tower},embed_dim=24,context_length=16"
+    prompter = replace(recipe.model.prompter, width=32)
+    return replace(recipe, model=ModelConfig(spec, image_size=32, prompter=prompter))
 
 
 def test_frozen_towers_stay_as_they_are(tiny: Recipe, text_tower: Path) -> None:
@@ -549,7 +550,7 @@ def test_frozen_towers_stay_as_they_are(tiny: Recipe, text_tower: Path) -> None:
         with_run(joined(tiny, "cloc_resnet10_s8", text_tower), samples=12), lock_image=True, lock_text=True
     )
     torch.manual_seed(recipe.run.seed)
-    before = create_model(recipe.model).state_dict()
+    before = build_model(recipe.model).state_dict()
     after = CLOC.from_pretrained(train(recipe)).state_dict()
     frozen = {n for n in before if n.startswith(("clip.visual.trunk.", "clip.text.transformer."))}
     assert any(name.endswith("running_mean") for name in frozen)
@@ -562,7 +563,7 @@ def test_frozen_towers_stay_as_they_are(tiny: Recipe, text_tower: Path) -> None:
 def test_batch_norm_learns_where_the_tower_does(tiny: Recipe, text_tower: Path) -> None:
     recipe = with_run(joined(tiny, "cloc_resnet10_s8", text_tower), samples=4)
     torch.manual_seed(recipe.run.seed)
-    before = create_model(recipe.model).state_dict()
+    before = build_model(recipe.model).state_dict()
     after = CLOC.from_pretrained(train(recipe)).state_dict()
     assert not torch.equal(
         before["clip.visual.trunk.bn1.running_mean"], after["clip.visual.trunk.bn1.running_mean"]
@@ -648,13 +649,13 @@ DISTANCES = {
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_layer_decay_of_joined_towers(tiny: Recipe, text_tower: Path, name: str) -> None:
-    model = create_model(joined(tiny, name, text_tower).model)
+    model = build_model(joined(tiny, name, text_tower).model)
     found = rates(model, lr=1.0, layer_decay=0.5)
     assert {p: -np.log2(found[p][0]) for p in DISTANCES[name]} == pytest.approx(DISTANCES[name])
 
 
 def test_layer_decay_of_open_clip_towers(tiny: Recipe) -> None:
-    found = rates(create_model(tiny.model), lr=1.0, prompter_lr=3.0, layer_decay=0.5)
+    found = rates(build_model(tiny.model), lr=1.0, prompter_lr=3.0, layer_decay=0.5)
     for tower, first in (("visual", "conv1.weight"), ("text", "token_embedding.weight")):
         assert found[f"clip.{tower}.{first}"][0] == 0.125
         assert found[f"clip.{tower}.positional_embedding"][0] == 0.125
@@ -669,7 +670,7 @@ def test_layer_decay_of_open_clip_towers(tiny: Recipe) -> None:
 @pytest.mark.parametrize("timm_model", ["", "test_vit", "cloc_resnet10_s8"])
 def test_weight_decay_only_on_maps(tiny: Recipe, text_tower: Path, timm_model: str) -> None:
     recipe = joined(tiny, timm_model, text_tower) if timm_model else tiny
-    model = create_model(recipe.model)
+    model = build_model(recipe.model)
     found = rates(model, weight_decay=0.3)
     assert set(found) == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -700,7 +701,7 @@ def test_gradient_clipping(tiny: Recipe) -> None:
 def test_without_regions_it_is_a_plain_clip(tiny: Recipe) -> None:
     recipe = with_loader(with_run(tiny, samples=12), num_regions=0)
     torch.manual_seed(recipe.run.seed)
-    before = create_model(recipe.model).state_dict()
+    before = build_model(recipe.model).state_dict()
     after = CLOC.from_pretrained(train(recipe)).state_dict()
     for name in before:
         assert torch.equal(before[name], after[name]) is name.startswith("prompter."), name
@@ -751,7 +752,7 @@ def test_gradient_checkpointing_changes_no_number(tiny: Recipe, text_tower: Path
 
 
 def test_gradient_checkpointing_is_off_unless_asked_for(tiny: Recipe, text_tower: Path) -> None:
-    model = create_model(joined(tiny, "test_vit", text_tower).model)
+    model = build_model(joined(tiny, "test_vit", text_tower).model)
     for enable in (True, False):
         model.set_grad_checkpointing(enable)
         assert model.clip.visual.trunk.grad_checkpointing is enable
@@ -820,7 +821,7 @@ def test_recipes_that_cannot_work_are_one_sentence(
         (with_run(tiny, report_to=("pigeon",)), "unknown report_to 'pigeon'; expected tensorboard or wandb"),
         (replace(tiny, data=replace(tiny.data, train=())), "no training data: give --data.train FORMAT:PATH"),
         (replace(tiny, data=replace(tiny.data, probe="scenes:nowhere")), "unknown split 'nowhere'"),
-        (replace(tiny, model=ModelConfig(architecture="ViT-Q")), "unknown architecture 'ViT-Q'"),
+        (replace(tiny, model=ModelConfig(towers="ViT-Q")), "unknown architecture 'ViT-Q'"),
     ):
         with pytest.raises(ValueError, match=message):
             train(recipe)
@@ -921,7 +922,7 @@ def test_scene_recipes_train(name: str, tmp_path: Path) -> None:
 def test_the_paper_recipe_is_the_papers() -> None:
     recipe = RECIPES["paper-vit-b16"]()
     with torch.device("meta"):
-        model = create_model(recipe.model)
+        model = build_model(recipe.model)
     assert model.preprocess.image_size == (224, 224)
     assert model.preprocess.resize_mode == "longest"
     assert 145e6 < sum(p.numel() for p in model.clip.parameters()) < 155e6
@@ -940,7 +941,7 @@ def pretrained(tiny_model_cfg: dict[str, Any], tmp_path: Path) -> Path:
     folder.mkdir()
     config = {"model_cfg": tiny_model_cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    torch.save(towers.build_clip(tiny_model_cfg).state_dict(), folder / "open_clip_pytorch_model.bin")
+    torch.save(build_clip(tiny_model_cfg).state_dict(), folder / "open_clip_pytorch_model.bin")
     return folder
 
 
@@ -969,7 +970,7 @@ def test_finetune_probes_and_interpolates(
     real = probe.evaluate
     monkeypatch.setattr(probe, "evaluate", measure)
     with caplog.at_level(logging.WARNING):
-        assert cli.main(["train", "finetune", "--model.pretrained", str(pretrained), *FINETUNE]) == 0
+        assert cli.main(["train", "finetune", "--model.towers", f"folder:{pretrained}", *FINETUNE]) == 0
     assert "image_retrieval_recall@1 fell from 0.500 to 0.100 during training" in caplog.text
     assert "text_retrieval_recall" not in caplog.text
     for when in ("before", "after"):
@@ -1003,7 +1004,7 @@ def test_interpolate_refuses(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    create_model(tiny.model).save_pretrained(tmp_path / "a")
+    build_model(tiny.model).save_pretrained(tmp_path / "a")
     for argv, message in (
         (["a", "b", "--output", "c"], "open-cloc interpolate: model folder not found: b\n"),
         (["b", "a", "--output", "c"], "open-cloc interpolate: model folder not found: b\n"),
@@ -1122,7 +1123,7 @@ def test_usage_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_tokenizer_is_small_to_pickle(tiny: Recipe, text_tower: Path) -> None:
     texts = ["a dog", "two cats on a mat", "a dog"]
     for config in (tiny.model, joined(tiny, "test_vit", text_tower).model):
-        model = create_model(config)
+        model = build_model(config)
         pickled = pickle.dumps(model.tokenize)
         assert len(pickled) < 2000
         assert torch.equal(pickle.loads(pickled)(texts), model.tokenize(texts))
@@ -1132,16 +1133,16 @@ def test_the_tokenizer_is_small_to_pickle(tiny: Recipe, text_tower: Path) -> Non
 
 
 def test_the_tokenizer_forgets(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "CACHED_TEXTS", 3)
-    tokenize = create_model(tiny.model).tokenize
+    monkeypatch.setattr(tokenizer, "CACHED_TEXTS", 3)
+    tokenize = build_model(tiny.model).tokenize
     for number in range(20):
         texts = [f"a dog {number}", "a cat", f"{number} dogs"]
-        assert torch.equal(tokenize(texts), towers.trim_padding(tokenize.full(texts), tokenize.pad_id))
+        assert torch.equal(tokenize(texts), tokenizer.trim_padding(tokenize.full(texts), tokenize.pad_id))
     assert len(tokenize._rows) <= 6
 
 
 def test_workers_can_be_spawned(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = create_model(tiny.model)
+    model = build_model(tiny.model)
     config = replace(tiny.data.loader, workers=1)
     loader = RegionLoader(
         open_reader(SCENES), model.preprocess, model.tokenize, config, batch_size=4, num_samples=4

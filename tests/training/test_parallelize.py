@@ -34,7 +34,7 @@ from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.readers import open_reader
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import ModelConfig, create_model
+from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
 from open_cloc.samples import RegionSample
@@ -55,7 +55,7 @@ def make_recipe(cfg: dict[str, Any], output: Path, *, prompter: PrompterConfig |
     prompter = prompter or PrompterConfig(readout="prompt", box_prior=True)
     return Recipe(
         name="tiny",
-        model=ModelConfig(model_cfg=cfg, prompter=prompter),
+        model=ModelConfig(towers=cfg, prompter=prompter),
         data=DataConfig(train=(SCENES,), loader=LoaderConfig(num_regions=3, workers=0)),
         optim=OptimConfig(lr=1e-3, warmup=2, grad_clip=0.5, layer_decay=0.75),
         run=RunConfig(
@@ -221,7 +221,7 @@ def test_parameters_that_no_loss_reaches_make_nobody_wait(
 ) -> None:
     recipe = replace(tiny, model=replace(tiny.model, prompter=prompter))
     recipe = with_loader(with_run(recipe, samples=16), num_regions=num_regions)
-    before = create_model(recipe.model).state_dict().keys()
+    before = build_model(recipe.model).state_dict().keys()
     assert run_ranks(train, recipe) == [Path(tiny.run.output) / "model"] * 2
     assert read_state(Path(tiny.run.output) / "model/model.safetensors").keys() == before
 
@@ -574,10 +574,10 @@ def test_rendezvous() -> None:
 
 
 def test_every_tower_block_is_sharded_by_itself(tiny: Recipe, text_tower: Path) -> None:
-    assert len(tower_blocks(create_model(tiny.model))) == 4  # two layers of each tower
-    joined = {"text_tower": str(text_tower), "embed_dim": 24, "image_size": 32, "context_length": 16}
+    assert len(tower_blocks(build_model(tiny.model))) == 4  # two layers of each tower
     for name, blocks in (("test_vit", 6), ("cloc_resnet10_s8", 4)):
-        model = create_model(ModelConfig(timm_model=name, **joined))
+        spec = f"timm:{name},text={text_tower},embed_dim=24,context_length=16"
+        model = build_model(ModelConfig(spec, image_size=32))
         assert len(tower_blocks(model)) == blocks + 2, name
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, TypeVar
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
@@ -35,6 +36,31 @@ def _term_from_text(
         is_instance=lambda value: isinstance(value, Term),
         str_from_instance=lambda term: [str(term)],
     )
+
+
+@registry.primitive_rule
+def _text_or_table(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Towers, a spec or a table: one text, in which `{` begins a table as JSON."""
+    if set(get_args(info.type)) != {str, Mapping[str, Any]}:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="KIND:WHAT",
+        instance_from_str=lambda texts: _from_text(texts[0]),
+        is_instance=lambda value: isinstance(value, (str, Mapping)),
+        str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
+    )
+
+
+def _from_text(text: str) -> str | dict[str, Any]:
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{text!r:.60} begins like a table but is not valid JSON: {error}") from error
 
 
 def find_recipe(name: str) -> Recipe:

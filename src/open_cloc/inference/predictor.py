@@ -26,18 +26,33 @@ from open_cloc.pictures import Picture, read_pixels
 from open_cloc.texts import TextCache
 
 
-def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -> Predictor:
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Predictor:
     """Load a trained model for use.
 
     Args:
         path_or_hub_id: Folder that `save_pretrained` wrote, or `owner/name` on the Hugging Face hub.
         device: Where to compute; None takes a GPU if there is one, else the CPU.
+        dtype: Type of the towers' weights: `fp32`, `bf16`, `fp16` or torch's; None keeps float32. Embeddings
+            come out as float32 in any case.
+        revision: Branch, tag or commit on the hub; None takes its main branch.
+        token: Access token for the hub; None takes the one you are logged in with.
+        cache_dir: Where downloads are kept; None takes the hub's own place.
 
     Raises:
         MissingFileError: If there is no such folder or repository.
-        UserError: If it holds no CLOC model.
+        UserError: If it holds no CLOC model, or the device or type is unknown.
     """
-    return Predictor(load_model(path_or_hub_id, device))
+    return Predictor(
+        load_model(path_or_hub_id, device, dtype=dtype, revision=revision, token=token, cache_dir=cache_dir)
+    )
 
 
 class Predictor:

@@ -20,11 +20,14 @@ from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
 from open_cloc.errors import MissingFileError
-from open_cloc.model import small_towers, towers, weights  # noqa: F401 (registers the small towers)
+from open_cloc.model import weights
 from open_cloc.model.features import compute_features, encode_distinct_texts
 from open_cloc.model.prompter import Prompter, PrompterConfig
 from open_cloc.model.prompts import PromptedImage
 from open_cloc.model.prompts.box import pool_boxes
+from open_cloc.model.towers import image_tower_of, text_tower_of
+from open_cloc.model.towers.build import build_clip
+from open_cloc.model.towers.tokenizer import TextTokenizer
 from open_cloc.samples import PAPER_NEEDS, Features, RegionBatch
 
 
@@ -94,10 +97,10 @@ class CLOC(
             "prompter": asdict(prompter_config),
             "preprocess": asdict(self.preprocess),
         }
-        self.clip: Any = towers.build_clip(self.model_cfg)
-        self.tokenize = towers.TextTokenizer(self.model_cfg, towers.padding_id(self.clip.text))
+        self.clip: Any = build_clip(self.model_cfg)
+        self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(self.clip.text).padding_id)
         self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
-        width = towers.token_width(self.clip.visual)
+        width = image_tower_of(self.clip.visual).token_width
         self.prompter = Prompter(width, self.model_cfg["embed_dim"], prompter_config)
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
@@ -124,7 +127,7 @@ class CLOC(
             content_boxes: (B, 4) normalised `xyxy` of the picture inside padding; the whole canvas if None.
                 Tokens that see nothing of it are masked out of the Prompter's attention.
         """
-        output = towers.encode_image(self.clip.visual, self.normalize_pixels(images))
+        output = image_tower_of(self.clip.visual).encode(self.normalize_pixels(images))
         mask = None if content_boxes is None else self.tokens_in_picture(output.grid_size, content_boxes)
         prompted = self.prompter.prepare(output.image_tokens, output.grid_size, mask)
         return ImageState(output.image_features, output.image_tokens, output.grid_size, prompted)
@@ -137,7 +140,7 @@ class CLOC(
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids (U, T) -> text features (U, D), not normalised."""
-        return towers.encode_text(self.clip.text, token_ids)
+        return text_tower_of(self.clip.text).encode(token_ids)
 
     def encode_regions(self, state: ImageState, prompts: Mapping[str, Tensor]) -> Tensor:
         """Embed what prompts point at.
@@ -162,7 +165,8 @@ class CLOC(
         Boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D). The baseline that needs no Prompter.
         """
         pooled = pool_boxes(state.image_tokens, state.grid_size, boxes)  # (B, R, 49, C)
-        return towers.project_pooled(self.clip.visual, pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
+        features = image_tower_of(self.clip.visual).project_pooled(pooled.flatten(0, 1))  # (B * R, D)
+        return features.unflatten(0, boxes.shape[:2])
 
     def forward(self, batch: RegionBatch, needs: Collection[str] = PAPER_NEEDS) -> Features:
         """What the objectives need of a batch, by path of `Features`. Each distinct text is encoded once."""
@@ -174,7 +178,8 @@ class CLOC(
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' activations in the backward pass instead of keeping them."""
-        towers.set_grad_checkpointing(self.clip, enable)
+        image_tower_of(self.clip.visual).set_grad_checkpointing(enable)
+        text_tower_of(self.clip.text).set_grad_checkpointing(enable)
 
     # --- hub mixin: save_pretrained, from_pretrained and push_to_hub come from huggingface_hub ---
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from open_cloc.model import towers
 from open_cloc.model.text_buckets import split_by_length
-from open_cloc.model.tokens import TextTokens, encode_text_tokens, project_image_tokens
+from open_cloc.model.towers import image_tower_of, text_tower_of
+from open_cloc.model.towers.tower import ImageTower, TextTokens, TowerOutput
 from open_cloc.samples import Features, RegionBatch, View
 
 REGIONAL = ("region_features", "pred_boxes")  # what needs the Prompter
@@ -70,7 +70,7 @@ def _with_image(
     """The same features with those of pictures (B, 3, H, W) and of boxes (B, R, 4) in them."""
     if not boxes.shape[1] or not any(name in needs for name in REGIONAL):
         # Plain CLIP, at plain CLIP's price.
-        output = towers.encode_image(model.clip.visual, model.normalize_pixels(images))
+        output = image_tower_of(model.clip.visual).encode(model.normalize_pixels(images))
         made: dict[str, Any] = {"image_features": output.image_features}
         if not boxes.shape[1]:
             made |= {"region_features": features.region_text_features, "pred_boxes": boxes}
@@ -86,14 +86,19 @@ def _with_image(
 
 
 def _image_tokens(
-    model: Encoder, output: towers.TowerOutput, content_boxes: Tensor, needs: Collection[str]
+    model: Encoder, output: TowerOutput, content_boxes: Tensor, needs: Collection[str]
 ) -> dict[str, Any]:
     if not any(name in needs for name in IMAGE_TOKENS):
         return {}
     return {
-        "image_tokens": project_image_tokens(model.clip.visual, output.image_tokens),
+        "image_tokens": project_tokens(image_tower_of(model.clip.visual), output.image_tokens),
         "image_token_mask": model.tokens_in_picture(output.grid_size, content_boxes),
     }
+
+
+def project_tokens(tower: ImageTower, tokens: Tensor) -> Tensor:
+    """Image tokens (B, N, C) -> (B, N, D): each through the tower's own pooling and projection, alone."""
+    return tower.project_pooled(tokens.flatten(0, 1)[:, None]).unflatten(0, tokens.shape[:2])
 
 
 def _of_view(model: Encoder, view: View, features: Features, needs: Collection[str], name: str) -> Features:
@@ -125,7 +130,7 @@ def _distinct_texts(
 ) -> tuple[Tensor, TextTokens | None]:
     """(U, D), and their tokens where they are needed."""
     if any(name in needs for name in TEXT_TOKENS):
-        tokens = encode_text_tokens(model.clip.text, batch.texts)
+        tokens = text_tower_of(model.clip.text).encode_tokens(batch.texts)
         return tokens.features, tokens
     return encode_distinct_texts(model, batch), None
 

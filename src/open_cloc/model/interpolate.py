@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.model.cloc import CLOC
 from open_cloc.model.weights import WEIGHTS_NAME, load_strictly, read_folder_state
-
-if TYPE_CHECKING:
-    pass
 
 
 def interpolate(first: Path, second: Path, alpha: float, output: Path, *, towers_only: bool = False) -> None:
@@ -24,8 +21,6 @@ def interpolate(first: Path, second: Path, alpha: float, output: Path, *, towers
         output: Folder to make; must not exist.
         towers_only: Keep the second model's Prompter: a trained one does not mix with an untrained one.
     """
-    from open_cloc.model.cloc import CLOC
-
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha must be in [0, 1]; got {alpha}")
     if output.exists():

@@ -1,6 +1,6 @@
 """Texts of like length go through the text tower together, so that little padding is computed.
 
-Exact wherever `towers.padding_id` says that padding never reaches a feature.
+Exact wherever a text tower's `padding_id` says that padding never reaches a feature.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ its config and tokenizer, so that it loads offline and on another machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,19 +20,27 @@ from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json, write_text, write_whole
-from open_cloc.model import sharded, towers
+from open_cloc.model import sharded
 from open_cloc.model.old_names import by_names_of_today
 
-if TYPE_CHECKING:
-    from open_cloc.model.cloc import CLOC
-
-
 CONFIG_NAME = "config.json"
-
 WEIGHTS_NAME = "model.safetensors"
+TEXT_TOWER_FOLDER = "text_tower"  # config and tokenizer of a Hugging Face text tower
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_folder(model: CLOC, folder: Path) -> None:
+class Savable(Protocol):
+    """What is needed of a model to write its folder; a CLOC has it."""
+
+    clip: Any
+    tokenizer: Any
+    _hub_mixin_config: Any
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_folder(model: Savable, folder: Path) -> None:
     """Write weights, config and text tower files into a folder.
 
     The mixin's `save_pretrained` calls this, then writes the model card.
@@ -45,22 +53,22 @@ def save_folder(model: CLOC, folder: Path) -> None:
     save_config(model, folder)
 
 
-def save_config(model: CLOC, folder: Path) -> None:
+def save_config(model: Savable, folder: Path) -> None:
     """Write all of a model's folder but its weights."""
     config: Any = deepcopy(model._hub_mixin_config)
     text_cfg = config["model_cfg"]["text_cfg"]
-    target = folder / towers.TEXT_TOWER_FOLDER
+    target = folder / TEXT_TOWER_FOLDER
     if text_cfg.get("hf_model_name"):
         model.clip.text.config.save_pretrained(target)
-        text_cfg["hf_model_name"] = towers.TEXT_TOWER_FOLDER
+        text_cfg["hf_model_name"] = TEXT_TOWER_FOLDER
     if text_cfg.get("hf_tokenizer_name"):
-        model.tokenizer.tokenizer.save_pretrained(target)  # type: ignore[attr-defined]
-        text_cfg["hf_tokenizer_name"] = towers.TEXT_TOWER_FOLDER
+        model.tokenizer.tokenizer.save_pretrained(target)
+        text_cfg["hf_tokenizer_name"] = TEXT_TOWER_FOLDER
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_folder(
-    cls: type[CLOC],
+    build: Callable[..., Model],
     model_id: str,
     *,
     revision: str | None = None,
@@ -71,7 +79,7 @@ def load_folder(
     map_location: str = "cpu",
     strict: bool = True,
     **model_kwargs: Any,
-) -> CLOC:
+) -> Model:
     """Build a model from a folder or hub repository; the mixin's `from_pretrained` calls this.
 
     Raises:
@@ -92,7 +100,7 @@ def load_folder(
             )
         )
     config = read_config(folder)
-    model = cls(**config)
+    model = build(**config)
     load_strictly(model, read_folder_state(folder), str(folder))
     return model.to(map_location).eval()
 
@@ -130,8 +138,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(text_cfg, dict):
         raise UserError(f"{path} is not a CLOC config: expected a table model_cfg.text_cfg; got {text_cfg!r}")
     for name in ("hf_model_name", "hf_tokenizer_name"):
-        if text_cfg.get(name) == towers.TEXT_TOWER_FOLDER:
-            text_cfg[name] = str(folder / towers.TEXT_TOWER_FOLDER)
+        if text_cfg.get(name) == TEXT_TOWER_FOLDER:
+            text_cfg[name] = str(folder / TEXT_TOWER_FOLDER)
     return config
 
 

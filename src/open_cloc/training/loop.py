@@ -18,7 +18,7 @@ from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import create_model
+from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives
 from open_cloc.objectives.teacher import Teacher
 from open_cloc.samples import RegionBatch, Wants
@@ -74,7 +74,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             if ranks.is_first and found is None:
                 _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
-            model = create_model(recipe.model).to(ranks.device)
+            model = build_model(recipe.model).to(ranks.device)
             objectives = build_objectives(recipe, model)
             prepare_model(model, objectives, recipe)
             if found is None and recipe.data.probe:

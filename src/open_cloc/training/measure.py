@@ -17,7 +17,7 @@ from open_cloc.data.collate import Prepared, collate
 from open_cloc.data.loader import RegionLoader
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import create_model
+from open_cloc.model.create import build_model
 from open_cloc.model.load import choose_device
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
@@ -80,7 +80,7 @@ def measure(recipe: Recipe, num_ranks: int = 1) -> tuple[Measured, int]:
 def start(recipe: Recipe) -> Run:
     """A run of one process, whose optimizer has its states."""
     torch.manual_seed(recipe.run.seed)
-    model = create_model(recipe.model).to(choose_device(recipe.run.device or None))
+    model = build_model(recipe.model).to(choose_device(recipe.run.device or None))
     model.train()  # a Hugging Face tower recomputes nothing outside of training
     objectives = build_objectives(recipe, model)
     prepare_model(model, objectives, recipe)

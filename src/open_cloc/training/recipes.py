@@ -34,7 +34,7 @@ def scenes_cloc() -> Recipe:
     return Recipe(
         name="scenes-cloc",
         model=ModelConfig(
-            model_cfg=SCENE_TOWERS,
+            towers=SCENE_TOWERS,
             prompter=PrompterConfig(
                 readout="prompt", patch_positions=True, box_prior=True, box_content="none"
             ),
@@ -66,14 +66,13 @@ def scenes_clip() -> Recipe:
 def finetune() -> Recipe:
     """Fine-tune any open_clip checkpoint on your shards without losing its zero-shot ability.
 
-    Give `--model.architecture`, `--model.pretrained`, `--data.train shards:...`, `--data.probe ...` and
+    Give `--model.towers NAME,pretrained=TAG`, `--data.train shards:...`, `--data.probe ...` and
     `--run.samples`. Small learning rate, layer-wise decay, image-text loss kept on.
     """
     return Recipe(
         name="finetune",
         model=ModelConfig(
-            architecture="ViT-B-16",
-            pretrained="openai",
+            towers="open_clip:ViT-B-16,pretrained=openai",
             prompter=PrompterConfig(
                 readout="prompt",
                 patch_positions=True,
@@ -96,7 +95,7 @@ def paper_vit_b16() -> Recipe:
     """
     return Recipe(
         name="paper-vit-b16",
-        model=ModelConfig(architecture="ViT-B-16", prompter=PrompterConfig(readout="mean")),
+        model=ModelConfig(towers="open_clip:ViT-B-16", prompter=PrompterConfig(readout="mean")),
         data=DataConfig(loader=LoaderConfig(num_regions=4, workers=16)),
         optim=OptimConfig(lr=5e-4, betas=(0.9, 0.98), weight_decay=0.2, warmup=2000),
         run=RunConfig(
@@ -139,11 +138,9 @@ def small_pretrained() -> Recipe:
     return Recipe(
         name="small-pretrained",
         model=ModelConfig(
-            timm_model="tf_efficientnet_lite2",
-            image_weights=image_weights,
-            image_weights_match="order",
-            text_tower=str(Path(text_weights).parent),
-            embed_dim=384,  # MiniLM's own space is kept as it is: unseen phrases keep their place
+            # MiniLM's own space of 384 is kept as it is: unseen phrases keep their place.
+            towers=f"timm:tf_efficientnet_lite2,text={Path(text_weights).parent},weights={image_weights},"
+            "weights_match=order,embed_dim=384",
             image_size=672,  # what a small object needs to fill more than a token: measured in docs/log.md
             prompter=PrompterConfig(
                 readout="prompt",

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.create import create_model
+from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives, Term
 from open_cloc.samples import OF_REGIONS, Features, Region, RegionSample, Text, ViewConfig, Wants
 from open_cloc.training.accumulate import Forward, split_batch
@@ -119,14 +119,14 @@ def test_a_teacher_follows_and_does_not_learn(tiny: Recipe) -> None:
     assert torch.equal(student, teacher)  # nothing reaches the Prompter
     name = "clip.visual.conv1.weight"
     student, teacher = state[f"model.{name}"], state[f"objectives.teacher.model.{name}"]
-    start = create_model_of(tiny).state_dict()[name]
+    start = model_of(tiny).state_dict()[name]
     assert 0 < (teacher - start).norm() < (student - start).norm()
     assert not any("optimizer.objectives" in n for n in state)
 
 
-def create_model_of(recipe: Recipe) -> CLOC:
+def model_of(recipe: Recipe) -> CLOC:
     torch.manual_seed(recipe.run.seed)
-    return create_model(recipe.model)
+    return build_model(recipe.model)
 
 
 def train_it(path: str) -> None:
@@ -149,7 +149,7 @@ def test_two_ranks_learn_what_one_process_learns(tiny: Recipe, tmp_path: Path, n
 
 def test_parts_give_the_whole_batchs_gradients(tiny: Recipe) -> None:
     for terms in TERMS.values():
-        objectives, model = Objectives(terms), create_model_of(tiny).eval()
+        objectives, model = Objectives(terms), model_of(tiny).eval()
         batch = batch_of(model, objectives, 8)
         found = [gradients(model, objectives, batch, parts) for parts in (1, 4)]
         assert found[0].keys() == found[1].keys()
@@ -203,7 +203,7 @@ def batch_of(model: CLOC, objectives: Objectives, size: int) -> Any:
 
 
 def test_texts_with_roles_reach_their_objective(tiny: Recipe) -> None:
-    objectives, model = Objectives((Term(f"{__name__}:LongAndHard"),)), create_model_of(tiny)
+    objectives, model = Objectives((Term(f"{__name__}:LongAndHard"),)), model_of(tiny)
     batch = batch_of(model, objectives, 4)
     assert batch.role_index["long"].shape == (4, 2)
     assert batch.role_index["regions.negative"].shape == (4, 3, 3)
@@ -224,7 +224,7 @@ def test_texts_with_roles_reach_their_objective(tiny: Recipe) -> None:
 
 
 def test_views_are_crops_with_their_boxes(tiny: Recipe) -> None:
-    objectives, model = Objectives(TERMS["views"]), create_model_of(tiny)
+    objectives, model = Objectives(TERMS["views"]), model_of(tiny)
     batch = batch_of(model, objectives, 4)
     view = batch.views["local"]
     assert view.images.shape == (4, 2, 3, 32, 32)
@@ -238,7 +238,7 @@ def test_views_are_crops_with_their_boxes(tiny: Recipe) -> None:
 
 
 def test_nothing_that_nobody_needs_is_computed(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    objectives, model = Objectives((Term("image_text"),)), create_model_of(tiny)
+    objectives, model = Objectives((Term("image_text"),)), model_of(tiny)
     batch = batch_of(model, objectives, 2)
     monkeypatch.setattr(model.prompter, "prepare", None)  # would raise
     features = model(batch, objectives.needs)
@@ -275,7 +275,7 @@ def test_wrong_terms_are_named(terms: tuple[Term, ...], message: str) -> None:
 
 def test_loader_config_is_used(tiny: Recipe) -> None:
     """Regions are drawn before texts and crops: those change nothing of the batch that was."""
-    model = create_model_of(with_loader(tiny))
+    model = model_of(with_loader(tiny))
     bare, more = (batch_of(model, Objectives(TERMS[name]), 4) for name in ("sparc", "views"))
     assert torch.equal(bare.images, more.images)
     assert torch.equal(bare.boxes, more.boxes)

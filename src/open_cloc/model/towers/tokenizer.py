@@ -1,0 +1,85 @@
+"""Texts to token ids, no longer than the text tower needs them.
+
+Shapes: U texts, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from open_cloc.errors import MissingFileError
+
+CACHED_TEXTS = 2**13  # a few megabytes of token ids
+
+
+class TextTokenizer:
+    """Texts -> (U, T) token ids, cut to the longest text where the text tower allows it exactly.
+
+    Small to pickle: a spawned loader worker gets the text tower's config, not the model, and reads the
+    vocabulary itself. Region phrases come back in every batch, so token ids are kept for a while.
+
+    Attributes:
+        full: Texts -> (U, context length) token ids, padded.
+        pad_id: The token that may be cut, or None where the text tower needs its whole context.
+    """
+
+    def __init__(self, model_cfg: Mapping[str, Any], pad_id: int | None) -> None:
+        self.model_cfg = {"text_cfg": model_cfg["text_cfg"]}
+        self.pad_id = pad_id
+        self.full = build_tokenizer(self.model_cfg)
+        self._rows: dict[str, Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        if len(self._rows) > CACHED_TEXTS:
+            self._rows.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if new:
+            self._rows.update(zip(new, self.full(new)))
+        if not texts:
+            return torch.zeros(0, 1, dtype=torch.int64)
+        return trim_padding(torch.stack([self._rows[text] for text in texts]), self.pad_id)
+
+    def lengths(self, token_ids: Tensor) -> Tensor:
+        """How many tokens of each row (U, T) the text tower needs: (U,); all, where cutting is not exact."""
+        if self.pad_id is None:
+            return torch.full(token_ids.shape[:1], token_ids.shape[1])
+        places = torch.arange(1, token_ids.shape[1] + 1)
+        return ((token_ids != self.pad_id) * places).amax(1).clamp(min=1)
+
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None]]:
+        return TextTokenizer, (self.model_cfg, self.pad_id)
+
+
+def trim_padding(token_ids: Tensor, pad_id: int | None) -> Tensor:
+    """Cut (U, T) token ids to the longest text; a `pad_id` of None leaves them whole."""
+    if pad_id is None:
+        return token_ids
+    used = (token_ids != pad_id).any(dim=0).nonzero()
+    longest = int(used[-1]) + 1 if len(used) else 1
+    return token_ids[:, :longest]
+
+
+def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer for a model config: texts -> (U, T) padded to the context length.
+
+    Raises:
+        MissingFileError: If a Hugging Face tokenizer is neither a local folder nor cached.
+    """
+    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+
+    cfg = model_cfg["text_cfg"]
+    context_length = cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    kwargs = cfg.get("tokenizer_kwargs") or {}
+    name = cfg.get("hf_tokenizer_name")
+    if not name:
+        return SimpleTokenizer(context_length=context_length, **kwargs)
+    try:
+        return HFTokenizer(
+            name, context_length=context_length, tokenizer_mode=cfg.get("tokenizer_mode"), **kwargs
+        )
+    except OSError as error:
+        raise MissingFileError(f"tokenizer {name!r} is neither a local folder nor cached: {error}") from error
