@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from open_cloc.data.shards.read import ShardDataset
-from open_cloc.data.shards.region_json import _surely_valid, _validator, schema_problem
+from open_cloc.data.shards.region_json import _surely_valid, _validator, parse_sample, schema_problem
 from open_cloc.data.shards.write import write_shards
-from open_cloc.samples import Region
+from open_cloc.samples import Region, RegionSample, Text
 from tests.data.shards.tars import encoded, shard_of, tar_of
 
 
@@ -165,3 +166,17 @@ def test_the_fast_check_never_passes_what_the_schema_refuses(name: str, value: A
     ]
     assert bool(schema_problem(document)) == bool(errors)
     assert _surely_valid(FULL)
+
+
+def test_texts_with_roles_come_back(tmp_path: Path) -> None:
+    hard = (Text("not a dog", "negative", "rules", 0.5), Text("a cat", "negative"))
+    regions = (Region((0.1, 0.1, 0.5, 0.5), "a dog", texts=hard), Region((0.2, 0.2, 0.9, 0.9), "a mat"))
+    texts = (Text("a long caption", "long"),)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    sample = RegionSample("a", pixels, ("a dog",), regions, {"texts": ["of somebody else"]}, texts)
+    write_shards([sample], tmp_path / "out")
+    (read,) = [ShardDataset(str(tmp_path / "out"))[0]]
+    assert (read.texts, read.regions) == (texts, regions)
+    assert read.metadata["texts"] == ["of somebody else"]
+    with pytest.raises(ValueError, match=r"role_texts\[0\].*'role' is a required property"):
+        parse_sample("a", b"", None, b'{"role_texts": [{"text": "x"}]}', "here")
