@@ -19,7 +19,6 @@ import pytest
 
 import open_cloc
 from benchmarks.docs_stats import MAX_LINE, measure
-from open_cloc.canvas import Geometry
 from open_cloc.cli.main import VERBS, main
 from open_cloc.evaluation.run import TASKS
 from open_cloc.training.recipes import RECIPES
@@ -153,8 +152,6 @@ def test_python_blocks_are_python(page: Path) -> None:
 
 
 def test_the_canvas_of_the_page_on_data_is_as_it_says() -> None:
-    if not hasattr(Geometry, "to_canvas"):
-        pytest.skip("written for the canvas of 0.2")
     (code,) = (code for code in blocks(read(DOCS / "reference" / "data.md"), "python") if "Geometry" in code)
     names: dict[str, Any] = {}
     exec(code, names)

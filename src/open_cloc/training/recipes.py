@@ -141,7 +141,8 @@ def small_pretrained() -> Recipe:
             # MiniLM's own space of 384 is kept as it is: unseen phrases keep their place.
             towers=f"timm:tf_efficientnet_lite2,text={Path(text_weights).parent},weights={image_weights},"
             "weights_match=order,embed_dim=384",
-            image_size=672,  # what a small object needs to fill more than a token: measured in docs/log.md
+            # What a small object needs to fill more than a token: docs/log/2026-11-22-larger-input.md.
+            image_size=672,
             prompter=PrompterConfig(
                 readout="prompt",
                 box_prior=True,
