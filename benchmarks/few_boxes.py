@@ -102,7 +102,7 @@ def build_cache(model: CLOC, samples: Sequence[RegionSample]) -> Cache:
         masks.append(overlap_fraction(torch.tensor([geometry.content_box]), cells)[0] > 0)
         pooled.append(trunk.forward_head(features)[0])
         crops.append(F.pad(heads, (0, 0, 0, most - len(pieces))))
-        own = geometry.boxes(np.array([r.box for r in sample.regions], np.float32).reshape(-1, 4))
+        own = geometry.to_canvas(np.array([r.box for r in sample.regions], np.float32).reshape(-1, 4))
         boxes.append(F.pad(torch.tensor(own).float(), (0, 0, 0, most - len(own))))
         row = torch.tensor([texts.index(r.text) for r in sample.regions], dtype=torch.long)
         index.append(F.pad(row, (0, most - len(row)), value=-1))
@@ -117,7 +117,7 @@ def build_cache(model: CLOC, samples: Sequence[RegionSample]) -> Cache:
 
 def fit(model: CLOC, pixels: np.ndarray, geometry: Geometry) -> Tensor:
     """Pixels on the geometry's canvas: (3, H, W) uint8."""
-    return torch.tensor(geometry.image(pixels, fill=model.preprocess.fill)).permute(2, 0, 1)
+    return torch.tensor(geometry.draw(pixels, fill=model.preprocess.fill)).permute(2, 0, 1)
 
 
 def cut(pixels: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:

@@ -87,7 +87,7 @@ def ours(samples: list) -> None:
         for sample in samples[start : start + 32]:
             pixels = sample.pixels()
             geometry = Geometry.fit(pixels.shape[:2], canvas.image_size, canvas.resize_mode)
-            images.append(geometry.image(pixels, canvas.fill, canvas.interpolation))
+            images.append(geometry.draw(pixels, canvas.fill, canvas.interpolation))
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         batch.float().div_(255).sub_(mean).div_(std)
 

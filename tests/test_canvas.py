@@ -39,7 +39,7 @@ def box_arrays(draw: st.DrawFn) -> np.ndarray:
 @given(geometries(), box_arrays(), st.sampled_from(["float32", "float64", "torch"]))
 def test_boxes_come_back_within_half_a_pixel(geometry: Geometry, boxes: np.ndarray, kind: str) -> None:
     given_boxes = torch.from_numpy(boxes).float() if kind == "torch" else boxes.astype(kind)
-    back = geometry.invert_boxes(geometry.boxes(given_boxes))
+    back = geometry.from_canvas(geometry.to_canvas(given_boxes))
     assert back.dtype == given_boxes.dtype
     error = denormalize_boxes(np.asarray(back, np.float64) - boxes, geometry.source_hw)
     assert np.abs(error).max(initial=0) < 0.5
@@ -50,7 +50,7 @@ def test_boxes_come_back_within_half_a_pixel(geometry: Geometry, boxes: np.ndarr
 def test_the_window_lands_exactly_on_the_content_box(geometry: Geometry) -> None:
     height, width = geometry.source_hw
     window = np.array([geometry.window], float) / [width, height, width, height]
-    np.testing.assert_allclose(geometry.boxes(window)[0], geometry.content_box, atol=1e-12)
+    np.testing.assert_allclose(geometry.to_canvas(window)[0], geometry.content_box, atol=1e-12)
     assert min(geometry.content_box) >= 0
     assert max(geometry.content_box) <= 1
     left, top, right, bottom = geometry.content
@@ -67,7 +67,9 @@ def test_the_window_lands_exactly_on_the_content_box(geometry: Geometry) -> None
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("crop", [None, (0.1, 0.2, 0.9, 1.0)])
 @pytest.mark.parametrize("source_hw", [(200, 300), (300, 110), (64, 64)])
-def test_a_drawn_rectangle_is_where_its_box_says(mode, flipped, crop, source_hw) -> None:
+def test_a_drawn_rectangle_is_where_its_box_says(
+    mode: str, flipped: bool, crop: tuple[float, ...] | None, source_hw: tuple[int, int]
+) -> None:
     height, width = source_hw
     box = np.array([[0.25, 0.4, 0.6, 0.75]])
     x1, y1, x2, y2 = denormalize_boxes(box, source_hw)[0].round().astype(int)
@@ -76,18 +78,18 @@ def test_a_drawn_rectangle_is_where_its_box_says(mode, flipped, crop, source_hw)
     geometry = Geometry.fit(source_hw, (128, 160), mode)
     geometry = geometry.crop(crop) if crop else geometry
     geometry = geometry.flip() if flipped else geometry
-    bright = geometry.image(pixels)[..., 0] > 127
+    bright = geometry.draw(pixels)[..., 0] > 127
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
     found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     exact = np.array([[x1 / width, y1 / height, x2 / width, y2 / height]])
-    expected = denormalize_boxes(geometry.boxes(exact), (128, 160))[0]
+    expected = denormalize_boxes(geometry.to_canvas(exact), (128, 160))[0]
     np.testing.assert_allclose(found, expected, atol=1.01)  # a bright pixel starts at most one pixel off
 
 
 @pytest.mark.parametrize("source_hw", EXTREMES)
 def test_extreme_pictures_keep_their_colour_and_padding(source_hw: tuple[int, int]) -> None:
     geometry = Geometry.fit(source_hw, (32, 48))
-    canvas = geometry.image(np.full((*source_hw, 3), 200, np.uint8), fill=(1, 2, 3))
+    canvas = geometry.draw(np.full((*source_hw, 3), 200, np.uint8), fill=(1, 2, 3))
     x1, y1, x2, y2 = geometry.content
     assert canvas.shape == (32, 48, 3)
     assert (canvas[y1:y2, x1:x2] == 200).all()
@@ -106,7 +108,7 @@ def test_flipping_twice_changes_nothing_and_once_mirrors_odd_padding() -> None:
     geometry = Geometry.fit((10, 3), (10, 6))  # one column of padding left, two right
     assert geometry.flip().flip() == geometry
     pixels = np.full((10, 3, 3), 9, np.uint8)
-    np.testing.assert_array_equal(geometry.flip().image(pixels), geometry.image(pixels)[:, ::-1])
+    np.testing.assert_array_equal(geometry.flip().draw(pixels), geometry.draw(pixels)[:, ::-1])
     assert geometry.flip().content_box == pytest.approx((2 / 6, 0, 5 / 6, 1))
 
 
@@ -115,7 +117,7 @@ def test_visible_share_of_cropped_boxes() -> None:
     boxes = np.array([[0.0, 0.0, 0.4, 1.0], [0.4, 0.0, 0.6, 1.0], [0.6, 0.2, 0.8, 0.4]])
     clipped, share = visible_boxes(boxes, geometry)
     np.testing.assert_allclose(share, [0, 0.5, 1], atol=1e-9)
-    np.testing.assert_allclose(geometry.invert_boxes(clipped)[1:], [[0.5, 0, 0.6, 1], boxes[2]], atol=1e-9)
+    np.testing.assert_allclose(geometry.from_canvas(clipped)[1:], [[0.5, 0, 0.6, 1], boxes[2]], atol=1e-9)
 
 
 def test_random_geometry_keeps_the_area_and_never_mirrors_a_named_side() -> None:
@@ -139,8 +141,8 @@ def test_wrong_input_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"must be \(H, W, 3\) uint8 of size \(2, 3\); got uint8 \(3, 2, 3\)"
     ):
-        Geometry.fit((2, 3), (2, 2)).image(np.zeros((3, 2, 3), np.uint8))
+        Geometry.fit((2, 3), (2, 2)).draw(np.zeros((3, 2, 3), np.uint8))
     with pytest.raises(ValueError, match="unknown interpolation 'cubic'"):
-        Geometry.fit((2, 3), (2, 2)).image(np.zeros((2, 3, 3), np.uint8), interpolation="cubic")
+        Geometry.fit((2, 3), (2, 2)).draw(np.zeros((2, 3, 3), np.uint8), interpolation="cubic")
     with pytest.raises(ValueError, match="min_crop_scale must lie in"):
         AugmentConfig(min_crop_scale=0)

@@ -41,10 +41,6 @@ MAX_PARAGRAPH, MAX_CELL = 50, 12  # words
 MAX_README = 65  # lines
 PLACEHOLDERS = {"--help", "--debug", "--section.field"}
 
-# Goes, with its marks, once the Python API of 0.2 is here.
-needs_new_api = pytest.mark.skipif(
-    "create_model" not in open_cloc.__all__, reason="written for the Python API of 0.2"
-)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -128,7 +124,6 @@ def options_of(verb: str, what: str) -> frozenset[str]:
     return frozenset(re.findall(r"--[\w.-]+", said.getvalue()))
 
 
-@needs_new_api
 @pytest.mark.parametrize("page", NEW_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_options_exist(page: Path) -> None:
     known = {"train": "finetune", "plan": "finetune", "label": "vesl"}
@@ -208,7 +203,6 @@ def run_python(*arguments: str, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-@needs_new_api
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
 def test_ten_lines_of_python_run(page: Path, model_folder: Path) -> None:
     (code,) = blocks(read(page), "python")
@@ -218,7 +212,6 @@ def test_ten_lines_of_python_run(page: Path, model_folder: Path) -> None:
     assert "a blue umbrella" in said
 
 
-@needs_new_api
 def test_the_example_script_runs(model_folder: Path, tmp_path: Path) -> None:
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps({"docs/scene.png": [[26, 17, 55, 39], [0, 45, 20, 63]]}))
@@ -226,7 +219,6 @@ def test_the_example_script_runs(model_folder: Path, tmp_path: Path) -> None:
     assert said.startswith("2 boxes of 1 pictures")
 
 
-@needs_new_api
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks_run(notebook: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPEN_CLOC_WEIGHTS", str(model_folder))
@@ -235,7 +227,7 @@ def test_notebooks_run(notebook: Path, model_folder: Path, monkeypatch: pytest.M
     for cell in json.loads(read(notebook))["cells"]:
         assert not cell.get("outputs"), "notebooks are stored without outputs"
         if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
+            exec(compile("".join(cell["source"]), notebook.name, "exec", dont_inherit=True), names)
 
 
 def sections() -> dict[str, str]:
@@ -244,7 +236,6 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2]))
 
 
-@needs_new_api
 @pytest.mark.parametrize("letter", sections())
 def test_examples_of_extending_run(
     letter: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -261,7 +252,7 @@ def test_examples_of_extending_run(
             Path(file[1]).write_text(code, encoding="utf-8")
             files += 1
         else:
-            exec(compile(code, f"extending.md ({letter})", "exec"), names)
+            exec(compile(code, f"extending.md ({letter})", "exec", dont_inherit=True), names)
             runs += 1
     assert runs
     assert files or letter == "h"

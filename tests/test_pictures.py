@@ -116,5 +116,5 @@ def test_any_memory_layout_resizes_alike(interpolation: str) -> None:
         np.testing.assert_array_equal(
             resize(same, (30, 20), interpolation), resize(pixels, (30, 20), interpolation)
         )
-    canvas = Geometry.fit((61, 83), (30, 40)).crop((0.2, 0.3, 0.9, 0.8)).image(read_only)
+    canvas = Geometry.fit((61, 83), (30, 40)).crop((0.2, 0.3, 0.9, 0.8)).draw(read_only)
     assert canvas.shape == (30, 40, 3)

@@ -133,7 +133,7 @@ class Geometry:
             x1, x2 = width - x2, width - x1
         return (x1 / width, y1 / height, x2 / width, y2 / height)
 
-    def image(
+    def draw(
         self,
         pixels: np.ndarray,
         fill: tuple[int, int, int] = (0, 0, 0),
@@ -171,18 +171,18 @@ class Geometry:
         canvas[y1:y2, x1:x2] = resized
         return np.ascontiguousarray(canvas[:, ::-1]) if self.flipped else canvas
 
-    def boxes(self, boxes: Array) -> Array:
+    def to_canvas(self, boxes: Array) -> Array:
         """Map normalised `xyxy` boxes (..., 4) of the source to the canvas; not clipped."""
         scale, shift = self._affine()
         mapped = _scale_and_shift(boxes, scale, shift)
         return _mirror(mapped) if self.flipped else mapped
 
-    def invert_boxes(self, boxes: Array) -> Array:
+    def from_canvas(self, boxes: Array) -> Array:
         """Map normalised `xyxy` boxes (..., 4) of the canvas back to the source; not clipped."""
         scale, shift = self._affine()
         return _scale_and_shift(_mirror(boxes) if self.flipped else boxes, 1 / scale, -shift / scale)
 
-    def masks(self, masks: np.ndarray) -> np.ndarray:
+    def masks_to_canvas(self, masks: np.ndarray) -> np.ndarray:
         """Carry masks of the source to the canvas, each pixel by the area that is covered.
 
         Args:

@@ -63,8 +63,8 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
 
     Args:
         table: What there is, by name. A text `module:object` in it is imported when it is asked for.
-        name: What the user gave.
-        what: What the table lists, for messages, such as `task`.
+        name: The name that the user gave.
+        what: A word for what the table lists, for messages, such as `task`.
 
     Raises:
         UserError: If there is none; lists those there are, and the nearest one.
@@ -86,7 +86,7 @@ def import_object(target: str, what: str) -> Any:
 
     Args:
         target: The module and the name in it.
-        what: What is imported, for the message.
+        what: A word for what is imported, for the message.
 
     Raises:
         UserError: If there is none.
@@ -142,7 +142,7 @@ def parse_spec(text: str, table: Mapping[str, Any]) -> Spec:
     A comma starts an option only where `name=` follows it: paths may hold commas.
 
     Args:
-        text: Such as `coco:val.json,images=photos` or `my.module:Reader:PATH`.
+        text: The spec, such as `coco:val.json,images=photos` or `my.module:Reader:PATH`.
         table: The kinds; a kind that is not in it is `package.module:Name`.
     """
     head, *rest = re.split(r",(?=[A-Za-z_]\w*=)", text)

@@ -116,9 +116,9 @@ def _tile(sample: RegionSample, tile: int, font_size: int) -> np.ndarray:
     """A sample's picture fitted into a square, with its regions."""
     pixels = sample.pixels()
     geometry = Geometry.fit(pixels.shape[:2], (tile, tile))
-    boxes = geometry.boxes(np.array([region.box for region in sample.regions], float).reshape(-1, 4))
+    boxes = geometry.to_canvas(np.array([region.box for region in sample.regions], float).reshape(-1, 4))
     regions = [Region(tuple(box), r.text, r.score) for box, r in zip(boxes.tolist(), sample.regions)]
-    return draw_regions(geometry.image(pixels, fill=(238, 238, 238)), regions, font_size=font_size)
+    return draw_regions(geometry.draw(pixels, fill=(238, 238, 238)), regions, font_size=font_size)
 
 
 def _draw_label(

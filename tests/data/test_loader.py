@@ -307,7 +307,7 @@ def test_evaluation_sees_every_sample_in_order(workers: int) -> None:
     assert [s.key for batch in batches for s in batch.samples] == [s.key for s in DATA]
     for samples, images, content_boxes, geometries in batches:
         for s, picture, content, geometry in zip(samples, images, content_boxes, geometries):
-            drawn = geometry.image(s.pixels(), (7, 8, 9), "bilinear")
+            drawn = geometry.draw(s.pixels(), (7, 8, 9), "bilinear")
             assert torch.equal(picture, torch.from_numpy(drawn).permute(2, 0, 1))
             assert content.tolist() == pytest.approx(geometry.content_box)
 

@@ -33,9 +33,9 @@ def test_regions_equal_the_model_called_by_hand(prompter: str, size_hw: tuple[in
     height, width = size_hw
     boxes_px = np.array([[0, 0, width / 2, height / 2], [1.5, 2, width - 1, height]])
     geometry = Geometry.fit(size_hw, (64, 64), "longest")
-    canvas = geometry.image(pixels, model.preprocess.fill, "bicubic")
+    canvas = geometry.draw(pixels, model.preprocess.fill, "bicubic")
     images = torch.from_numpy(canvas).permute(2, 0, 1)[None]
-    boxes = geometry.boxes(torch.tensor(boxes_px) / torch.tensor([width, height, width, height]))
+    boxes = geometry.to_canvas(torch.tensor(boxes_px) / torch.tensor([width, height, width, height]))
     with torch.no_grad():
         state = model.encode_image(images, torch.tensor([geometry.content_box]))
         expected = F.normalize(model.encode_regions(state, {"box": boxes[None].float()}), dim=-1)[0]

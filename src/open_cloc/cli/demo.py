@@ -46,7 +46,7 @@ class Options:
     Attributes:
         output: Folder for both runs, the table (`demo.json`) and the picture (`demo.png`).
         samples: Scenes that each model sees; 0 takes the recipe's number.
-        seed: Of the scenes, the held-out pairs and the starting weights.
+        seed: Where the scenes, the held-out pairs and the starting weights come from.
         scenes: Unseen scenes to measure on.
         overwrite: Replace the output of an earlier demo.
     """

@@ -16,7 +16,7 @@ import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
 from open_cloc.errors import UserError
-from open_cloc.samples import Region, RegionSample
+from open_cloc.samples import Region, RegionSample, Text
 
 OK, NOT_FINITE, INVERTED, OUTSIDE, EMPTY = range(5)
 PROBLEMS = ("", "not finite", "inverted", "outside the picture", "without area")
@@ -44,6 +44,7 @@ class RawRegion:
         source: Who made the region.
         span: Characters of the first caption, as in `Region`.
         cycle: Cosine of text and box, as in `Region`.
+        texts: Further texts with roles, as in `Region`.
     """
 
     box: tuple[float, ...]
@@ -53,6 +54,7 @@ class RawRegion:
     source: str = ""
     span: tuple[int, int] | None = None
     cycle: float | None = None
+    texts: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class RawSample:
         box_format: What the boxes' numbers mean: `xyxy`, `xywh` or `cxcywh`.
         normalized: Whether the boxes are in [0, 1] instead of pixels.
         metadata: Whatever else the file says, as in `RegionSample`.
+        texts: Further texts with roles, as in `RegionSample`.
     """
 
     key: str
@@ -80,12 +83,13 @@ class RawSample:
     box_format: str = "xyxy"
     normalized: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    texts: tuple[Text, ...] = ()
 
     def numbers(self) -> np.ndarray:
         """The boxes' numbers as read, (R, 4) float64."""
         return np.array([region.box for region in self.regions], np.float64).reshape(-1, 4)
 
-    def boxes(self) -> np.ndarray:
+    def normalize(self) -> np.ndarray:
         """The boxes as normalised `xyxy`, (R, 4) float64, neither checked nor clipped.
 
         Raises:
@@ -135,16 +139,21 @@ def finish(raw: RawSample) -> RegionSample:
     Raises:
         UserError: On a box that is not finite, inverted or outside the picture; names its annotation.
     """
-    boxes = raw.boxes()
+    boxes = raw.normalize()
     problems = box_problems(boxes, raw.size_hw)
     for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
         raise UserError(describe_problem(raw, int(row), int(problems[row])))
     regions = [
-        Region(_as_box(box), region.text, region.score, region.source, region.span, region.cycle)
+        Region(_as_box(box), *_beside_the_box(region))
         for box, region, problem in zip(np.clip(boxes, 0, 1), raw.regions, problems)
         if problem == OK
     ]
-    return RegionSample(raw.key, raw.image, raw.captions, tuple(regions), raw.metadata)
+    return RegionSample(raw.key, raw.image, raw.captions, tuple(regions), raw.metadata, raw.texts)
+
+
+def _beside_the_box(region: Region | RawRegion) -> tuple[Any, ...]:
+    """What `Region` and `RawRegion` have in common, in the order in which both take it."""
+    return region.text, region.score, region.source, region.span, region.cycle, region.texts
 
 
 def checked_boxes(sample: RegionSample) -> np.ndarray:
@@ -183,14 +192,19 @@ def raw_sample(dataset: SampleDataset, index: int) -> RawSample:
         return dataset.raw(index)
     sample = dataset[index]
     regions = tuple(
-        RawRegion(
-            region.box, region.text, f"region {row}", region.score, region.source, region.span, region.cycle
-        )
+        RawRegion(region.box, region.text, f"region {row}", *_beside_the_box(region)[1:])
         for row, region in enumerate(sample.regions)
     )
     where = f"sample {sample.key!r}"
     return RawSample(
-        sample.key, sample.image, None, where, sample.captions, regions, metadata=sample.metadata
+        sample.key,
+        sample.image,
+        None,
+        where,
+        sample.captions,
+        regions,
+        metadata=sample.metadata,
+        texts=sample.texts,
     )
 
 

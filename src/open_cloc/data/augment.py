@@ -73,7 +73,7 @@ def visible_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np
     Returns:
         (R, 4) boxes of the canvas, and the share (R,) of each box's area that is still to be seen.
     """
-    mapped = geometry.boxes(boxes)
+    mapped = geometry.to_canvas(boxes)
     x1, y1, x2, y2 = geometry.content_box
     low, high = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
     clipped = np.clip(mapped, low, high).astype(mapped.dtype)

@@ -194,7 +194,7 @@ class Tally:
     def _add_boxes(self, raw: RawSample, size_hw: tuple[int, int] | None) -> None:
         if not raw.regions:
             return
-        boxes = raw.boxes()
+        boxes = raw.normalize()
         problems = box_problems(boxes, raw.size_hw)
         self.boxes.append(Boxes(raw.numbers(), size_hw, raw.box_format, UNITS[raw.normalized]))
         tiny = is_tiny(boxes, size_hw)

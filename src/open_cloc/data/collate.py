@@ -81,7 +81,7 @@ def prepare(
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
     return Prepared(
         key=sample.key,
-        image=geometry.image(pixels, preprocess.fill, preprocess.interpolation),
+        image=geometry.draw(pixels, preprocess.fill, preprocess.interpolation),
         content_box=geometry.content_box,
         caption=captions[int(rng.integers(len(captions)))] if captions else None,
         boxes=boxes[drawn].astype(np.float32),

@@ -80,7 +80,7 @@ def _make_view(
     visible = np.stack([share >= augment.min_visible for _, share in seen])
     placed = np.stack([own for own, _ in seen]).astype(np.float32)
     return PreparedView(
-        images=np.stack([crop.image(pixels, canvas.fill, canvas.interpolation) for crop in crops]),
+        images=np.stack([crop.draw(pixels, canvas.fill, canvas.interpolation) for crop in crops]),
         content_boxes=np.array([crop.content_box for crop in crops], np.float32),
         boxes=placed * visible[..., None],
         visible=visible,

@@ -44,7 +44,7 @@ class EvaluationBatch(NamedTuple):
     def to_canvas(self, boxes: Sequence[np.ndarray]) -> list[Tensor]:
         """Boxes (R, 4) of each picture -> (1, R, 4) float32 normalised `xyxy` of its canvas."""
         return [
-            torch.from_numpy(geometry.boxes(own.astype(np.float32)))[None].clamp(0, 1)
+            torch.from_numpy(geometry.to_canvas(own.astype(np.float32)))[None].clamp(0, 1)
             for own, geometry in zip(boxes, self.geometries)
         ]
 
@@ -102,7 +102,7 @@ class _EvaluationBatches:
                 # Raised here, torch would wrap it in a worker's traceback.
                 return error
             geometry = Geometry.fit(pixels.shape[:2], self.preprocess.image_size, self.preprocess.resize_mode)
-            images.append(geometry.image(pixels, self.preprocess.fill, self.preprocess.interpolation))
+            images.append(geometry.draw(pixels, self.preprocess.fill, self.preprocess.interpolation))
             samples.append(sample)
             geometries.append(geometry)
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

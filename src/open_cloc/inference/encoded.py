@@ -161,7 +161,7 @@ class EncodedImage:
         check_texts(phrases, "phrases")
         features = torch.stack(self.texts(phrases))
         found = ground_phrases(self.model, self.state, features[None], self.content_box, candidates)
-        boxes = self.geometry.invert_boxes(found.boxes[0].double().cpu()).clamp(0, 1)
+        boxes = self.geometry.from_canvas(found.boxes[0].double().cpu()).clamp(0, 1)
         boxes_px = denormalize_boxes(boxes, self.size_hw).tolist()
         return [
             FoundPhrase(phrase, (x1, y1, x2, y2), score)
@@ -176,10 +176,10 @@ class EncodedImage:
             raise UserError("give boxes or masks, not both")
         if masks is not None:
             array = masks_of_picture(masks, self.size_hw)
-            return self._embedded({"mask": self.geometry.masks(array)}, boxes_of_masks(array))
+            return self._embedded({"mask": self.geometry.masks_to_canvas(array)}, boxes_of_masks(array))
         if boxes is not None:
             own = boxes_of_picture(boxes, self.size_hw, box_format, normalized)
-            return self._embedded({"box": self.geometry.boxes(own).astype(np.float32).clip(0, 1)}, own)
+            return self._embedded({"box": self.geometry.to_canvas(own).astype(np.float32).clip(0, 1)}, own)
         whole = np.array([[0.0, 0.0, 1.0, 1.0]])
         return _Regions(F.normalize(self.state.image_features.float(), dim=-1), whole)
 

@@ -129,7 +129,7 @@ class Predictor:
             for pixels in decoded
         ]
         canvases = np.stack(
-            [g.image(p, preprocess.fill, preprocess.interpolation) for g, p in zip(geometries, decoded)]
+            [g.draw(p, preprocess.fill, preprocess.interpolation) for g, p in zip(geometries, decoded)]
         )
         images = torch.from_numpy(canvases).permute(0, 3, 1, 2).to(device)  # (B, 3, H, W)
         content_boxes = torch.tensor([geometry.content_box for geometry in geometries], device=device)

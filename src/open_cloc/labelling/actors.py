@@ -64,7 +64,8 @@ def connected(address: str) -> Iterator[None]:
     context = require("ray.data", "label").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
     context.issue_detectors_config.detectors = []
-    context.target_max_block_size = 1  # a block a batch, so that a unit's batches spread over all actors
+    # A block a batch, so that a unit's batches spread over all actors.
+    context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
@@ -231,11 +232,11 @@ class _OnRows:
             self.error = pickle.dumps(as_sent(error))
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        batch = pickle.loads(row["batch"])
+        if isinstance(batch, Exception):  # what went wrong first is what is told
+            return row
         if self.error:
             return {"batch": self.error}
-        batch = pickle.loads(row["batch"])
-        if isinstance(batch, Exception):
-            return row
         try:
             for stage in self.stages:
                 batch = stage(batch)

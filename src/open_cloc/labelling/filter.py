@@ -78,7 +78,8 @@ def select_regions(detections: Detections, cycle: np.ndarray | None, config: Fil
 
     rows = keep(rows, score[rows] > config.min_score, "score")
     if config.nms_iou < 1:
-        from torchvision.ops import batched_nms  # a second and a half, which each worker would pay
+        # Its import takes a second and a half, which each worker would pay.
+        from torchvision.ops import batched_nms
 
         boxes, scores, phrases = (torch.from_numpy(x[rows]) for x in (detections.boxes, score, phrase))
         best = batched_nms(boxes.double(), scores.double(), phrases, config.nms_iou)

@@ -33,7 +33,7 @@ def test_grounding_of_a_perfect_box_head(
         phrases = dict.fromkeys(region.text for region in sample.regions)
         boxes = [next(r.box for r in sample.regions if r.text == phrase) for phrase in phrases]
         geometry = Geometry.fit(sample.pixels().shape[:2], (64, 64), "longest")
-        return geometry.boxes(torch.tensor(boxes))[None]
+        return geometry.to_canvas(torch.tensor(boxes))[None]
 
     monkeypatch.setattr(model, "ground", ground)
     result = evaluate(model, samples, "grounding", method=method)

@@ -101,8 +101,8 @@ def test_masks_lie_on_the_canvas_where_boxes_lie(
     x1, y1, x2, y2 = width // 4, height // 3, width - 1, height - 2
     mask = np.zeros((1, height, width), bool)
     mask[:, y1:y2, x1:x2] = True
-    expected = geometry.boxes(np.array([[x1 / width, y1 / height, x2 / width, y2 / height]]))
-    got = geometry.masks(mask)
+    expected = geometry.to_canvas(np.array([[x1 / width, y1 / height, x2 / width, y2 / height]]))
+    got = geometry.masks_to_canvas(mask)
     assert got.dtype == np.float32
     assert got.shape == (1, 48, 64)
     area = (expected[:, 2:] - expected[:, :2]).prod() * 48 * 64
@@ -115,5 +115,5 @@ def test_masks_of_a_cut_picture_lose_what_is_outside() -> None:
     geometry = Geometry.fit((40, 40), (20, 20)).crop((0.5, 0.0, 1.0, 0.5))
     left, right = np.zeros((2, 1, 40, 40), bool)
     left[:, :, :20], right[:, :20, 20:] = True, True
-    assert geometry.masks(left).sum() == 0
-    np.testing.assert_allclose(geometry.masks(right), 1)
+    assert geometry.masks_to_canvas(left).sum() == 0
+    np.testing.assert_allclose(geometry.masks_to_canvas(right), 1)

@@ -49,13 +49,17 @@ class FolderDataset:
     """The pictures below a folder.
 
     Attributes:
-        folder: Where they lie.
-        file_names: Below it, sorted.
-        keys: One each.
+        folder: Where the pictures lie.
+        file_names: Paths of the pictures below the folder, sorted.
+        keys: A name for each picture.
     """
 
     def __init__(self, folder: Path) -> None:
-        """As `open_folder`."""
+        """List the pictures and find what the metadata say of them.
+
+        Raises:
+            UserError: If there are none, two would share a key, or the metadata are wrong.
+        """
         self.folder = folder
         files = sorted(walk(folder))
         names = [name for name in files if is_picture(name)]

@@ -60,7 +60,7 @@ class TableDataset:
 
     Attributes:
         where: The table, for messages.
-        columns: Its columns.
+        columns: Names of the table's columns.
     """
 
     def __init__(
@@ -72,7 +72,19 @@ class TableDataset:
         caption: str | None = None,
         key: str | None = None,
     ) -> None:
-        """As `open_table`, for rows that are open."""
+        """Find the columns, and check that keys are unique.
+
+        Args:
+            rows: The table's rows.
+            where: The table, for messages.
+            root: Folder that the pictures' paths are relative to.
+            image: Column of the picture; found by its name unless given.
+            caption: Column of the texts; found by its name unless given.
+            key: Column of unique names; found by its name unless given; empty for row numbers.
+
+        Raises:
+            UserError: If there are no rows, a column is missing, or keys are not unique.
+        """
         if not len(rows):
             raise UserError(f"table has no rows ({where})")
         self._rows, self.where, self.root = rows, where, root

@@ -38,8 +38,8 @@ class SceneObject(NamedTuple):
     """One glyph in a scene.
 
     Attributes:
-        glyph: Its row of `GLYPHS`.
-        colour: Its row of `COLOURS`.
+        glyph: The glyph, as a row of `GLYPHS`.
+        colour: The named colour, as a row of `COLOURS`.
         rgb: (3,) float32, the colour as drawn.
         x: Left edge of the mask in pixels.
         y: Top edge of the mask in pixels.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -18,10 +19,10 @@ import jsonschema
 
 from open_cloc.data.annotations import RawRegion, RawSample, checked_boxes
 from open_cloc.errors import UserError
-from open_cloc.samples import RegionSample
+from open_cloc.samples import RegionSample, Text
 
 # Keys that the writer fills; anything else is a sample's metadata.
-WRITTEN = ("key", "status", "caption", "captions", "width", "height", "regions", "box_format")
+WRITTEN = ("key", "status", "caption", "captions", "width", "height", "regions", "box_format", "role_texts")
 SIZES = ("width", "height", "original_width", "original_height")
 
 
@@ -46,14 +47,24 @@ def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
             {"box": box, "text": region.text, "score": region.score, "source": region.source}
             | ({} if region.span is None else {"span": list(region.span)})
             | ({} if region.cycle is None else {"cycle": region.cycle})
+            | _role_texts(region.texts)
             for box, region in zip(checked_boxes(sample).tolist(), sample.regions)
         ],
         "box_format": "xyxy_norm",
-    }
+    } | _role_texts(sample.texts)
     try:
         return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise UserError(f"sample {sample.key!r} cannot be written as JSON: {error}") from error
+
+
+def _role_texts(texts: Sequence[Text]) -> dict[str, Any]:
+    """The key for texts with roles, where there are any."""
+    return {"role_texts": [asdict(text) for text in texts]} if texts else {}
+
+
+def _texts(fields: Mapping[str, Any]) -> tuple[Text, ...]:
+    return tuple(Text(**text) for text in fields.get("role_texts", ()))
 
 
 def parse_sample(key: str, image: bytes, text: bytes | None, document: bytes | None, where: str) -> RawSample:
@@ -89,6 +100,7 @@ def parse_sample(key: str, image: bytes, text: bytes | None, document: bytes | N
         captions=_captions(fields, caption),
         regions=regions,
         metadata=_metadata(fields),
+        texts=_texts(fields),
     )
 
 
@@ -132,6 +144,7 @@ def _regions(fields: Mapping[str, Any], caption: str, where: str) -> Iterator[Ra
                 source=region.get("source", ""),
                 span=tuple(region["span"]) if "span" in region else None,
                 cycle=region.get("cycle"),
+                texts=_texts(region),
             )
         return
     for name in ("noun_chunks", "ref_exps"):
@@ -167,7 +180,7 @@ def _surely_valid(document: Any) -> bool:
     captions, regions = document.get("captions"), document.get("regions")
     if type(captions) is not list or type(regions) is not list:
         return False
-    if any(name in document for name in ("noun_chunks", "ref_exps", "bbox_info")):
+    if any(name in document for name in ("noun_chunks", "ref_exps", "bbox_info", "role_texts")):
         return False
     texts = [document[name] for name in ("status", "caption") if document.get(name) is not None]
     return (
@@ -178,7 +191,7 @@ def _surely_valid(document: Any) -> bool:
 
 
 def _surely_valid_region(region: Any) -> bool:
-    if type(region) is not dict:
+    if type(region) is not dict or "role_texts" in region:
         return False
     box, score = region.get("box"), region.get("score", 1.0)
     span, cycle = region.get("span", [0, 0]), region.get("cycle", 0)

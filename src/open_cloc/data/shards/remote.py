@@ -45,8 +45,9 @@ def open_shards(path: str, cache: Path | None = None, cache_gb: float = 100.0) -
     """Open tar shards, local or remote.
 
     Args:
-        path: As for `ShardDataset`, or URLs: a folder with our `sizes.json`, or a pattern such as
-            `s3://bucket/{00000..00999}.tar` or `pipe:COMMAND {00000..00999}.tar`; several joined by `::`.
+        path: Tars or a folder of them, as for `ShardDataset`, or URLs: a folder with our `sizes.json`, or a
+            pattern such as `s3://bucket/{00000..00999}.tar` or `pipe:COMMAND {00000..00999}.tar`; several
+            joined by `::`.
         cache: Folder for what is fetched; `shards` in the user's cache unless given.
         cache_gb: Gigabytes that fetched shards may take there.
 
@@ -86,7 +87,7 @@ class RemoteShards:
         """Count samples.
 
         Args:
-            path: As for `open_shards`.
+            path: URLs, as for `open_shards`.
             cache: Where fetched shards are kept.
 
         Raises:
@@ -170,7 +171,7 @@ def list_shards(path: str) -> tuple[list[str], dict[str, int]]:
     """The tars that URLs name, and the number of samples of those that a `sizes.json` beside them tells.
 
     Args:
-        path: As for `open_shards`.
+        path: URLs, as for `open_shards`.
 
     Raises:
         MissingFileError: If a folder has neither a `sizes.json` nor tars that can be listed.

@@ -59,8 +59,9 @@ def write_shards(
         samples: Any iterable of samples; read once, one at a time.
         folder: Where the shards go; must not exist or be empty.
         samples_per_shard: Number of samples in every shard but the last.
-        array_format: As in `Storage`.
-        max_side: As in `Storage`. Near the size that the model sees, loading is several times as fast.
+        array_format: How pixels are encoded, as in `Storage`.
+        max_side: Longest side in pixels, as in `Storage`. Near the size that the model sees, loading is
+            several times as fast.
         resume: Keep the shards that an earlier call with the same samples finished before it was stopped,
             and keep finished shards if this call fails too.
         progress: Called with 1 after each sample.

@@ -45,7 +45,7 @@ class CropMethod:
     def _draw(self, pixels: np.ndarray) -> np.ndarray:
         canvas = self.canvas
         geometry = Geometry.fit(pixels.shape[:2], canvas.image_size, canvas.resize_mode)
-        return geometry.image(pixels, canvas.fill, canvas.interpolation)
+        return geometry.draw(pixels, canvas.fill, canvas.interpolation)
 
 
 def open_crop(what: str, setup: Setup) -> CropMethod:

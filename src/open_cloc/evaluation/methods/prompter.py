@@ -49,7 +49,7 @@ class PrompterMethod:
         for i, (own, geometry) in enumerate(zip(phrases, batch.geometries)):
             if own:
                 found = self._ground_image(state.select(slice(i, i + 1)), batch.content_boxes[i : i + 1], own)
-                boxes.append(geometry.invert_boxes(found.boxes[0].cpu()))
+                boxes.append(geometry.from_canvas(found.boxes[0].cpu()))
                 scores.append(found.scores[0].cpu())
         return FoundBoxes(torch.cat(boxes), torch.cat(scores))
 

@@ -84,7 +84,8 @@ class LocalCaptioner:
         if self._tokenizer is None:
             raise UserError(f"{checkpoint.folder} has no processor for pictures with text")
         if not self._model.config.is_encoder_decoder:
-            self._tokenizer.padding_side = "left"  # the caption goes on where the prompt ends
+            # The caption goes on where the prompt ends.
+            self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._prompt = self._whole_prompt()

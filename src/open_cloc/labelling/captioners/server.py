@@ -255,7 +255,8 @@ class ServerCaptioner:
             entries = response.json()["data"] if response.is_success else []
             return {str(entry["id"]): str(entry.get("root") or entry["id"]) for entry in entries}
         except (ValueError, KeyError, TypeError, AttributeError):
-            return {}  # the list is not needed: the protocol's servers differ in it
+            # The list is not needed: the protocol's servers differ in it.
+            return {}
 
     def _only_model(self) -> str:
         if len(self.served) == 1:

@@ -85,7 +85,8 @@ class Preprocess:
         # As the library rounds: same pixels, same output.
         long = max(short, int(max(source_hw) * zoom + 1e-6))
         content = (short, long) if height <= width else (long, short)
-        needed = -(-min_area // max(content))  # of the shorter side; only very thin pictures have less
+        # What the shorter side needs; only very thin pictures have less.
+        needed = -(-min_area // max(content))
         return Canvas(content, (max(content[0], needed), max(content[1], needed)))
 
     def draw(self, images: Sequence[np.ndarray], canvases: Sequence[Canvas], device: torch.device) -> Tensor:

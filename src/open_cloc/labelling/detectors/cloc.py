@@ -60,7 +60,7 @@ class Grounder:
         """Find phrases, at least one, in a (H, W, 3) uint8 picture, as `Predictor.ground` does."""
         model, preprocess = self.model, self.model.preprocess
         geometry = Geometry.fit(image.shape[:2], preprocess.image_size, preprocess.resize_mode)
-        canvas = geometry.image(image, preprocess.fill, preprocess.interpolation)
+        canvas = geometry.draw(image, preprocess.fill, preprocess.interpolation)
         pixels = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(model.device)  # (1, 3, H, W)
         content_box = torch.tensor([geometry.content_box], device=model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self._in_bfloat16):
@@ -68,7 +68,7 @@ class Grounder:
             texts = self.text_cache.get(phrases)  # (P, D)
             boxes = ground_phrases(model, state, texts[None], content_box, CANDIDATES).boxes
             regions = embed_regions(model, state, {"box": boxes})[0]
-        return Grounded(geometry.invert_boxes(boxes[0].double()), regions, texts)
+        return Grounded(geometry.from_canvas(boxes[0].double()), regions, texts)
 
 
 class ClocDetector:
