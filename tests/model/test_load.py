@@ -37,7 +37,7 @@ def test_weights_of_16_bits_give_float32_embeddings(saved: Path, dtype: torch.dt
     for embed in (
         lambda model: embed_texts(model, ["a dog", "two cats"]),
         lambda model: embed_regions(model, model.encode_image(IMAGES), {"box": BOXES}),
-        lambda model: embed_regions(model, model.encode_image(IMAGES), {"box": BOXES}, "roialign"),
+        lambda model: model.pool_regions(model.encode_image(IMAGES), BOXES),
         lambda model: F.normalize(model.encode_image(IMAGES).image_features, dim=-1),
     ):
         expected, got = embed(whole), embed(half)

@@ -7,12 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
-from open_cloc.model.load import HUB_ID
+from open_cloc.model.load import find_folder
 
 # Suffixes of all files that a model is made of.
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}
@@ -43,26 +40,9 @@ def find_checkpoint(weights: str, revision: str | None = None) -> Checkpoint:
         MissingFileError: If there is neither.
         UserError: If a revision of a folder is asked for.
     """
-    folder, commit = Path(weights), None
-    if folder.is_dir():
-        if revision:
-            raise UserError(
-                f"a revision is for models on the hub; got {revision!r} with the folder {weights}"
-            )
-    elif HUB_ID.fullmatch(weights):
-        patterns = [f"*{suffix}" for suffix in SUFFIXES]
-        try:
-            folder = Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise MissingFileError(
-                f"weights not found: no folder {weights}, and the hub says: {reason}"
-            ) from error
-        commit = folder.name
-    else:
-        raise MissingFileError(
-            f"weights not found: no folder {weights}, and it is no hub name such as owner/name"
-        )
+    patterns = [f"*{suffix}" for suffix in SUFFIXES]
+    folder = find_folder(weights, revision=revision, patterns=patterns)
+    commit = None if Path(weights).is_dir() else folder.name
     if not (folder / "config.json").is_file():
         raise MissingFileError(f"{weights} is not a model: it holds no config.json")
     return Checkpoint(folder, commit, _sha256(folder.resolve()))

@@ -26,7 +26,8 @@ T = TypeVar("T")
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 SHARDS_FOLDER = "state"
-MODEL_PREFIX = "model."  # of the names of weights, which the optimizer's state lies beside
+# Starts the names of weights, which the optimizer's state lies beside.
+MODEL_PREFIX = "model."
 
 
 def of_model(tensors: Mapping[str, T]) -> dict[str, T]:

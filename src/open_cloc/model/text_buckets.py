@@ -13,7 +13,8 @@ from functools import lru_cache
 # Always as many passes, whatever the batch holds: ranks that shard the text tower must make equally many.
 NUM_BUCKETS = 4
 
-Buckets = tuple[tuple[int, int], ...]  # (number of texts, tokens to keep of each)
+# (number of texts, tokens to keep of each) per bucket.
+Buckets = tuple[tuple[int, int], ...]
 
 
 def split_by_length(lengths: Sequence[int]) -> Buckets:

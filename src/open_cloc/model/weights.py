@@ -25,7 +25,8 @@ from open_cloc.model.old_names import by_names_of_today
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-TEXT_TOWER_FOLDER = "text_tower"  # config and tokenizer of a Hugging Face text tower
+# Holds config and tokenizer of a Hugging Face text tower.
+TEXT_TOWER_FOLDER = "text_tower"
 
 Model = TypeVar("Model", bound=nn.Module)
 

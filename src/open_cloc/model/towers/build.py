@@ -40,7 +40,8 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"open_clip cannot build this model_cfg: {reason}") from error
     allow_any_image_size(clip.visual)
     fit_projection(clip.visual)
-    image_tower_of(clip.visual)  # refuses a tower that gives no token grid
+    # Refuses a tower that gives no grid of tokens.
+    image_tower_of(clip.visual)
     return clip
 
 

@@ -16,7 +16,8 @@ from open_cloc.model.towers.build import require_config
 from open_cloc.model.towers.tower import StartingTowers
 from open_cloc.model.weights import load_in_order, load_strictly, read_state
 
-CLASSIFIERS = ("classifier", "head", "fc")  # first names of tensors that have no place in a tower
+# First part of the names of tensors that have no place in a tower.
+CLASSIFIERS = ("classifier", "head", "fc")
 
 
 def joined_towers(

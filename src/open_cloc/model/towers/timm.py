@@ -64,7 +64,8 @@ class TimmTower:
         return projection.weight.detach() if isinstance(projection, nn.Linear) else None
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        self.visual.set_grad_checkpointing(enable)  # open_clip itself warns of a network that cannot
+        # open_clip itself warns of a network that cannot.
+        self.visual.set_grad_checkpointing(enable)
 
 
 def _channels_last(trunk: Any) -> bool:
