@@ -37,28 +37,6 @@ KINDS = (
 )
 MAX_LINES, MAX_FUNCTION = 500, 60
 
-# What is not mended yet; whoever mends a line takes it out.
-EXCEPTIONS: dict[str, set[str]] = {
-    "order": {"open_cloc.labelling.provenance -> open_cloc"},
-    "circles": {"open_cloc.model.weights -> open_cloc.model.cloc"},
-    "prints": set(),
-    "citations": {
-        *(
-            "src/open_cloc/evaluation/regions.py",
-            "src/open_cloc/evaluation/run.py",
-        ),
-        *("src/open_cloc/labelling/phrases/noun_phrases.py", "src/open_cloc/labelling/phrases/words.py"),
-        *("src/open_cloc/labelling/report.py", "src/open_cloc/model/cloc.py"),
-        *("src/open_cloc/model/prompt_layer.py", "src/open_cloc/model/prompter.py"),
-        *("src/open_cloc/model/prompts.py", "src/open_cloc/objectives/contrastive.py"),
-        *("src/open_cloc/objectives/grounding.py", "src/open_cloc/objectives/total.py"),
-        *("src/open_cloc/training/measure.py", "src/open_cloc/training/recipe.py"),
-        *("src/open_cloc/training/recipes.py", "src/open_cloc/labelling/__init__.py"),
-    },
-    "kinds": set(),
-    "sizes": set(),
-}
-
 Edges: TypeAlias = "dict[str, set[str]]"
 
 
@@ -118,14 +96,11 @@ def test_imports_point_one_way() -> None:
         for used in uses
         if area_of(used) != area_of(module) and RANKS[area_of(used)] >= RANKS[area_of(module)]
     }
-    assert wrong - EXCEPTIONS["order"] == set()
+    assert wrong == set()
 
 
 def test_no_module_imports_itself_around_a_circle() -> None:
     edges = graph(imports_of)
-    for pair in EXCEPTIONS["circles"]:
-        module, _, used = pair.partition(" -> ")
-        edges[module].discard(used)
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:
@@ -142,7 +117,7 @@ def test_only_the_command_line_prints_and_parses() -> None:
         text = file.read_text(encoding="utf-8")
         if area_of(module) != "cli" and ("print" in calls or re.search(r"\b(tyro|argparse)\b", text)):
             found.add(module)
-    assert found - EXCEPTIONS["prints"] == set()
+    assert found == set()
 
 
 def test_no_page_is_cited_that_is_not_here() -> None:
@@ -156,7 +131,7 @@ def test_no_page_is_cited_that_is_not_here() -> None:
     found = {
         path.relative_to(ROOT).as_posix() for path in texts if cited.search(path.read_text(encoding="utf-8"))
     }
-    assert found - EXCEPTIONS["citations"] == set()
+    assert found == set()
 
 
 def dicts_of_kinds() -> Iterator[tuple[str, str]]:
@@ -176,7 +151,7 @@ def test_every_kind_is_on_a_page() -> None:
     kinds = set(dicts_of_kinds())
     assert {name for name, _ in kinds} >= {"READERS", "TASKS"}
     absent = {f"{table} {key}" for table, key in kinds if key not in words}
-    assert absent - EXCEPTIONS["kinds"] == set()
+    assert absent == set()
 
 
 def test_files_and_functions_fit_on_a_few_screens() -> None:
@@ -189,7 +164,7 @@ def test_files_and_functions_fit_on_a_few_screens() -> None:
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > MAX_FUNCTION:
                     found.add(f"{module}:{node.name}")
-    assert found - EXCEPTIONS["sizes"] == set()
+    assert found == set()
 
 
 def area_graph() -> str:

@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import open_cloc
 from open_cloc.files import versions
 from open_cloc.labelling.recipe import AUTO, LabelRecipe
 
@@ -86,7 +85,7 @@ def _rename(fields: Any, old: str, new: str, values: Mapping[str, str] | None = 
 
 def _code() -> str:
     digest = hashlib.sha256()
-    root = Path(open_cloc.__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
