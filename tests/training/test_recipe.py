@@ -1,0 +1,100 @@
+"""Recipes that cannot work are refused in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_recipes import SCENES, log_of, with_run
+
+from open_cloc.cli import main as cli
+from open_cloc.data.readers import open_reader
+from open_cloc.model.create import ModelConfig
+from open_cloc.samples import RegionSample
+from open_cloc.training.loop import train
+from open_cloc.training.recipe import OptimConfig, Recipe, RunConfig
+
+
+class Broken:
+    """Scenes of which one in five cannot be decoded."""
+
+    def __init__(self, path: str) -> None:
+        self.scenes = open_reader(SCENES)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        sample = self.scenes[index]
+        return replace(sample, image=b"not a picture") if index % 5 == 0 else sample
+
+
+def test_recipes_that_cannot_work_are_one_sentence(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for recipe, message in (
+        (with_run(tiny, samples=3), "run.samples must be at least one batch of 4; got 3"),
+        (
+            with_run(tiny, accumulate=3),
+            "run.accumulate must divide a rank's batch of 4 into equal parts; got 3",
+        ),
+        (with_run(tiny, output=""), "no run folder: give --run.output FOLDER"),
+        (with_run(tiny, device="abacus"), "device 'abacus' cannot be used"),
+        (with_run(tiny, report_to=("pigeon",)), "unknown report_to 'pigeon'; expected tensorboard or wandb"),
+        (replace(tiny, data=replace(tiny.data, train=())), "no training data: give --data.train FORMAT:PATH"),
+        (replace(tiny, data=replace(tiny.data, probe="scenes:nowhere")), "unknown split 'nowhere'"),
+        (replace(tiny, model=ModelConfig(towers="ViT-Q")), "unknown architecture 'ViT-Q'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(recipe)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK: start several processes with torchrun"):
+        train(tiny)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        (RunConfig, "precision", "fp8"),
+        (RunConfig, "keep", 0),
+        (RunConfig, "log_steps", 0),
+        (RunConfig, "save_minutes", 0.0),
+        (RunConfig, "accumulate", 0),
+        (RunConfig, "parallel", "zero"),
+        (OptimConfig, "lr", 0.0),
+        (OptimConfig, "layer_decay", 1.5),
+        (OptimConfig, "warmup", -1),
+    ],
+)
+def test_values_out_of_range_are_one_sentence(section: Any, field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"\.{field} must be .*; got {value!r}$"):
+        section(**{field: value})
+
+
+def test_a_used_run_folder_is_refused_and_kept(tiny: Recipe) -> None:
+    folder = Path(tiny.run.output)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("all of it")
+    with pytest.raises(
+        FileExistsError, match=r"run is not empty: go on with --resume latest, or give another"
+    ):
+        train(tiny)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_too_many_bad_samples_end_the_command(
+    project: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", "my_run:tiny", "--data.train", f"{__name__}:Broken:x"]
+    assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.02"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("open-cloc train: ")
+    assert error.rstrip("\n").count("\n") <= 1  # and the first bad sample, when it was met
+    assert "samples are bad (unreadable image: " in error
+    assert "past max_bad_fraction=0.02; the first one: image of sample 'train-" in error
+    assert not any(path.is_dir() and path.name == "model" for path in Path(project.run.output).glob("*"))
+    assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.5", "--run.output", "tolerant"]) == 0
+    assert log_of("tolerant")[-1]["bad_samples"] > 0
