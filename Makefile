@@ -1,5 +1,7 @@
 # `make demo` and `make test` set up everything themselves: they need python3, git and make.
 PYTHON ?= python3
+# A module of tests stays in one process: its fixtures are made once.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadscope
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,7 +19,7 @@ demo: setup ## train CLIP and CLOC on generated scenes, print the comparison
 	$(BIN)/open-cloc demo --overwrite
 
 test: setup ## the test suite: CPU, offline, no weights
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 bench: setup ## every benchmark of speed and memory, and one table of the aims; 45 minutes on 2 idle cores
 	$(BIN)/python -m benchmarks
@@ -26,7 +28,7 @@ check: setup ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 format: setup
 	$(BIN)/ruff format .

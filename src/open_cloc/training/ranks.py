@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Waiting for the first rank may take as long as its evaluation or its download.
-PATIENCE = timedelta(hours=6)
+FIRST_RANK_TIMEOUT = timedelta(hours=6)
 
-MEETING = timedelta(minutes=30)  # until all processes must have started
+START_TIMEOUT = timedelta(minutes=30)  # until all processes must have started
 
 
 class Place(NamedTuple):
@@ -179,8 +179,8 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
         _initialize(own_device, place)
     if place.rank > 0:
         logging.getLogger("open_cloc").setLevel(logging.ERROR)  # warnings are the same everywhere
-    control: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
-    saving: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    control: Any = dist.new_group(backend="gloo", timeout=FIRST_RANK_TIMEOUT)
+    saving: Any = dist.new_group(backend="gloo", timeout=FIRST_RANK_TIMEOUT)
     try:
         yield Ranks(place.rank, place.world_size, own_device, control, saving)
     finally:
@@ -217,7 +217,7 @@ def _own_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
         first = store.get(f"answer_{own}").decode()  # waits for it
         store.set(f"heard_{first}_{rank}", "")
         return dist.PrefixStore(first, store)
-    missing, deadline = set(range(1, world_size)), time.monotonic() + MEETING.total_seconds()
+    missing, deadline = set(range(1, world_size)), time.monotonic() + START_TIMEOUT.total_seconds()
     while missing:
         for other in sorted(missing):
             if store.check([f"heard_{own}_{other}"]):
@@ -225,7 +225,7 @@ def _own_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
             elif store.check([f"name_{other}"]):
                 store.set(f"answer_{store.get(f'name_{other}').decode()}", own)
         if missing and time.monotonic() > deadline:
-            raise WorkerTimeoutError(f"rank {min(missing)} of {world_size} has not come within {MEETING}")
+            raise WorkerTimeoutError(f"rank {min(missing)} of {world_size} has not come within {START_TIMEOUT}")
         time.sleep(0.02)
     return dist.PrefixStore(own, store)
 
