@@ -225,7 +225,8 @@ def _own_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
             elif store.check([f"name_{other}"]):
                 store.set(f"answer_{store.get(f'name_{other}').decode()}", own)
         if missing and time.monotonic() > deadline:
-            raise WorkerTimeoutError(f"rank {min(missing)} of {world_size} has not come within {START_TIMEOUT}")
+            absent = min(missing)
+            raise WorkerTimeoutError(f"rank {absent} of {world_size} has not come within {START_TIMEOUT}")
         time.sleep(0.02)
     return dist.PrefixStore(own, store)
 
