@@ -74,9 +74,28 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
         return import_object(found, what) if isinstance(found, str) else found
     if ":" in name:
         return import_object(name, what)
+    raise _unknown(table, name, what)
+
+
+def check_name(table: Mapping[str, Any], name: str, what: str) -> None:
+    """Refuse a name that `lookup` would not find, without importing anything.
+
+    Args:
+        table: Ours, by name.
+        name: What the user gave; `package.module:Name` is taken on trust.
+        what: What the table lists, for messages.
+
+    Raises:
+        UserError: If the table does not list it.
+    """
+    if name not in table and ":" not in name:
+        raise _unknown(table, name, what)
+
+
+def _unknown(table: Mapping[str, Any], name: str, what: str) -> UserError:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(
+    return UserError(
         f"unknown {what} {name!r}; expected one of {', '.join(table)} or package.module:Name{hint}"
     )
 

@@ -302,3 +302,23 @@ def _refused(
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "now"),
+    [
+        (["train", "finetune", "--model.architecture", "ViT-B-16"], "--model.towers open_clip:NAME"),
+        (["train", "scenes-cloc", "--data.loader.batch_size", "8"], "--run.global-batch-size N"),
+        (["plan", "scenes-cloc", "--loss.grounding=l1_giou"], "--objectives image_text"),
+        (["train", "scenes-cloc", "--run.precision", "amp_bf16"], "bf16"),
+        (["label", "vesl", "a", "b", "--detect.dtype", "bfloat16"], "--detect.precision"),
+    ],
+)
+def test_options_of_0_1_say_what_they_are_now(
+    argv: list[str], now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert now in error
+    assert error.endswith("(CHANGELOG.md: Moving from 0.1)\n")
+    assert error.count("\n") == 1

@@ -88,3 +88,20 @@ def test_usage_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     assert cli.main(["train"]) == 2
     assert all(f"  {name} " in listed for name in RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ("image_text,weight=x", "weight in 'image_text,weight=x' must be a number; got 'x'"),
+        ("image_text,per=foo", "unknown per 'foo' of image_text; expected one of batch, images_with_regions"),
+        ("image_txt", "did you mean image_text"),
+    ],
+)
+def test_wrong_objectives_are_one_line(
+    project: Recipe, term: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "my_run:tiny", "--objectives", term, "--run.samples", "8"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

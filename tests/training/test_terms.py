@@ -267,6 +267,9 @@ def test_names_in_the_log(tiny: Recipe) -> None:
 def test_wrong_terms_are_named(terms: tuple[Term, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Objectives(terms)
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="weight of sparc must be a number of at least 0"):
+            Term("sparc", weight)
     with pytest.raises(ValueError, match="unknown per 'epoch'"):
         Term("image_text", per="epoch")
     with pytest.raises(ValueError, match="weight in 'sparc,weight=heavy' must be a number"):
@@ -279,3 +282,20 @@ def test_loader_config_is_used(tiny: Recipe) -> None:
     bare, more = (batch_of(model, Objectives(TERMS[name]), 4) for name in ("sparc", "views"))
     assert torch.equal(bare.images, more.images)
     assert torch.equal(bare.boxes, more.boxes)
+
+
+class Misspelt(OwnScale):
+    """Needs what no model gives."""
+
+    needs = frozenset({"image_featurs"})
+
+
+class Silent(nn.Module):
+    """Says nothing of itself."""
+
+
+def test_an_objective_that_needs_what_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match=r"needs 'image_featurs', which is no field.*; did you mean"):
+        Objectives((Term(f"{__name__}:Misspelt"),))
+    with pytest.raises(ValueError, match="objective 'Silent' has no attribute `needs`"):
+        Objectives((Term(f"{__name__}:Silent"),))

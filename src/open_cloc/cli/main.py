@@ -18,6 +18,7 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 
+from open_cloc.cli.moved import check_options
 from open_cloc.errors import RunError, UserError
 from open_cloc.memory import keep_freed_memory
 
@@ -85,6 +86,7 @@ def run(args: Sequence[str], debug: bool = False) -> int:
         return 2
     keep_freed_memory()
     try:
+        check_options(args[1:])
         return _function_of(verb)(args[1:])
     except (*USER_ERRORS, RunError) as error:
         if debug:

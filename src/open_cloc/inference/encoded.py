@@ -126,8 +126,8 @@ class EncodedImage:
         Raises:
             UserError: As `embed`, and if labels are missing, empty or repeated, or `top_k` < 1.
         """
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1; got {top_k}")
+        if not isinstance(top_k, int) or top_k < 1:
+            raise UserError(f"top_k must be a whole number, at least 1; got {top_k!r}")
         check_texts(labels, "labels")
         check_distinct(labels)
         regions = self._regions(boxes, masks, box_format, normalized)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from open_cloc.data.bad_samples import BadSample, BadSamples
 from open_cloc.labelling.actors import connected, labelled_batches, writers
 from open_cloc.labelling.checks import check_recipe
+from open_cloc.labelling.kinds import check_kinds
 from open_cloc.labelling.output import RunFolder
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.source import known_pictures, plan_units
@@ -43,6 +44,7 @@ def label(
         RunError: If a server of captions is not there, or a worker fails for another reason.
     """
     check_recipe(recipe)
+    check_kinds(recipe)
     units = plan_units(source, recipe.run.samples_per_shard)
     run = RunFolder.open(output, recipe, source, units, overwrite)
     todo = run.todo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -63,6 +64,8 @@ class Term:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UserError(f"weight of {self.kind} must be a number of at least 0; got {self.weight}")
         if self.per not in ("", *PER):
             raise UserError(f"unknown per {self.per!r} of {self.kind}; expected one of {', '.join(PER)}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import reduce
 from operator import add
 from typing import Any
@@ -65,6 +67,8 @@ class Objectives(nn.Module):
                 factory, options=term.options, where=str(term)
             )
         made: list[Any] = list(self.modules_by_name.values())
+        for term, objective in zip(self.terms, made):
+            _check_needs(term, objective)
         self.per = {t.label: t.per or getattr(o, "per", "batch") for t, o in zip(self.terms, made)}
         self.needs = frozenset().union(*(o.needs for o in made))
         self.gathered = frozenset().union(*(getattr(o, "gathered", ()) for o in made))
@@ -116,6 +120,19 @@ class Objectives(nn.Module):
         if "images_with_regions" in sums:
             sums["images_with_regions"] = share_with_regions(features) * sums["images_with_regions"]
         return values | {"total": reduce(add, sums.values())} | extras
+
+
+def _check_needs(term: Term, objective: Any) -> None:
+    """Refuse an objective that does not say what it needs, or needs what no model gives."""
+    known = [f.name for f in fields(Features)]
+    if not hasattr(objective, "needs"):
+        raise UserError(f"objective {term.label!r} has no attribute `needs`: name the features that it takes")
+    for path in sorted(objective.needs):
+        name = path.split(".")[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"objective {term.label!r} needs {path!r}, which is no field of Features{hint}")
 
 
 def _blank_view(view: ViewConfig, boxes: Tensor) -> View:
