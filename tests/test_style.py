@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -165,6 +166,12 @@ def test_files_and_functions_fit_on_a_few_screens() -> None:
                 if lines > MAX_FUNCTION:
                     found.add(f"{module}:{node.name}")
     assert found == set()
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by their name alone."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
 
 
 def area_graph() -> str:
