@@ -75,7 +75,8 @@ def prepare(
         captions = [", ".join(dict.fromkeys(filter(None, texts)))] if any(texts) else []
     geometry = Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
     geometry = random_geometry(geometry, config.augment, [*captions, *texts], rng)
-    boxes, share = visible_boxes(checked_boxes(sample), geometry)
+    own_boxes = checked_boxes(sample)
+    boxes, share = visible_boxes(own_boxes, geometry)
     usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
@@ -87,7 +88,7 @@ def prepare(
         boxes=boxes[drawn].astype(np.float32),
         texts=[texts[row] for row in drawn],
         role_texts=draw_texts(sample, drawn.tolist(), wants.roles, config.lower_case, rng),
-        views=make_views(pixels, checked_boxes(sample)[drawn], preprocess, config.augment, wants.views, rng),
+        views=make_views(pixels, own_boxes[drawn], preprocess, config.augment, wants.views, rng),
     )
 
 
