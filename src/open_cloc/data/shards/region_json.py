@@ -64,7 +64,8 @@ def _role_texts(texts: Sequence[Text]) -> dict[str, Any]:
 
 
 def _texts(fields: Mapping[str, Any]) -> tuple[Text, ...]:
-    return tuple(Text(**text) for text in fields.get("role_texts", ()))
+    given = fields.get("role_texts")
+    return tuple(Text(**text) for text in given) if given else ()
 
 
 def parse_sample(key: str, image: bytes, text: bytes | None, document: bytes | None, where: str) -> RawSample:
