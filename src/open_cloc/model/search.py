@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from open_cloc.boxes import iou
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
@@ -129,7 +130,7 @@ def _rank(boxes: Tensor, scores: Tensor) -> Tensor:
 def _vote(boxes: Tensor, ranks: Tensor, temperature: float) -> Tensor:
     """The mean of boxes (B, P, K, 4) that overlap the best of them, weighted by their ranks (B, P, K)."""
     best = ranks.argmax(-1)[..., None, None].expand(-1, -1, -1, 4)
-    apart = _iou(boxes, boxes.gather(2, best)) < MIN_IOU  # never the best one itself
+    apart = iou(boxes, boxes.gather(2, best)) < MIN_IOU  # never the best one itself
     apart.scatter_(2, best[..., 0], False)
     weights = (ranks / temperature).masked_fill(apart, -torch.inf).softmax(-1)
     return (weights[..., None] * boxes).sum(2)
@@ -162,16 +163,6 @@ def _place(boxes: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _inside(boxes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Clip boxes to the picture on the canvas."""
     return torch.cat([torch.clamp(boxes[..., i : i + 2], low, high) for i in (0, 2)], dim=-1)
-
-
-def _iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4), pair by pair; torchvision's takes one image at a time."""
-    sides = (
-        torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
-    ).clamp(min=0)
-    shared = sides.prod(-1)
-    areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-12)
 
 
 @lru_cache(maxsize=8)
