@@ -22,6 +22,7 @@ from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives, Term
 from open_cloc.samples import OF_REGIONS, Features, Region, RegionSample, Text, ViewConfig, Wants
 from open_cloc.training.accumulate import Forward, split_batch
+from open_cloc.training.freeze import freeze_unreached
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import Recipe
 
@@ -221,6 +222,16 @@ def test_texts_with_roles_reach_their_objective(tiny: Recipe) -> None:
             assert torch.equal(index < 0, old < 0)
             there = index >= 0
             assert torch.equal(part.texts[index[there]], whole.texts[old[there]])
+
+
+def test_a_run_with_roles_and_views_finds_what_it_reaches(tiny: Recipe) -> None:
+    """`freeze_unreached` makes a blank batch that has all that the objectives want."""
+    terms = (Term("image_text"), Term(f"{__name__}:LongAndHard"), Term(f"{__name__}:LocalViews"))
+    objectives, model = Objectives(terms), model_of(tiny)
+    freeze_unreached(model, objectives, 3)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "prompter.layer.query.weight" in learning
+    assert not any(name.startswith("prompter.box_head") for name in learning)  # nobody needs boxes
 
 
 def test_views_are_crops_with_their_boxes(tiny: Recipe) -> None:

@@ -87,14 +87,11 @@ class Objectives(nn.Module):
 
     def blank_roles(self, region_index: Tensor) -> dict[str, Tensor]:
         """Row indices of texts for all roles, of a batch whose regions (B, R) have these rows."""
-        return {
-            role: (
-                region_index
-                if role.startswith(OF_REGIONS)
-                else region_index.new_tensor(range(len(region_index)))
-            )[..., None].expand(*region_index.shape[: 2 if role.startswith(OF_REGIONS) else 1], count)
-            for role, count in self.roles.items()
-        }
+        blank = {}
+        for role, count in self.roles.items():
+            rows = region_index if role.startswith(OF_REGIONS) else torch.arange(len(region_index))
+            blank[role] = rows[..., None].expand(*rows.shape, count)
+        return blank
 
     def blank_views(self, boxes: Tensor) -> dict[str, View]:
         """Black crops for all views, of a batch with these boxes (B, R, 4)."""
