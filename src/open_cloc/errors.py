@@ -18,6 +18,25 @@ class ExistingFileError(UserError, FileExistsError):
     """Something is there already that would be overwritten."""
 
 
+class SampleError(UserError):
+    """One sample, or one entry of it, cannot be used.
+
+    Attributes:
+        cause: A few words for the kind of fault, by which samples are counted.
+    """
+
+    def __init__(self, message: str, cause: str = "invalid sample") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class MissingPictureError(SampleError, MissingFileError):
+    """A sample's picture is not there."""
+
+    def __init__(self, message: str, cause: str = "missing picture") -> None:
+        super().__init__(message, cause)
+
+
 class RunError(Exception):
     """A run cannot go on, for a reason that lies outside of its input."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,19 +48,84 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, without: str = "") -> Any:
     """Parse a JSON file; a byte order mark, as some editors write it, does no harm.
+
+    Args:
+        path: The file.
+        without: A key whose values are left out, wherever it stands, so that they take no memory.
 
     Raises:
         MissingFileError: If it is not there.
-        UserError: If it is not JSON; names the file.
+        UserError: If it is not JSON, or cannot be read; names the file.
+    """
+    return parse_json(read_bytes(path), str(path), without)
+
+
+def parse_json(content: bytes, where: str, without: str = "") -> Any:
+    """Parse JSON that comes from elsewhere.
+
+    Args:
+        content: UTF-8, with or without a byte order mark.
+        where: Where it comes from, for messages.
+        without: A key whose values are left out, wherever it stands.
+
+    Raises:
+        UserError: If it is no JSON, is nested without end, or an object names a key twice: which of the two
+            is meant, nobody can say.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=partial(_as_table, without))
+    except RecursionError:
+        raise UserError(f"{where} is not valid JSON: nested too deeply") from None
+    except ValueError as error:  # also text that is not UTF-8, and numbers of thousands of digits
+        raise UserError(f"{where} is not valid JSON: {error}") from error
+
+
+def _as_table(without: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {repeated!r} comes twice in one object")
+    table.pop(without, None)
+    return table
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file; a device or a pipe may never end.
+
+    Raises:
+        MissingFileError: If it is not there.
+        UserError: If it is no regular file, or may not be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"expected a file; got {_kind_of_file(path)} {path}")
+        return path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    except (OSError, ValueError) as error:  # `ValueError`: a name with a NUL in it
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error} ({path})") from error
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file, without its byte order mark.
+
+    Raises:
+        MissingFileError: If it is not there.
+        UserError: If it is no regular file, may not be read, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"text is not UTF-8: {error} ({path})") from error
+
+
+def _kind_of_file(path: Path) -> str:
+    return "the folder" if path.is_dir() else "the device or pipe"
 
 
 def version_of(distribution: str) -> str:

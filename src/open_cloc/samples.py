@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_cloc.pictures import read_pixels
+from open_cloc.errors import SampleError
+from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_pixels
 
 T = TypeVar("T")
 
@@ -73,6 +74,8 @@ class RegionSample:
         regions: May be empty.
         metadata: Whatever else the source said; carried through shards unchanged.
         texts: Further texts of the whole picture, each with a role of its own.
+        size_hw: (height, width) of the picture that boxes were measured on in pixels; None where they were
+            not. A picture of another size is not the one that the boxes belong to.
     """
 
     key: str
@@ -81,17 +84,32 @@ class RegionSample:
     regions: tuple[Region, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     texts: tuple[Text, ...] = ()
+    size_hw: tuple[int, int] | None = None
 
     def pixels(self) -> np.ndarray:
         """Decode the picture to (H, W, 3) uint8 RGB.
 
         Raises:
-            MissingFileError: If the image is a path that does not exist.
-            UserError: If the image cannot be decoded.
+            MissingPictureError: If the image is a path that does not exist.
+            SampleError: If it cannot be decoded, or is of another size than its boxes were measured on.
         """
-        if isinstance(self.image, np.ndarray):
-            return self.image
-        return read_pixels(self.image, f"image of sample {self.key!r}")
+        what = f"image of sample {self.key!r}"
+        pixels = self.image if isinstance(self.image, np.ndarray) else read_pixels(self.image, what)
+        self.check_size((pixels.shape[0], pixels.shape[1]))
+        return pixels
+
+    def check_size(self, found_hw: tuple[int, int]) -> None:
+        """Refuse a picture of another size than its boxes were measured on.
+
+        Args:
+            found_hw: The picture's (height, width).
+
+        Raises:
+            SampleError: If they differ; says so where an EXIF orientation is the reason.
+        """
+        if self.size_hw is not None and self.size_hw != found_hw:
+            reason = mismatch(self.image, self.size_hw, found_hw)
+            raise SampleError(f"{reason} (sample {self.key!r})", ANOTHER_SIZE)
 
 
 def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:

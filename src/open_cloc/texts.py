@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
@@ -72,6 +74,44 @@ class TextCache(Generic[T]):
             while len(self._known) > self.max_known:
                 self._known.popitem(last=False)
         return [found[text] for text in texts]
+
+
+# What has no place in a text. The rest of a text is looked at only where one of these is found.
+_ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff&<]")
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")  # a terminal's
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_TAGS = (
+    "a abbr b big blockquote br center cite code dd del div dl dt em figcaption figure font h1 h2 h3 h4 h5 h6"
+)
+_TAGS += " hr i iframe img ins label li link mark ol p pre q s script small span strike strong style sub sup"
+_TAGS += " table tbody td th thead tr tt u ul video wbr"
+_TAG = re.compile(rf"</?(?:{'|'.join(_TAGS.split())})(?:\s[^<>]*)?/?>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+
+
+def sound_text(text: str) -> str:
+    """A text as it can be written, drawn and tokenized anywhere; most come back as they are.
+
+    Half an emoji is left out, entities and tags of HTML become what they stand for, control characters and
+    the marks that turn the direction of writing become spaces. Line breaks and tabs stay.
+    """
+    if not is_odd(text):
+        return text
+    if "&" in text:  # twice: pages that were quoted twice are common, and CLIP's tokenizer does it too
+        text = _ENTITY.sub(_entity, _ENTITY.sub(_entity, text))
+    text = _TAG.sub(" ", _ESCAPE.sub("", text))
+    # Two halves that belong together are joined, one alone is left out.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+    return _CONTROL.sub(" ", text)
+
+
+def is_odd(text: str) -> bool:
+    """Whether a text holds anything that `sound_text` may change."""
+    return _ODD.search(text) is not None
+
+
+def _entity(match: re.Match[str]) -> str:
+    return html.unescape(match.group())
 
 
 def clean_text(text: str, lower_case: bool) -> str:

@@ -86,7 +86,7 @@ def test_check_reports_json_that_is_not_the_schema(
     data = [sample(0), sample(1, metadata={"noun_chunks": [["x"]]})]
     write_shards(data, tmp_path / "out")
     assert cli(["data", "check", str(tmp_path / "out")]) == 1
-    assert "ERROR: unreadable sample: 1\n  JSON is not a region sample: at $.noun_" in capsys.readouterr().out
+    assert "ERROR: unusable sample: 1\n  JSON is not a region sample: at $.noun_" in capsys.readouterr().out
 
 
 def test_check_of_a_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_convert_leaves_out_bad_samples_only_where_allowed(
     assert not list(tmp_path.glob("out*"))
     assert cli([*args, "--max-bad-fraction", "0.02"]) == 0
     assert "wrote 1 samples in 1 shards" in (printed := capsys.readouterr().out)
-    assert "left out 1 (missing file: 1)" in printed
+    assert "left out 1 (missing picture: 1)" in printed
 
 
 @pytest.mark.parametrize(

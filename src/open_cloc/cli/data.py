@@ -13,8 +13,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.bad_samples import BadSample, BadSamples
+from open_cloc.data.annotations import SampleDataset, clean_sample
+from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
 from open_cloc.data.check import check_dataset, format_report
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import ShardDataset
@@ -81,9 +81,6 @@ def check(
     indices = _evenly(len(dataset), num)
     with _progress(len(indices), "images") as bar:
         report = check_dataset(dataset, indices, bar.update)
-    dropped = getattr(dataset, "dropped", {})
-    if dropped:
-        print("left out by the reader: " + ", ".join(f"{cause}: {n}" for cause, n in dropped.items()))
     print(format_report(report))
     if json_out is not None:
         write_json(json_out, {"source": source, **asdict(report)})
@@ -142,21 +139,21 @@ def open_source(text: str, tolerant: bool = False) -> SampleDataset:
 
 def _all(dataset: SampleDataset) -> Iterator[RegionSample]:
     for index in range(len(dataset)):
-        yield dataset[index]
+        yield clean_sample(dataset[index])
 
 
 def _usable(dataset: SampleDataset, skipped: BadSamples) -> Iterator[RegionSample]:
-    """Samples that can be read and decoded; the others are counted, and too many of them raise."""
+    """What can be used of every sample; the others are counted, and too many of them raise."""
     for index in range(len(dataset)):
-        try:
-            sample = dataset[index]
-            sample.pixels()
-        except (ValueError, FileNotFoundError) as error:  # what readers from elsewhere raise, too
-            cause = "missing file" if isinstance(error, FileNotFoundError) else "unusable sample"
-            skipped.add(0, [BadSample(cause, str(error), last_draw=False)])
-            continue
-        skipped.add(1, [])
-        yield sample
+        sample, problems = read_usable(dataset, index)
+        if sample is not None:
+            try:
+                sample.pixels()
+            except Exception as error:  # whatever Pillow's decoders stumble over
+                sample, problems = None, [problem_of(error, f"sample number {index}")]
+        skipped.add(int(not problems), [BadSample(*problem, last_draw=False) for problem in problems[:1]])
+        if sample is not None:
+            yield sample
 
 
 def _evenly(length: int, num: int | None) -> list[int]:

@@ -1,22 +1,26 @@
-"""Annotations as a file gives them, and the one place where their boxes are checked and become regions.
+"""Annotations as a file gives them, and the one door through which they become samples.
 
-A reader only says what it read (`RawSample`: the numbers, their format and unit, and where they stand);
-`finish` converts, clips rounding errors, drops boxes without area and refuses wrong ones. `open-cloc data
-check` looks at the same raw samples, so that it can name every wrong box and guess its real format.
+A reader only says what it read (`RawSample`: the numbers, their format and unit, and where they stand).
+`sound_part` converts the boxes, clips rounding errors, cleans the texts, and gives the sample that is left
+together with everything that was wrong; `finish` is its strict form. `open-cloc data check` looks at the same
+raw samples, so that it can name every wrong box and guess its real format.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError
+from open_cloc.pictures import read_header
 from open_cloc.samples import Region, RegionSample, Text
+from open_cloc.texts import is_odd, sound_text
 
 OK, NOT_FINITE, INVERTED, OUTSIDE, EMPTY = range(5)
 PROBLEMS = ("", "not finite", "inverted", "outside the picture", "without area")
@@ -30,6 +34,18 @@ class SampleDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> RegionSample: ...
+
+
+class Problem(NamedTuple):
+    """An entry of a file that cannot be used.
+
+    Attributes:
+        cause: A few words for the kind of fault, by which entries are counted.
+        message: What is wrong, what was expected, and where.
+    """
+
+    cause: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class RawSample:
     Attributes:
         key: The sample's name, as in `RegionSample`.
         image: The picture, as in `RegionSample`.
-        size_hw: Declared (height, width) of the picture; None where nothing says it (normalised boxes only).
+        size_hw: Declared (height, width) of the picture; None where nothing says it.
         where: The file, for messages.
         captions: Texts of the whole picture, as in `RegionSample`.
         regions: Boxes and texts as read.
@@ -72,6 +88,7 @@ class RawSample:
         normalized: Whether the boxes are in [0, 1] instead of pixels.
         metadata: Whatever else the file says, as in `RegionSample`.
         texts: Further texts with roles, as in `RegionSample`.
+        problems: Entries of the sample that could not be read at all.
     """
 
     key: str
@@ -84,16 +101,28 @@ class RawSample:
     normalized: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
     texts: tuple[Text, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     def numbers(self) -> np.ndarray:
         """The boxes' numbers as read, (R, 4) float64."""
         return np.array([region.box for region in self.regions], np.float64).reshape(-1, 4)
 
+    def measured(self) -> RawSample:
+        """The same with the picture's size, where pixel boxes need one and nothing declares it.
+
+        Raises:
+            SampleError: If the picture is not there, or is none.
+        """
+        if self.size_hw or self.normalized or not self.regions:
+            return self
+        header = read_header(self.image, f"image of sample {self.key!r}")
+        return replace(self, size_hw=header.size_hw)
+
     def normalize(self) -> np.ndarray:
         """The boxes as normalised `xyxy`, (R, 4) float64, neither checked nor clipped.
 
         Raises:
-            ValueError: If they are in pixels and the reader gives no size.
+            ValueError: If they are in pixels and nothing says the size: see `measured`.
         """
         boxes = convert_boxes(self.numbers(), self.box_format)
         if self.normalized:
@@ -134,21 +163,109 @@ def box_problems(boxes: np.ndarray, size_hw: tuple[int, int] | None = None) -> n
 
 
 def finish(raw: RawSample) -> RegionSample:
-    """Check, clip and normalise a raw sample's boxes; boxes without area are left out.
+    """A raw sample's boxes checked, clipped and normalised, its texts cleaned.
+
+    Boxes without area are left out.
 
     Raises:
-        UserError: On a box that is not finite, inverted or outside the picture; names its annotation.
+        SampleError: If anything is wrong with it; names the first entry that is.
     """
+    sample, problems = sound_part(raw)
+    if problems:
+        first, *others = problems
+        more = f"; {len(others)} more entries of this sample are wrong" if others else ""
+        raise SampleError(f"{first.message}{more}", first.cause)
+    return sample
+
+
+def sound_part(raw: RawSample) -> tuple[RegionSample, list[Problem]]:
+    """What of a raw sample can be used, and what was wrong with the rest.
+
+    A wrong box costs the region, and so does a region's text that is none.
+
+    Raises:
+        SampleError: If the picture's size is needed and cannot be told.
+    """
+    raw = raw.measured()
     boxes = raw.normalize()
-    problems = box_problems(boxes, raw.size_hw)
-    for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
-        raise UserError(describe_problem(raw, int(row), int(problems[row])))
-    regions = [
-        Region(_as_box(box), *_beside_the_box(region))
-        for box, region, problem in zip(np.clip(boxes, 0, 1), raw.regions, problems)
-        if problem == OK
-    ]
-    return RegionSample(raw.key, raw.image, raw.captions, tuple(regions), raw.metadata, raw.texts)
+    codes = box_problems(boxes, raw.size_hw)
+    problems = [*raw.problems]
+    regions = []
+    for row, (box, region, code) in enumerate(zip(np.clip(boxes, 0, 1), raw.regions, codes.tolist())):
+        if code == OK:
+            regions.append(Region(_as_box(box), *_beside_the_box(region)))
+        elif code != EMPTY:
+            problems.append(Problem(f"box {PROBLEMS[code]}", describe_problem(raw, row, code)))
+    measured_on = None if raw.normalized else raw.size_hw
+    sample = RegionSample(
+        raw.key, raw.image, raw.captions, tuple(regions), raw.metadata, raw.texts, size_hw=measured_on
+    )
+    return clean_sample(sample), problems
+
+
+def clean_sample(sample: RegionSample) -> RegionSample:
+    """A sample whose texts can be written and tokenized anywhere, by `texts.sound_text`; usually itself.
+
+    Numbers in the metadata that JSON does not know become None.
+
+    Raises:
+        SampleError: If what should be text is not.
+    """
+    if _is_sound(sample):
+        return sample
+    captions = tuple(_sound(text, sample, "caption") for text in sample.captions)
+    # Spans count characters of the first caption as it was.
+    moved = sample.captions[:1] != captions[:1]
+    regions = tuple(_clean_region(region, sample, moved) for region in sample.regions)
+    texts = tuple(replace(text, text=_sound(text.text, sample, "text")) for text in sample.texts)
+    metadata = sound_json(sample.metadata)
+    return replace(sample, captions=captions, regions=regions, texts=texts, metadata=metadata)
+
+
+def _is_sound(sample: RegionSample) -> bool:
+    """Whether nothing has to be cleaned; the usual case, told in a few microseconds."""
+    texts = [*sample.captions, *(region.text for region in sample.regions)]
+    if sample.texts or any(region.texts for region in sample.regions):
+        return False
+    try:
+        joined = "\n".join(texts)
+    except TypeError:
+        return False
+    return not is_odd(joined) and all(map(_is_sound_scalar, sample.metadata.values()))
+
+
+def _is_sound_scalar(value: Any) -> bool:
+    if type(value) is str:
+        return not is_odd(value)
+    return value is None or type(value) in (int, bool) or (type(value) is float and math.isfinite(value))
+
+
+def _clean_region(region: Region, sample: RegionSample, moved: bool) -> Region:
+    text = _sound(region.text, sample, "region text")
+    texts = tuple(replace(own, text=_sound(own.text, sample, "text")) for own in region.texts)
+    if text is region.text and texts == region.texts and not (moved and region.span):
+        return region
+    return replace(region, text=text, texts=texts, span=None if moved else region.span)
+
+
+def _sound(text: Any, sample: RegionSample, what: str) -> str:
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise SampleError(f"{what} must be text; got {kind} (sample {sample.key!r})", "text of another type")
+    return sound_text(text)
+
+
+def sound_json(value: Any) -> Any:
+    """A value of a sample's metadata with texts as they can be written, and None for nan and infinity."""
+    if isinstance(value, str):
+        return sound_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {sound_json(name): sound_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [sound_json(part) for part in value]
+    return value
 
 
 def _beside_the_box(region: Region | RawRegion) -> tuple[Any, ...]:
@@ -162,14 +279,15 @@ def checked_boxes(sample: RegionSample) -> np.ndarray:
     Datasets from elsewhere may hold pixels or another format; nothing later would notice.
 
     Raises:
-        UserError: If a box is not finite, inverted or outside the picture.
+        SampleError: If a box is not finite, inverted or outside the picture.
     """
     boxes = np.array([region.box for region in sample.regions], np.float64).reshape(-1, 4)
     problems = box_problems(boxes)
     for row in np.flatnonzero((problems != OK) & (problems != EMPTY))[:1]:
-        raise UserError(
+        raise SampleError(
             f"box is {PROBLEMS[problems[row]]}: got {boxes[row].tolist()}, expected xyxy normalised to "
-            f"[0, 1] (sample {sample.key!r}, region {row})"
+            f"[0, 1] (sample {sample.key!r}, region {row})",
+            f"box {PROBLEMS[problems[row]]}",
         )
     return np.clip(boxes, 0, 1)
 

@@ -1,17 +1,55 @@
-"""Samples that cannot be used: counted by cause, and the run stopped when they are too many."""
+"""Samples that cannot be used: counted by cause, and the run stopped when they are too many.
+
+Whatever fails between reading a sample and using it is that sample's fault, also in worker processes: a data
+set of millions may hold anything.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from open_cloc.errors import UserError
+from open_cloc.data.annotations import Problem, SampleDataset, clean_sample, sound_part
+from open_cloc.data.mixture import Mixture
+from open_cloc.errors import SampleError, UserError
+from open_cloc.samples import RegionSample
 
 logger = logging.getLogger(__name__)
 
 MIN_TRIED = 100  # one bad sample among the first few is no measure of the fraction
+
+
+def problem_of(error: Exception, where: str = "") -> Problem:
+    """What an error says of the sample that it comes from.
+
+    Args:
+        error: Anything that was raised while the sample was read.
+        where: Which sample it is, for errors that do not say it.
+    """
+    if isinstance(error, UserError):
+        return Problem(error.cause if isinstance(error, SampleError) else "unusable sample", str(error))
+    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+    message = f"{kind}{error} ({where})" if where else f"{kind}{error}"
+    return Problem("missing file" if isinstance(error, FileNotFoundError) else "unusable sample", message)
+
+
+def read_usable(dataset: SampleDataset, index: int) -> tuple[RegionSample | None, list[Problem]]:
+    """What can be used of a sample, None if nothing, and everything that is wrong with it. Never raises.
+
+    Args:
+        dataset: Any dataset; of one whose reader keeps raw boxes, a wrong entry costs only itself.
+        index: Number of the sample.
+    """
+    try:
+        while isinstance(dataset, Mixture):
+            dataset, index = dataset.locate(index)
+        if hasattr(dataset, "raw"):
+            return sound_part(dataset.raw(index))
+        return clean_sample(dataset[index]), []
+    except Exception as error:  # a reader from elsewhere, or data of any shape
+        return None, [problem_of(error, f"sample number {index}")]
 
 
 class BadSample(NamedTuple):
@@ -37,10 +75,10 @@ class BadSamples:
         self.first = ""
 
     def add(self, good: int, bad: Sequence[BadSample]) -> None:
-        """Count the samples that a batch took, and those that it could not take.
+        """Count the samples that a batch took, and those that it could not take, or not whole.
 
         Args:
-            good: Number of samples that could be used.
+            good: Number of samples without a fault.
             bad: The others.
 
         Raises:
@@ -56,9 +94,37 @@ class BadSamples:
         hopeless = bool(bad) and bad[-1].last_draw
         too_many = total > self.max_fraction * max(self.tried, MIN_TRIED)
         if hopeless or too_many:
-            causes = ", ".join(f"{cause}: {count}" for cause, count in self.causes.most_common())
             limit = f"past max_bad_fraction={self.max_fraction:g}"
             raise UserError(
-                f"{total} of the first {self.tried} samples are bad ({causes}), "
+                f"{total} of the first {self.tried} samples are bad ({listed(self.causes)}), "
                 f"{limit if too_many else 'all replacements of one of them too'}; the first one: {self.first}"
             )
+
+
+def tell_opening(dataset: SampleDataset, where: str, max_bad_fraction: float | None = None) -> None:
+    """Say once what a reader left out and what was wrong with entries that belong to no sample.
+
+    Args:
+        dataset: Opened just now.
+        where: What the user called it.
+        max_bad_fraction: Largest share of such entries among the samples; None where they are only told.
+
+    Raises:
+        UserError: If there are more of them.
+    """
+    left_out: Mapping[str, int] = getattr(dataset, "left_out", {})
+    if left_out:
+        logger.warning("%s: not used: %s", where, listed(left_out))
+    problems: Sequence[Problem] = getattr(dataset, "problems", ())
+    if not problems:
+        return
+    causes = listed(Counter(problem.cause for problem in problems))
+    message = f"{where}: {len(problems)} entries are broken ({causes}); the first one: {problems[0].message}"
+    if max_bad_fraction is not None and len(problems) > max_bad_fraction * max(len(dataset), MIN_TRIED):
+        raise UserError(f"{message}; `open-cloc data check` lists all, max_bad_fraction leaves them out")
+    logger.warning("%s", message)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts as `name: count, ...`, the most common first."""
+    return ", ".join(f"{name}: {count}" for name, count in Counter(counts).most_common())

@@ -6,7 +6,7 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,9 @@ from open_cloc.data.annotations import (
     describe_problem,
     raw_sample,
 )
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.data.bad_samples import problem_of
+from open_cloc.errors import MissingFileError, SampleError
+from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_header
 from open_cloc.samples import RegionSample
 
 NUM_EXAMPLES = 5  # per finding
@@ -106,14 +108,15 @@ def check_dataset(
     """
     tally = Tally()
     for problem in getattr(dataset, "problems", ()):
-        tally.errors["broken or repeated in the shards"].add(problem)
-    if getattr(dataset, "without_image", 0):
-        tally.warnings["keys without a picture"].count = dataset.without_image  # type: ignore[attr-defined]
+        tally.errors[problem.cause].add(problem.message)
+    for name, count in getattr(dataset, "left_out", {}).items():
+        tally.warnings[f"not used: {name}"].count = count
     for index in range(len(dataset)) if indices is None else indices:
         try:
             tally.add(raw_sample(dataset, index))
-        except (ValueError, FileNotFoundError) as error:  # what readers from elsewhere raise, too
-            tally.errors["unreadable sample"].add(str(error))
+        except Exception as error:  # data of any shape, readers from elsewhere
+            problem = problem_of(error, f"sample number {index}")
+            tally.errors[problem.cause].add(problem.message)
         progress(1)
     return tally.report()
 
@@ -136,8 +139,13 @@ class Tally:
         """Check one sample."""
         self.counts["images"] += 1
         self._add_texts(raw)
+        for problem in raw.problems:
+            self.errors[problem.cause].add(problem.message)
         size_hw = self._add_picture(raw) or raw.size_hw
-        self._add_boxes(raw, size_hw)
+        if raw.size_hw is None and not raw.normalized:
+            raw = replace(raw, size_hw=size_hw)
+        if raw.normalized or size_hw is not None:
+            self._add_boxes(raw, size_hw)
 
     def report(self) -> Report:
         """All findings so far."""
@@ -172,19 +180,22 @@ class Tally:
     def _add_picture(self, raw: RawSample) -> tuple[int, int] | None:
         """Decode the picture; its (height, width), or None where that fails."""
         try:
+            header = read_header(raw.image, f"image of sample {raw.key!r}")
             pixels = RegionSample(raw.key, raw.image).pixels()
-        except MissingFileError as error:
-            self.errors["missing picture"].add(str(error))
-            return None
-        except UserError as error:
-            self.errors["undecodable picture"].add(f"{error} ({raw.where})")
+        except SampleError as error:
+            where = "" if isinstance(error, MissingFileError) else f" ({raw.where})"
+            self.errors[error.cause].add(f"{error}{where}")
             return None
         size_hw = (pixels.shape[0], pixels.shape[1])
         if raw.size_hw is not None and size_hw != raw.size_hw:
             level = self.errors if raw.regions and not raw.normalized else self.warnings
-            declared, found = ("{1} x {0}".format(*size) for size in (raw.size_hw, size_hw))
-            level["picture of another size"].add(
-                f"{found} instead of {declared}: key {raw.key!r} ({raw.where})"
+            level[ANOTHER_SIZE].add(
+                f"{mismatch(raw.image, raw.size_hw, size_hw)}: key {raw.key!r} ({raw.where})"
+            )
+        elif header.orientation != 1 and raw.regions:
+            self.warnings["picture turned by EXIF"].add(
+                f"orientation {header.orientation}: boxes are taken for those of the stored picture; if they "
+                f"were drawn on what viewers show, give exif=apply: key {raw.key!r} ({raw.where})"
             )
         first = self.pictures.setdefault(_digest(raw.image), raw.key)
         if first != raw.key:

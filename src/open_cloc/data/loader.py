@@ -17,10 +17,9 @@ from torch.utils.data import get_worker_info
 
 from open_cloc.canvas import CanvasConfig
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.bad_samples import BadSample, BadSamples
+from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
 from open_cloc.data.collate import NOTHING_MORE, LoaderConfig, Prepared, Tokenize, collate, prepare
 from open_cloc.data.order import laned_order
-from open_cloc.data.shards.index import UnreadableShardError
 from open_cloc.data.workers import run_workers
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionBatch, Wants
@@ -28,8 +27,6 @@ from open_cloc.samples import RegionBatch, Wants
 MAX_DRAWS = 16  # bad samples in a row before the data is called unusable
 
 DRAW = 2  # a random stream of its own; those of the order are in `order`
-
-SPECIAL_CAUSES = {FileNotFoundError: "missing file", UnreadableShardError: "unreadable shard"}
 
 
 class RegionLoader:
@@ -148,37 +145,40 @@ class _Batches:
         begin = self.places.first + number * self.places.stride
         prepared: list[Prepared] = []
         bad: list[BadSample] = []
+        good = 0
         for position in range(begin, begin + self.places.batch_size):
-            sample, failures = self._draw(position)
+            sample, failures, is_whole = self._draw(position)
             bad += failures
+            good += is_whole
             if sample is None:
-                return _Made(None, len(prepared), bad)
+                return _Made(None, good, bad)
             prepared.append(sample)
         causes = Counter(failure.cause for failure in bad)
         batch = collate(prepared, self.config.num_regions, self.tokenize, causes, self.wants.roles)
-        return _Made(batch, len(prepared), bad)
+        return _Made(batch, good, bad)
 
-    def _draw(self, position: int) -> tuple[Prepared | None, list[BadSample]]:
-        """The sample at a position of the run; a bad one is replaced by a random other."""
+    def _draw(self, position: int) -> tuple[Prepared | None, list[BadSample], bool]:
+        """The sample at a position of the run, the bad ones on the way, and whether nothing of it was bad.
+
+        A bad one is replaced by a random other; one of which only some entries are bad is used without these.
+        """
         rng = np.random.default_rng([DRAW, self.config.seed, position])
         index = self.order.index(position)
         bad: list[BadSample] = []
         info = get_worker_info()
         for draw in range(MAX_DRAWS):
             self.reading[info.id if info else 0] = index
-            cause = "invalid sample"
+            sample, problems = read_usable(self.dataset, index)
             try:
-                sample = self.dataset[index]
-                cause = "unreadable image"
-                pixels = sample.pixels()
-                cause = "invalid sample"
-                return prepare(sample, pixels, self.preprocess, self.config, rng, self.wants), bad
+                if sample is not None:
+                    pixels = sample.pixels()
+                    prepared = prepare(sample, pixels, self.preprocess, self.config, rng, self.wants)
+                    bad += [BadSample(*problem, last_draw=False) for problem in problems[:1]]
+                    return prepared, bad, not problems
             except (
                 Exception
             ) as error:  # a shard of millions may hold anything: counted, and stopped past a limit
-                for kind, name in SPECIAL_CAUSES.items():
-                    cause = name if isinstance(error, kind) else cause
-                message = f"{error} (sample number {index})"
-                bad.append(BadSample(cause, message, draw == MAX_DRAWS - 1))
+                problems = [problem_of(error, f"sample number {index}")]
+            bad.append(BadSample(*problems[0], last_draw=draw == MAX_DRAWS - 1))
             index = self.order.other(position, rng)
-        return None, bad
+        return None, bad, False

@@ -78,10 +78,15 @@ class Mixture:
 
     def __getitem__(self, index: int) -> RegionSample:
         """A sample; whatever its source raises passes through."""
+        source, own = self.locate(index)
+        return source[own]
+
+    def locate(self, index: int) -> tuple[SampleDataset, int]:
+        """The source of a sample, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[number][index - self.starts[number]]
+        return self.sources[number], index - self.starts[number]
 
 
 def _checked_weights(weights: Sequence[float], num_sources: int) -> np.ndarray:

@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from open_cloc.canvas import CanvasConfig, Geometry
-from open_cloc.data.annotations import SampleDataset, checked_boxes
+from open_cloc.data.annotations import SampleDataset, checked_boxes, clean_sample
+from open_cloc.data.bad_samples import problem_of
 from open_cloc.data.workers import run_workers
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.samples import RegionSample
 
@@ -89,18 +90,17 @@ class _EvaluationBatches:
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
-    def __getitem__(self, number: int) -> EvaluationBatch | ValueError | FileNotFoundError:
+    def __getitem__(self, number: int) -> EvaluationBatch | UserError:
         begin = number * self.batch_size
         indices = range(begin, min(begin + self.batch_size, len(self.dataset)))
         samples, images, geometries = [], [], []
         for index in indices:
             try:
-                sample = self.dataset[index]
+                sample = clean_sample(self.dataset[index])
                 checked_boxes(sample)
                 pixels = sample.pixels()
-            except (ValueError, FileNotFoundError) as error:
-                # Raised here, torch would wrap it in a worker's traceback.
-                return error
+            except Exception as error:  # whatever a sample's data lead to; torch would wrap it in a traceback
+                return error if isinstance(error, UserError) else SampleError(*problem_of(error)[::-1])
             geometry = Geometry.fit(pixels.shape[:2], self.preprocess.image_size, self.preprocess.resize_mode)
             images.append(geometry.draw(pixels, self.preprocess.fill, self.preprocess.interpolation))
             samples.append(sample)

@@ -40,7 +40,7 @@ class FirstSamples:
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("class_names", "dropped"):
+        if name in ("class_names", "left_out", "problems"):
             return getattr(self.dataset, name)
         raise AttributeError(name)
 

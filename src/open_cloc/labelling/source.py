@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.bad_samples import problem_of, read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import expand_paths
 from open_cloc.data.shards.remote import list_shards
@@ -20,6 +21,7 @@ from open_cloc.data.shards.write import Storage, encode_picture
 from open_cloc.errors import UserError
 from open_cloc.files import read_json
 from open_cloc.labelling.types import Batch, Failure, Picture, Unit
+from open_cloc.pictures import read_file, read_header
 from open_cloc.samples import RegionSample
 
 
@@ -79,13 +81,17 @@ def read_batches(unit: Unit, batch_size: int) -> Iterator[Batch]:
 
 
 def _read(dataset: SampleDataset, index: int) -> Picture:
+    """One picture and its captions; labels of its own are made anew, so wrong boxes do no harm."""
     try:
-        sample = dataset[index]
-        return Picture(index, sample.key, _encoded(sample), sample.captions)
-    except FileNotFoundError as error:
-        return Picture(index, f"#{index}", failure=Failure("missing picture", str(error)))
-    except (ValueError, OSError) as error:
-        return Picture(index, f"#{index}", failure=Failure("unreadable sample", str(error)))
+        sample, problems = read_usable(dataset, index)
+        if sample is not None:
+            encoded = _encoded(sample)
+            if sample.size_hw is not None:
+                sample.check_size(read_header(encoded).size_hw)
+            return Picture(index, sample.key, encoded, sample.captions)
+    except Exception as error:  # data of any shape: one picture's fault, never the run's
+        problems = [problem_of(error, f"sample number {index}")]
+    return Picture(index, f"#{index}", failure=Failure(*problems[0]))
 
 
 def _encoded(sample: RegionSample) -> bytes:
@@ -93,7 +99,7 @@ def _encoded(sample: RegionSample) -> bytes:
         return sample.image
     if isinstance(sample.image, np.ndarray):
         return encode_picture(sample.image, Storage())[1]
-    return sample.image.read_bytes()
+    return read_file(sample.image, f"image of sample {sample.key!r}")
 
 
 def _tar(spec: str) -> Path:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.shards.write import Storage, encode_sample
+from open_cloc.errors import SampleError
 from tests.data.readers.made import annotation, coco_document, write_coco
 
 COCO128 = Path(__file__).resolve().parents[4] / "shared/data/coco128"
@@ -66,7 +71,7 @@ def test_crowds_and_boxes_without_area_are_dropped_and_counted(tmp_path: Path) -
         annotation([1, 1, 2, 2], id=3),
     ]
     dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(annotations=annotations))}")
-    assert dataset.dropped == {"crowd": 1, "without area": 1}
+    assert dataset.left_out == {"crowd annotations": 1, "boxes without area": 1}
     assert [r.box for r in dataset[0].regions] == [pytest.approx((0.01, 0.02, 0.03, 0.06))]
     assert len(dataset.raw(0).regions) == 2  # the check still sees it
 
@@ -94,20 +99,15 @@ def test_rounding_errors_are_clipped_and_wrong_boxes_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"annotations": [annotation([0, 0, 1, 1], category_id=77)]},
-            r"unknown category_id 77; .*annotation 912",
-        ),
-        ({"annotations": [annotation([0, 0, 1, 1], image_id=5)]}, r"unknown image_id 5; .*annotation 912"),
-        ({"annotations": [annotation([0, 0, 1])]}, r"bbox must be 4 numbers \[x, y, w, h\]; got \[0, 0, 1\]"),
-        ({"annotations": [annotation([0, 0, 1, "x"])]}, "bbox must be 4 numbers"),
-        ({"annotations": [{"image_id": 7, "category_id": 1}]}, "annotation at position 0 lacks 'bbox'"),
         ({"annotations": {"a": 1}}, "needs a list of objects 'annotations'; got dict"),
         ({"categories": None}, "needs a list of objects 'categories'; got nothing"),
         ({"images": []}, "names no images"),
-        ({"images": [{"id": 7, "file_name": "a.jpg", "width": 100}]}, "image 7 lacks 'height'"),
-        ({"images": [{"id": 7, "file_name": "a.jpg", "width": 0, "height": 5}]}, "height and width must be"),
-        ({"images": coco_document()["images"] * 2}, "image id 7 occurs 2 times"),
+        (
+            {"images": [{"file_name": "a.jpg"}]},
+            "no image can be used; the first: .*position 0: 'id' is missing",
+        ),
+        ({"images": coco_document()["images"] * 2}, "image id '7' occurs 2 times"),
+        ({"categories": coco_document()["categories"] * 2}, "category id '1' occurs 2 times"),
     ],
 )
 def test_wrong_coco_documents_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -117,6 +117,169 @@ def test_wrong_coco_documents_are_named(tmp_path: Path, changes: dict[str, Any],
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "cause", "message"),
+    [
+        (
+            annotation([0, 0, 1, 1], category_id=77),
+            "unknown category_id",
+            "unknown category_id 77; expected one of",
+        ),
+        (annotation([0, 0, 1]), "broken annotation", r"bbox .* must be 4 numbers; got \[0, 0, 1\]"),
+        (annotation([0, 0, 1, "x"]), "broken annotation", r"bbox .* must be 4 numbers"),
+        (annotation([0, 0, 1, 10**400]), "broken annotation", r"bbox .* must be 4 numbers"),
+        (annotation(None), "broken annotation", r"bbox .* must be 4 numbers; got null"),
+        (
+            {"image_id": 7, "category_id": 1, "id": 912},
+            "broken annotation",
+            "'bbox' is missing; got .*'image_id'",
+        ),
+        (
+            annotation([0, 0, 1, 1], iscrowd="0"),
+            "broken annotation",
+            "iscrowd must be 0, 1, true or false; got '0'",
+        ),
+        (annotation([0, 0, 1, 1], score=7), "broken annotation", r"score must be in \[0, 1\]; got 7"),
+        (annotation([60, 10, -50, 20]), "box inverted", "inverted"),
+    ],
+)
+def test_a_broken_annotation_costs_its_region_alone(
+    tmp_path: Path, wrong: dict[str, Any], cause: str, message: str
+) -> None:
+    good = [annotation([1, 1, 2, 2], id=1), annotation([1, 1, 2, 2], image_id=3, id=2)]
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(annotations=[*good, wrong]))}")
+    assert dataset.problems == []
+    assert len(dataset[1].regions) == 1
+    with pytest.raises(SampleError, match=message) as caught:
+        dataset[0]
+    assert "annotation 912" in str(caught.value)
+    assert "instances_tiny.json" in str(caught.value)
+    sample, problems = read_usable(dataset, 0)
+    assert sample is not None
+    assert len(sample.regions) == 1
+    assert [problem.cause for problem in problems] == [cause]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause", "message"),
+    [
+        ({"annotations": [annotation([0, 0, 1, 1], image_id=5)]}, "unknown image_id", "annotation 912: .* 5"),
+        ({"annotations": [7]}, "broken annotation", "at position 0: must be an object; got int"),
+        (
+            {"categories": [{"id": 1, "name": None}]},
+            "broken category",
+            "category 1: name must be text; got null",
+        ),
+        ({"categories": [{"id": 1, "name": ["a", "b"]}]}, "broken category", "name must be text; got"),
+        ({"categories": [{"id": 1, "name": " "}]}, "broken category", "name must not be blank"),
+        (
+            {"images": [*coco_document()["images"], {"id": 9}]},
+            "broken image",
+            "image 9: 'file_name' is missing",
+        ),
+    ],
+)
+def test_entries_of_no_sample_are_kept_as_problems(
+    tmp_path: Path, changes: dict[str, Any], cause: str, message: str
+) -> None:
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(**changes))}")
+    assert len(dataset) == 2
+    assert dataset.problems[0].cause == cause
+    assert re.search(message, dataset.problems[0].message)
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [("7", 7), (7, "7"), ("frame_7", "frame_7"), ("007", "007"), (7.0, 7), (10**22 + 7, str(10**22 + 7))],
+)
+def test_ids_are_numbers_or_text_of_any_length(tmp_path: Path, own: Any, named: Any) -> None:
+    images = [{"id": own, "file_name": "a.jpg", "width": 100, "height": 50}]
+    rows = [annotation([0, 0, 100, 50], image_id=named, id="5f0c-77aa")]
+    dataset = open_reader(f"coco:{write_coco(tmp_path, coco_document(images=images, annotations=rows))}")
+    assert len(dataset[0].regions) == 1
+    assert dataset[0].metadata["image_id"] == own
+
+
+def test_a_text_that_is_not_the_number_is_another_id(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "a.jpg"}]
+    rows = [annotation([0, 0, 1, 1], image_id="007")]
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(images=images, annotations=rows))}")
+    assert [problem.cause for problem in dataset.problems] == ["unknown image_id"]
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 100.0, "height": 50.0}])
+def test_sizes_may_be_lacking_or_floats(tmp_path: Path, size: dict[str, Any]) -> None:
+    images = [{"id": 7, "file_name": "a.jpg"} | size]
+    document = coco_document(images=images, annotations=[annotation([10, 5, 20, 10])])
+    sample = open_reader(f"coco:{write_coco(tmp_path, document)}")[0]
+    assert sample.regions[0].box == pytest.approx((0.1, 0.1, 0.3, 0.3))
+    assert sample.size_hw == (50, 100)
+
+
+def test_a_picture_of_another_size_is_refused_wherever_it_is_decoded(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "a.jpg", "width": 200, "height": 100}]
+    path = write_coco(tmp_path, coco_document(images=images, annotations=[annotation([0, 0, 9, 9])]))
+    sample = open_reader(f"coco:{path}")[0]
+    for use in (sample.pixels, lambda: encode_sample(sample, Storage())):
+        with pytest.raises(SampleError, match="boxes were measured on 200 x 100, the picture is 100 x 50"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["images\\day\\a.jpg", "./images/day/a.jpg", "images//day/a.jpg"])
+def test_names_from_other_systems_are_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images" / "day").mkdir(parents=True)
+    Image.new("RGB", (100, 50)).save(tmp_path / "images" / "day" / "a.jpg")
+    images = [{"id": 7, "file_name": name, "width": 100, "height": 50}]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(coco_document(images=images, annotations=[annotation([0, 0, 9, 9])])))
+    sample = open_reader(f"coco:{path}")[0]
+    assert sample.pixels().shape == (50, 100, 3)
+    assert sample.key == "images/day/a"
+
+
+def test_pictures_outside_of_the_data_set_need_an_option(tmp_path: Path) -> None:
+    inside = tmp_path / "set"
+    inside.mkdir()
+    Image.new("RGB", (100, 50)).save(tmp_path / "private.jpg")
+    (inside / "link.jpg").symlink_to(tmp_path / "private.jpg")
+    for name in ("../private.jpg", str(tmp_path / "private.jpg"), "link.jpg"):
+        images = [{"id": 7, "file_name": name, "width": 100, "height": 50}]
+        path = inside / "export.json"
+        path.write_text(json.dumps(coco_document(images=images, annotations=[])))
+        with pytest.raises(SampleError, match=r"leads out of the data set .* outside=true"):
+            open_reader(f"coco:{path}")[0]
+        sample = open_reader(f"coco:{path},outside=true")[0]
+        assert sample.pixels().shape == (50, 100, 3)
+        assert ".." not in sample.key
+        assert not sample.key.startswith("/")
+
+
+def test_a_folder_with_a_json_of_any_name_is_recognised(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document(), "_annotations.coco.json")
+    assert guess_spec(str(tmp_path)) == f"coco:{tmp_path}"
+    assert len(open_reader(f"coco:{tmp_path}")) == 2
+    (tmp_path / "other.json").write_text('{"images": 3}')
+    assert guess_spec(str(tmp_path)) == f"coco:{tmp_path}"
+    path.rename(tmp_path / "LVIS_export.JSON")
+    assert guess_spec(str(tmp_path / "LVIS_export.JSON")).startswith("coco:")
+
+
+def test_unused_keys_and_repeated_ids_are_counted(tmp_path: Path) -> None:
+    rows = [annotation([0, 0, 9, 9], keypoints=[1, 2, 3]), annotation([0, 0, 9, 9], segmentation=[[1, 2]])]
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(annotations=rows))}")
+    assert dataset.left_out == {
+        "annotations' key 'keypoints'": 1,
+        "annotation ids that come more than once": 1,
+    }
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.json"
+    path.write_text('{"images": [], "images": [], "annotations": [], "categories": []}')
+    with pytest.raises(ValueError, match=r"twice\.json is not valid JSON: key 'images' comes twice"):
+        open_reader(f"coco:{path}")
+
+
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "instances_x.json"
     broken.write_text('{"images": [')
@@ -124,9 +287,12 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         open_reader(f"coco:{broken}")
     with pytest.raises(FileNotFoundError, match="no such annotation file or folder"):
         open_reader(f"coco:{tmp_path / 'absent.json'}")
-    (tmp_path / "instances_y.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"expected one JSON of COCO's form in .*; got none"):
+        open_reader(f"coco:{tmp_path}")
+    for name in ("x.json", "y.json"):
+        (tmp_path / name).write_text(json.dumps(coco_document()))
     with pytest.raises(
-        ValueError, match=r"exactly one instances\*\.json .*instances_x\.json, instances_y\.json"
+        ValueError, match=r"expected one JSON of COCO's form .*; got x\.json, y\.json; name the"
     ):
         open_reader(f"coco:{tmp_path}")
     path = write_coco(tmp_path, coco_document())

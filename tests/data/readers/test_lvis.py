@@ -34,5 +34,5 @@ def test_lvis_without_pictures_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'000007\.jpg'; looked in"):
         open_reader(f"lvis:{path}")
     path.write_text(json.dumps(lvis_document() | {"images": [{"id": 7, "width": 1, "height": 1}]}))
-    with pytest.raises(ValueError, match="image 7 has neither file_name nor coco_url"):
+    with pytest.raises(ValueError, match="image 7: has neither file_name nor coco_url"):
         open_reader(f"lvis:{path}")

@@ -120,5 +120,5 @@ def test_keys_end_at_the_first_dot_and_keep_their_folder(tmp_path: Path) -> None
     tar = tar_of(tmp_path / "t.tar", [("d.x/b.jpg", encoded("JPEG")), ("d.x/b.json", b"{}"), ("c.txt", b"x")])
     dataset = ShardDataset(str(tar))
     assert dataset.keys.tolist() == ["d.x/b"]
-    assert dataset.without_image == 1
+    assert dataset.left_out == {"keys without a picture": 1}
     assert dataset[0].captions == ()

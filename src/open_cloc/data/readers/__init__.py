@@ -13,6 +13,7 @@ from pathlib import Path
 
 from open_cloc.config import call_with_options, lookup, parse_spec
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.readers.upright import Upright, exif_option
 from open_cloc.errors import MissingFileError, UserError
 
 __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
@@ -35,19 +36,23 @@ def open_reader(spec: str) -> SampleDataset:
 
     Args:
         spec: FORMAT is a key of `READERS`, or `package.module:Name` of a callable that takes the path and the
-            options and returns a `SampleDataset`. Options become what the callable's annotations say.
+            options and returns a `SampleDataset`. Options become what the callable's annotations say. With
+            `exif=apply`, which every format has, pictures are turned as their EXIF orientation asks, and
+            nothing else is.
 
     Raises:
         UserError: On an unknown format or option, or files that are not of that format.
         MissingFileError: If the path does not exist.
     """
     kind, path, options = parse_spec(spec, READERS)
+    turn = exif_option(options.pop("exif", "keep"), spec)
     if not path:
         formats = ", ".join(READERS)
         raise UserError(
             f"unknown data {spec!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
         )
-    return call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
+    dataset = call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
+    return Upright(dataset) if turn else dataset
 
 
 def guess_spec(text: str) -> str:

@@ -1,57 +1,125 @@
-"""COCO JSON: pixel `xywh` boxes with category names as texts, captions from a second file."""
+"""COCO JSON: pixel `xywh` boxes with category names as texts, captions from a second file.
+
+Entries are judged one by one: a broken annotation costs its region, a broken image its sample, and both are
+kept as problems until somebody reads the sample or asks for all.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from open_cloc.boxes import convert_boxes, normalize_boxes
-from open_cloc.data.annotations import EMPTY, RawRegion, RawSample, box_problems, finish
-from open_cloc.data.readers.files import (
-    annotation_files,
-    find_annotations,
-    find_images,
-    key_of,
-    missing_images,
-)
+from open_cloc.data.annotations import EMPTY, Problem, RawRegion, RawSample, box_problems, finish
+from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_text, as_whole, field_of
+from open_cloc.data.names import make_keys, resolve, root_of
+from open_cloc.data.readers.files import find_annotations, find_images, holds_coco, missing_images
 from open_cloc.errors import UserError
 from open_cloc.files import read_json
 from open_cloc.samples import RegionSample
-from open_cloc.texts import PackedTexts
+from open_cloc.texts import PackedTexts, sound_text
 
-PATTERN = "instances*.json"
+PARTS = ("images", "annotations", "categories")
+UNUSED = "segmentation"  # outlines take most of a file and are not read
+KNOWN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "score", UNUSED}
+
+# What finds the picture's name in an entry of `images`.
+NameOf = Callable[[Mapping[str, Any]], str]
 
 
 def recognises(text: str) -> bool:
-    """Whether this is a JSON file, LVIS's aside, or a folder with some named as COCO's are."""
-    path = Path(text)
-    is_json = path.is_file() and path.suffix == ".json" and not path.name.startswith("lvis")
-    return is_json or bool(annotation_files(path, PATTERN))
+    """Whether this is a JSON file of COCO's form, or a folder that holds some; LVIS's aside."""
+    return holds_coco(Path(text), lvis=False)
 
 
-def open_coco(path: str, images: Path | None = None, captions: Path | None = None) -> CocoDataset:
+def open_coco(
+    path: str, images: Path | None = None, captions: Path | None = None, outside: bool = False
+) -> CocoDataset:
     """Open COCO annotations.
 
     Args:
-        path: The instances JSON, or a folder that holds one `instances*.json` (itself or in `annotations/`).
+        path: The JSON, or a folder that holds one, itself or in `annotations/`.
         images: Folder of the pictures; guessed beside the JSON unless given.
         captions: COCO captions JSON of the same images.
+        outside: Allow pictures that do not lie in the data set's folder.
 
     Raises:
         MissingFileError: If a file or the pictures' folder is missing.
-        UserError: If the JSON is not COCO's, or a category or image id is unknown.
+        UserError: If the JSON is not COCO's, or no image of it can be used.
     """
-    annotations = find_annotations(Path(path), PATTERN)
-    document = load_document(annotations)
-    names = [_field(image, "file_name", "image", annotations) for image in document["images"]]
-    folder = find_images(annotations, images, names)
+    annotations = find_annotations(Path(path), lvis=False)
+    document = Document.load(annotations, file_name)
+    folder = find_images(annotations, images, document.names)
     if folder is None:
-        raise missing_images(annotations, images, names)
-    return CocoDataset(document, names, folder, str(annotations), read_captions(captions), "coco")
+        raise missing_images(annotations, images, document.names)
+    return CocoDataset(document, folder, read_captions(captions), "coco", outside)
+
+
+def file_name(image: Mapping[str, Any]) -> str:
+    """The picture's path, as COCO names it."""
+    return as_text(field_of(image, "file_name"), "file_name")
+
+
+class Document(NamedTuple):
+    """A parsed file, its images looked at one by one.
+
+    Attributes:
+        where: The file.
+        images: The entries that can be used.
+        names: A picture's name for each of them.
+        ids: The id of each of them.
+        annotations: As they are.
+        categories: As they are.
+        problems: Images that cannot be used.
+    """
+
+    where: Path
+    images: list[Mapping[str, Any]]
+    names: list[str]
+    ids: list[str]
+    annotations: list[Any]
+    categories: list[Any]
+    problems: list[Problem]
+
+    @classmethod
+    def load(cls, path: Path, name_of: NameOf) -> Document:
+        """Parse COCO-like JSON and look at its images.
+
+        Args:
+            path: The file.
+            name_of: Finds the picture's name in an entry of `images`.
+
+        Raises:
+            MissingFileError: If the file is not there.
+            UserError: If it is not JSON, lacks one of the lists, or an image id comes twice.
+        """
+        document = read_json(path, without=UNUSED)
+        for part in PARTS:
+            entries = document.get(part) if isinstance(document, dict) else None
+            if not isinstance(entries, list):
+                raise UserError(f"COCO JSON needs a list of objects {part!r}; got {_kind(entries)} ({path})")
+        if not document["images"]:
+            raise UserError(f"COCO JSON names no images ({path})")
+        found = cls(path, [], [], [], document["annotations"], document["categories"], [])
+        for position, image in enumerate(document["images"]):
+            try:
+                _check_object(image)
+                row = image, name_of(image), as_id(field_of(image, "id"), "id")
+            except FieldError as error:
+                found.problems.append(_problem(error, path, "image", image, position))
+                continue
+            for column, value in zip((found.images, found.names, found.ids), row):
+                column.append(value)  # type: ignore[attr-defined]
+        if not found.images:
+            raise UserError(f"no image can be used; the first: {found.problems[0].message}")
+        _refuse_repeated("image id", found.ids, path)
+        _refuse_repeated("file_name", found.names, path)
+        return found
 
 
 class CocoDataset:
@@ -60,47 +128,46 @@ class CocoDataset:
     Boxes and texts are kept as arrays, not as objects: worker processes share them without copying.
 
     Attributes:
-        categories: The document's categories, as they are.
+        categories: The document's categories, those that cannot be used aside.
         class_names: Names of the categories, in the document's order.
-        dropped: Annotations that become no region, counted by cause.
+        problems: Entries that cannot be used and belong to no sample.
+        left_out: What was seen and is not used, with counts.
     """
 
     def __init__(
         self,
-        document: Mapping[str, Any],
-        file_names: Sequence[str],
+        document: Document,
         folder: Path,
-        where: str,
-        captions: Mapping[int, tuple[str, ...]],
+        captions: Mapping[str, tuple[str, ...]],
         source: str,
+        outside: bool = False,
     ) -> None:
-        """Index a parsed document.
+        """Index a document.
 
         Args:
-            document: A parsed file with `images`, `annotations` and `categories`.
-            file_names: A picture's name for each of the images, below `folder`.
+            document: A parsed file.
             folder: Where the pictures lie.
-            where: The document's file, for messages.
             captions: Texts of the images that have some, by image id.
             source: What each region says about its maker, such as `coco`.
+            outside: Allow pictures that do not lie in the data set's folder.
 
         Raises:
-            UserError: On unknown ids, entries that lack a field, repeated images, captions of other images.
+            UserError: If a category id comes twice, or captions are of other images.
         """
-        self.where, self.folder, self.source = where, folder, source
-        keys = [key_of(name) for name in file_names]
-        self.file_names, self.keys = PackedTexts(file_names), PackedTexts(keys)
-        self.categories = tuple(document["categories"])
-        self.class_names = tuple(str(_field(c, "name", "category", where)) for c in self.categories)
-        image_ids = [int(_field(image, "id", "image", where)) for image in document["images"]]
-        self.image_ids = np.array(image_ids, np.int64)
-        self.sizes = np.array([_size(image, where) for image in document["images"]], np.int64).reshape(-1, 2)
-        self._check_images(image_ids, keys, captions)
-        texts = [captions.get(number, ()) for number in image_ids]
-        self._caption_starts = np.cumsum([0, *map(len, texts)])
-        self._captions = PackedTexts([text for own in texts for text in own])
-        self.dropped: Counter[str] = Counter()
-        self._index_annotations(document["annotations"])
+        self.where, self.folder, self.source, self.outside = str(document.where), folder, source, outside
+        self.root = root_of(document.where)
+        self.file_names = PackedTexts(document.names)
+        self.keys = PackedTexts(make_keys(document.names))
+        self.problems = [*document.problems]
+        self.left_out: Counter[str] = Counter()
+        self._image_ids = PackedTexts(document.ids)
+        self._id_is_text = np.array([isinstance(image["id"], str) for image in document.images])
+        self._own_problems: defaultdict[int, list[Problem]] = defaultdict(list)
+        self.sizes = self._read_sizes(document.images)
+        self._keep_captions(document.ids, captions)
+        categories = self._read_categories(document.categories)
+        rows = {image_id: row for row, image_id in enumerate(document.ids)}
+        self._index_annotations(document.annotations, rows, categories)
         self._count_empty()
 
     def __len__(self) -> int:
@@ -110,92 +177,127 @@ class CocoDataset:
         """A sample with its boxes checked.
 
         Raises:
-            UserError: On a wrong box; names the annotation.
+            SampleError: On a broken entry or a wrong box; names the annotation.
         """
         return finish(self.raw(index))
 
     def raw(self, index: int) -> RawSample:
-        """A sample with its boxes as in the file (pixel `xywh`)."""
+        """A sample with its boxes as in the file (pixel `xywh`).
+
+        Raises:
+            SampleError: If the picture's name leads out of the data set.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} ({self.where})")
-        rows = slice(self._starts[index], self._starts[index + 1])
-        regions = tuple(
-            RawRegion(tuple(box), self.class_names[category], f"annotation {number}", source=self.source)
-            for box, category, number in zip(
-                self._boxes[rows].tolist(), self._categories[rows].tolist(), self._ids[rows].tolist()
-            )
-        )
+        name = self.file_names[index]
         height, width = self.sizes[index].tolist()
         captions = range(*self._caption_starts[index : index + 2].tolist())
-        file_name = self.file_names[index]
+        image_id = self._image_ids[index]
         return RawSample(
             key=self.keys[index],
-            image=self.folder / file_name,
-            size_hw=(height, width),
+            image=resolve(self.folder, name, self.root, self.outside),
+            size_hw=(height, width) if height else None,
             where=self.where,
             captions=tuple(self._captions[row] for row in captions),
-            regions=regions,
+            regions=self._regions(index),
             box_format="xywh",
             normalized=False,
-            metadata={"image_id": int(self.image_ids[index]), "file_name": file_name},
+            metadata={"image_id": image_id if self._id_is_text[index] else int(image_id), "file_name": name},
+            problems=tuple(self._own_problems.get(index, ())),
         )
 
-    def _check_images(
-        self, image_ids: Sequence[int], keys: Sequence[str], captions: Mapping[int, tuple[str, ...]]
-    ) -> None:
-        for name, values in (("image id", image_ids), ("file name (without suffix)", keys)):
-            value, count = Counter(values).most_common(1)[0]
-            if count > 1:
-                raise UserError(f"{name} {value!r} occurs {count} times; expected once ({self.where})")
-        if captions and not any(number in captions for number in image_ids):
-            raise UserError(f"captions name none of the images; expected the same image ids ({self.where})")
+    def _regions(self, index: int) -> tuple[RawRegion, ...]:
+        rows = slice(*self._starts[index : index + 2].tolist())
+        ids = (self._ids[row] for row in range(rows.start, rows.stop))
+        columns = (column[rows].tolist() for column in (self._boxes, self._categories, self._scores))
+        return tuple(
+            RawRegion(tuple(box), self.class_names[category], f"annotation {own}", score, source=self.source)
+            for own, box, category, score in zip(ids, *columns)
+        )
 
-    def _index_annotations(self, annotations: Sequence[Mapping[str, Any]]) -> None:
+    def _read_sizes(self, images: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(images, 2) declared height and width; zeros where nothing is declared or it is no size."""
+        sizes = np.zeros((len(images), 2), np.int64)
+        for row, image in enumerate(images):
+            sides = [image.get(name) for name in ("height", "width")]
+            if None in sides:
+                continue  # the picture says it
+            try:
+                sizes[row] = [as_whole(side, name, 1) for side, name in zip(sides, ("height", "width"))]
+            except (FieldError, OverflowError) as error:
+                self._own_problems[row].append(_problem(error, self.where, "image", image, row))
+        return sizes
+
+    def _keep_captions(self, image_ids: Sequence[str], captions: Mapping[str, tuple[str, ...]]) -> None:
+        if captions and not any(image_id in captions for image_id in image_ids):
+            raise UserError(f"captions name none of the images; expected the same image ids ({self.where})")
+        texts = [captions.get(image_id, ()) for image_id in image_ids]
+        self._caption_starts = np.cumsum([0, *map(len, texts)])
+        self._captions = PackedTexts([text for own in texts for text in own])
+        others = len(captions.keys() - set(image_ids))
+        if others:
+            self.left_out["images that only the captions name"] = others
+
+    def _read_categories(self, entries: Sequence[Any]) -> dict[str, int]:
+        """Which class each category id stands for."""
+        kept, ids = [], []
+        for position, category in enumerate(entries):
+            try:
+                _check_object(category)
+                name = as_text(sound_text(as_text(field_of(category, "name"), "name")), "name")
+                ids.append(as_id(field_of(category, "id"), "id"))
+                kept.append(category | {"name": name})
+            except FieldError as error:
+                self.problems.append(_problem(error, self.where, "category", category, position))
+        _refuse_repeated("category id", ids, self.where)
+        self.categories = tuple(kept)
+        self.class_names = tuple(category["name"] for category in kept)
+        return {category_id: row for row, category_id in enumerate(ids)}
+
+    def _index_annotations(
+        self, annotations: Sequence[Any], images: Mapping[str, int], categories: Mapping[str, int]
+    ) -> None:
         """Boxes, categories and ids as arrays sorted by image, so that each image's are one slice."""
-        images = {number: row for row, number in enumerate(self.image_ids.tolist())}
-        categories = {int(_field(c, "id", "category", self.where)): i for i, c in enumerate(self.categories)}
-        rows = []
+        numbers, boxes, ids, unused = array("q"), array("d"), [], Counter[str]()
         for position, annotation in enumerate(annotations):
-            name = f"annotation {annotation.get('id', f'at position {position}')}"
-            if annotation.get("iscrowd"):
-                self.dropped["crowd"] += 1
+            image = None
+            try:
+                _check_object(annotation)
+                image = _lookup(images, annotation, "image_id")
+                if as_flag(annotation.get("iscrowd", 0), "iscrowd"):
+                    self.left_out["crowd annotations"] += 1
+                    continue
+                category = _lookup(categories, annotation, "category_id")
+                box = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h]")
+                score = _score(annotation)
+            except FieldError as error:
+                own = self.problems if image is None else self._own_problems[image]
+                own.append(_problem(error, self.where, "annotation", annotation, position))
                 continue
-            image = _lookup(images, annotation, "image_id", name, self.where)
-            category = _lookup(categories, annotation, "category_id", name, self.where)
-            box = _bbox(_field(annotation, "bbox", name, self.where), name, self.where)
-            rows.append((image, category, int(annotation.get("id", position)), *box))
-        rows.sort(key=lambda row: row[0])
-        table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3)
-        self._boxes = np.array([row[3:] for row in rows], np.float64).reshape(-1, 4)
-        self._images, self._categories, self._ids = table.T
+            numbers.extend((image, category))
+            boxes.extend((*box, score))
+            ids.append(_name(annotation, position))
+            unused.update(annotation.keys() - KNOWN)
+        self.left_out.update({f"annotations' key {name!r}": count for name, count in unused.items()})
+        if len(set(ids)) < len(ids):  # nothing depends on them
+            self.left_out["annotation ids that come more than once"] = len(ids) - len(set(ids))
+        table = np.array(numbers, np.int64).reshape(-1, 2)
+        order = np.argsort(table[:, 0], kind="stable")
+        self._images, self._categories = table[order].T
+        found = np.array(boxes, np.float64).reshape(-1, 5)[order]
+        self._boxes, self._scores = found[:, :4], found[:, 4]
+        self._ids = PackedTexts([ids[row] for row in order.tolist()])
         self._starts = np.searchsorted(self._images, np.arange(len(self.keys) + 1))
 
     def _count_empty(self) -> None:
         boxes = convert_boxes(self._boxes, "xywh")
-        height, width = self.sizes[self._images].T
-        empty = int((box_problems(normalize_boxes(boxes, (height, width))) == EMPTY).sum())
+        sizes = np.where(self.sizes > 0, self.sizes, 2**31)[self._images]
+        empty = int((box_problems(normalize_boxes(boxes, tuple(sizes.T))) == EMPTY).sum())
         if empty:
-            self.dropped["without area"] = empty
+            self.left_out["boxes without area"] = empty
 
 
-def load_document(path: Path) -> dict[str, Any]:
-    """Parse COCO-like JSON and check its outer form.
-
-    Raises:
-        MissingFileError: If the file is not there.
-        UserError: If it is not JSON, or lacks images, annotations or categories.
-    """
-    document = read_json(path)
-    for name in ("images", "annotations", "categories"):
-        entries = document.get(name) if isinstance(document, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f"COCO JSON needs a list of objects {name!r}; got {_kind(entries)} ({path})")
-    if not document["images"]:
-        raise UserError(f"COCO JSON names no images ({path})")
-    return document
-
-
-def read_captions(path: Path | None) -> dict[int, tuple[str, ...]]:
+def read_captions(path: Path | None) -> dict[str, tuple[str, ...]]:
     """Captions by image id from a COCO captions file; none without a path.
 
     Raises:
@@ -205,46 +307,61 @@ def read_captions(path: Path | None) -> dict[int, tuple[str, ...]]:
     if path is None:
         return {}
     document = read_json(path)
-    captions: defaultdict[int, list[str]] = defaultdict(list)
-    try:
-        for annotation in document["annotations"]:
-            captions[int(annotation["image_id"])].append(str(annotation["caption"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"captions must be annotations with image_id and caption; got {error!r} ({path})"
-        ) from error
-    return {number: tuple(texts) for number, texts in captions.items()}
+    entries = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"captions must be a list of objects 'annotations'; got {_kind(entries)} ({path})")
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    for position, annotation in enumerate(entries):
+        try:
+            _check_object(annotation)
+            text = as_text(field_of(annotation, "caption"), "caption")
+            captions[as_id(field_of(annotation, "image_id"), "image_id")].append(text)
+        except FieldError as error:
+            raise UserError(_problem(error, path, "annotation", annotation, position).message) from error
+    return {image_id: tuple(texts) for image_id, texts in captions.items()}
 
 
-def _field(entry: Mapping[str, Any], name: str, what: str, where: object) -> Any:
-    if name not in entry:
-        raise UserError(f"{what} lacks {name!r}; got {sorted(entry)} ({where})")
-    return entry[name]
+def _check_object(entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise FieldError(f"must be an object; got {_kind(entry)}")
 
 
-def _lookup(known: Mapping[int, int], entry: Mapping[str, Any], name: str, what: str, where: str) -> int:
-    value = _field(entry, name, what, where)
-    if value not in known:
-        raise UserError(
-            f"unknown {name} {value!r}; expected one of the file's {len(known)} ({where}, {what})"
+def _lookup(known: Mapping[str, int], annotation: Mapping[str, Any], name: str) -> int:
+    value = field_of(annotation, name)
+    row = known.get(as_id(value, name))
+    if row is None:
+        raise FieldError(
+            f"unknown {name} {value!r}; expected one of the file's {len(known)}", f"unknown {name}"
         )
-    return known[value]
+    return row
 
 
-def _bbox(value: Any, what: str, where: str) -> tuple[float, float, float, float]:
-    try:
-        x, y, width, height = (float(number) for number in value)
-    except (TypeError, ValueError):
-        raise UserError(f"bbox must be 4 numbers [x, y, w, h]; got {value!r} ({where}, {what})") from None
-    return (x, y, width, height)
+def _score(annotation: Mapping[str, Any]) -> float:
+    """The confidence that detectors write; 1 where a person drew the box."""
+    score = as_number(annotation.get("score", 1.0), "score")
+    if not 0 <= score <= 1:
+        raise FieldError(f"score must be in [0, 1]; got {score:g}")
+    return score
 
 
-def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
-    what = f"image {image.get('id')}"
-    size = tuple(_field(image, name, what, where) for name in ("height", "width"))
-    if not all(isinstance(side, int) and side > 0 for side in size):
-        raise UserError(f"height and width must be whole numbers of pixels; got {size} ({where}, {what})")
-    return size
+def _problem(error: Exception, where: object, kind: str, entry: Any, position: int) -> Problem:
+    name = _name(entry, position) if isinstance(entry, dict) else f"at position {position}"
+    cause = (
+        error.cause if isinstance(error, FieldError) and error.cause != "broken entry" else f"broken {kind}"
+    )
+    return Problem(cause, f"{kind} {name}: {error} ({where})")
+
+
+def _name(entry: Mapping[str, Any], position: int) -> str:
+    """An entry's own id, which is for messages only and may be anything."""
+    own = entry.get("id")
+    return str(own)[:80] if isinstance(own, (int, float, str)) and own != "" else f"at position {position}"
+
+
+def _refuse_repeated(what: str, values: Sequence[str], where: object) -> None:
+    for value, count in Counter(values).most_common(1):
+        if count > 1:
+            raise UserError(f"{what} {value!r} occurs {count} times; expected once ({where})")
 
 
 def _kind(value: Any) -> str:

@@ -1,41 +1,88 @@
-"""What readers share: finding annotation files and pictures, and naming samples after files."""
+"""What readers share: finding annotation files and pictures."""
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+from open_cloc.data.names import find, is_url
 from open_cloc.errors import MissingFileError, UserError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+COCO_KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories"))
+LVIS_KEY = re.compile(rb'"not_exhaustive_category_ids"')
+MOST_LOOKED_AT = 100  # JSONs of a folder; of more, each is one picture's
 
 
-def annotation_files(folder: Path, pattern: str) -> list[Path]:
-    """Files of a pattern in a folder or in its `annotations/`, sorted."""
-    return sorted([*folder.glob(pattern), *(folder / "annotations").glob(pattern)])
+def looks_like_coco(file: Path) -> bool:
+    """Whether a JSON holds lists of images, annotations and categories; it is searched, not parsed."""
+    return _finds(file, COCO_KEYS)
 
 
-def find_annotations(path: Path, pattern: str) -> Path:
+def is_lvis(file: Path) -> bool:
+    """Whether a JSON of COCO's form is LVIS's, by its name or by a key that only LVIS has."""
+    return file.name.startswith("lvis") or _finds(file, (LVIS_KEY,))
+
+
+def _finds(file: Path, patterns: Iterable[re.Pattern[bytes]]) -> bool:
+    try:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return all(pattern.search(content) for pattern in patterns)
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return False
+
+
+def coco_files(folder: Path) -> list[Path]:
+    """JSONs of COCO's form in a folder or in its `annotations/`, by any name, sorted."""
+    return sorted(
+        file for place in (folder, folder / "annotations") for file in _jsons(place) if looks_like_coco(file)
+    )
+
+
+def _jsons(folder: Path) -> list[Path]:
+    """The JSONs of a folder; none where each belongs to one picture."""
+    found = [file for file in folder.glob("*.json") if file.is_file()] if folder.is_dir() else []
+    return found if len(found) <= MOST_LOOKED_AT else []
+
+
+def holds_coco(path: Path, lvis: bool) -> bool:
+    """Whether a path is a JSON of COCO's form, or a folder that holds some.
+
+    Args:
+        path: A file or a folder.
+        lvis: Look for LVIS's instead of all others.
+    """
+    if path.is_file():
+        return path.suffix.lower() == ".json" and is_lvis(path) == lvis and looks_like_coco(path)
+    return any(is_lvis(file) == lvis for file in coco_files(path))
+
+
+def find_annotations(path: Path, lvis: bool) -> Path:
     """The annotation file: the path itself, or the one match inside a folder.
 
     Args:
         path: A file, or a folder that holds it, itself or in `annotations/`.
-        pattern: What the file's name looks like, such as `instances*.json`.
+        lvis: Look for LVIS's form instead of COCO's.
 
     Raises:
         MissingFileError: If nothing is there.
-        UserError: If the folder holds no such file, or several.
+        UserError: If the folder holds no such file, or several, none of which is the only `instances*.json`.
     """
     if not path.exists():
         raise MissingFileError(f"no such annotation file or folder: {path}")
-    if path.is_file():
+    if not path.is_dir():
         return path
-    found = annotation_files(path, pattern)
+    found = [file for file in coco_files(path) if is_lvis(file) == lvis]
+    if len(found) > 1:  # COCO's own folder holds keypoints of the same form too
+        found = [file for file in found if file.match("instances*.json")] or found
     if len(found) != 1:
         names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
-        raise UserError(f"expected exactly one {pattern} in {path} or its annotations/; got {names}")
+        form = "LVIS" if lvis else "COCO"
+        raise UserError(
+            f"expected one JSON of {form}'s form in {path} or its annotations/; got {names}; name the file"
+        )
     return found[0]
 
 
@@ -50,15 +97,19 @@ def image_folders(annotations: Path, images: Path | None) -> list[Path]:
 
 
 def find_images(annotations: Path, images: Path | None, names: Sequence[str]) -> Path | None:
-    """The first likely folder that holds one of the first pictures."""
-    for folder in image_folders(annotations, images):
-        if any((folder / name).is_file() for name in names[:10]):
-            return folder
+    """The first likely folder that holds any of the pictures; a few of them are tried first."""
+    folders = image_folders(annotations, images)
+    for some in (names[:10], names):
+        for folder in folders:
+            if folder.is_dir() and any(find(folder, name) for name in some):
+                return folder
     return None
 
 
 def missing_images(annotations: Path, images: Path | None, names: Sequence[str]) -> MissingFileError:
     """The error for pictures that are nowhere."""
+    if is_url(names[0]):
+        return MissingFileError(f"pictures are URLs, which are not fetched here: {names[0]} ({annotations})")
     tried = ", ".join(map(str, image_folders(annotations, images)))
     return MissingFileError(
         f"pictures of {annotations} not found, such as {names[0]!r}; looked in {tried}; give their folder "
@@ -84,35 +135,3 @@ def walk(folder: Path) -> Iterator[str]:
                     stack.append((name, above | {identity}))
                 elif entry.is_file() or entry.is_symlink():  # a broken link is a missing picture, not none
                     yield name
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file's suffix is a picture's."""
-    return PurePosixPath(name).suffix.lower() in PICTURES
-
-
-def unique_keys(names: Sequence[str], where: str) -> list[str]:
-    """A key for each file name: the path without suffix or, where others have that too, with it.
-
-    Raises:
-        UserError: If that does not tell two files apart.
-    """
-    names = [printable(name) for name in names]
-    short = [key_of(name) for name in names]
-    taken = Counter(short)
-    keys = [key if taken[key] == 1 else name.replace(".", "_") for key, name in zip(short, names)]
-    key, count = Counter(keys).most_common(1)[0]
-    if count > 1:
-        same = [name for name, own in zip(names, keys) if own == key][:2]
-        raise UserError(f"{same[0]!r} and {same[1]!r} would share the key {key!r}; rename one ({where})")
-    return keys
-
-
-def key_of(file_name: str) -> str:
-    """A file's name as a sample's key: no suffix, and no dot, which would end the key inside a tar."""
-    return Path(file_name).with_suffix("").as_posix().lstrip("/").replace(".", "_")
-
-
-def printable(name: str) -> str:
-    """A file's name as text, also where the file system holds bytes that are none."""
-    return os.fsencode(name).decode("utf-8", "replace")

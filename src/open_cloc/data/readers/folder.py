@@ -8,10 +8,12 @@ from collections.abc import Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from open_cloc.data.names import make_keys, printable
 from open_cloc.data.readers.columns import CAPTION_COLUMNS, find_columns, scalars, texts_of
-from open_cloc.data.readers.files import PICTURES, is_picture, printable, unique_keys, walk
+from open_cloc.data.readers.files import walk
 from open_cloc.data.readers.rows import JsonRows
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.pictures import SUFFIXES, is_picture
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts
 
@@ -64,9 +66,9 @@ class FolderDataset:
         files = sorted(walk(folder))
         names = [name for name in files if is_picture(name)]
         if not names:
-            raise UserError(f"no pictures ({', '.join(PICTURES)}) in folder {folder}")
+            raise UserError(f"no pictures ({', '.join(SUFFIXES)}) in folder {folder}")
         self.file_names = PackedTexts(names)
-        self.keys = PackedTexts(unique_keys(names, str(folder)))
+        self.keys = PackedTexts(make_keys(names))
         metadata = [name for name in files if PurePosixPath(name).name == METADATA]
         metadata.sort(key=lambda name: name.count("/"))  # what a nearer folder says replaces the outer's
         self._metadata = [JsonRows(folder / name) for name in metadata]

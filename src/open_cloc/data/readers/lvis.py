@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from open_cloc.data.readers.coco import CocoDataset, load_document, read_captions
-from open_cloc.data.readers.files import annotation_files, find_annotations, find_images, missing_images
-from open_cloc.errors import UserError
-
-PATTERN = "lvis*.json"
+from open_cloc.data.fields import FieldError, as_text
+from open_cloc.data.readers.coco import CocoDataset, Document, read_captions
+from open_cloc.data.readers.files import find_annotations, find_images, holds_coco, missing_images
 
 
 def recognises(text: str) -> bool:
-    """Whether this is a JSON file named after LVIS, or a folder with some."""
-    path = Path(text)
-    return bool(annotation_files(path, PATTERN)) or (path.is_file() and path.match(PATTERN))
+    """Whether this is a JSON file of LVIS, by its name or its keys, or a folder that holds some."""
+    return holds_coco(Path(text), lvis=True)
 
 
-def open_lvis(path: str, images: Path | None = None, captions: Path | None = None) -> CocoDataset:
+def open_lvis(
+    path: str, images: Path | None = None, captions: Path | None = None, outside: bool = False
+) -> CocoDataset:
     """Open LVIS annotations.
 
     Category names become texts by `clean_name`. LVIS splits mix COCO's train2017 and val2017, so `images` may
     be one folder with all pictures or the parent of those two.
 
     Args:
-        path: The JSON, or a folder that holds one `lvis*.json` (itself or in `annotations/`).
+        path: The JSON, or a folder that holds one, itself or in `annotations/`.
         images: Folder of the pictures; guessed beside the JSON unless given.
         captions: COCO captions JSON of the same images.
+        outside: Allow pictures that do not lie in the data set's folder.
 
     Raises:
         MissingFileError: If a file or the pictures' folder is missing.
-        UserError: If the JSON is not LVIS's, or a category or image id is unknown.
+        UserError: If the JSON is not LVIS's, or no image of it can be used.
     """
-    annotations = find_annotations(Path(path), PATTERN)
-    document = load_document(annotations)
-    urls = [_location(image, annotations) for image in document["images"]]
-    document["categories"] = [
-        category | {"name": clean_name(str(category["name"]))} if "name" in category else category
-        for category in document["categories"]
-    ]
+    annotations = find_annotations(Path(path), lvis=True)
+    document = Document.load(annotations, location)
+    document = document._replace(categories=[_with_clean_name(entry) for entry in document.categories])
     for num_parts in (1, 2):  # 000000397133.jpg, then val2017/000000397133.jpg
-        names = ["/".join(url.parts[-num_parts:]) for url in urls]
+        names = ["/".join(PurePosixPath(name).parts[-num_parts:]) for name in document.names]
         folder = find_images(annotations, images, names)
         if folder is not None:
-            captions_by_image = read_captions(captions)
-            return CocoDataset(document, names, folder, str(annotations), captions_by_image, "lvis")
-    raise missing_images(annotations, images, [url.name for url in urls])
+            document = document._replace(names=names)
+            return CocoDataset(document, folder, read_captions(captions), "lvis", outside)
+    raise missing_images(annotations, images, [PurePosixPath(name).name for name in document.names])
 
 
 def clean_name(name: str) -> str:
@@ -57,9 +54,14 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def _location(image: dict[str, Any], where: Path) -> PurePosixPath:
-    """The picture's path: `file_name`, or the end of `coco_url`."""
-    location = image.get("file_name") or image.get("coco_url")
-    if not isinstance(location, str):
-        raise UserError(f"image {image.get('id')} has neither file_name nor coco_url ({where})")
-    return PurePosixPath(location)
+def location(image: Mapping[str, Any]) -> str:
+    """The picture's path: `file_name`, or `coco_url`, of which the end is taken."""
+    if not (image.get("file_name") or image.get("coco_url")):
+        raise FieldError("has neither file_name nor coco_url")
+    return as_text(image.get("file_name") or image["coco_url"], "file_name or coco_url")
+
+
+def _with_clean_name(category: Any) -> Any:
+    if isinstance(category, dict) and isinstance(category.get("name"), str):
+        return category | {"name": clean_name(category["name"])}
+    return category  # the reader says what is wrong with it

@@ -15,8 +15,10 @@ import numpy as np
 import yaml
 
 from open_cloc.data.annotations import RawRegion, RawSample, finish
-from open_cloc.data.readers.files import is_picture, printable, unique_keys, walk
+from open_cloc.data.names import make_keys, printable
+from open_cloc.data.readers.files import walk
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.pictures import is_picture
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts
 
@@ -82,7 +84,7 @@ class YoloDataset:
         names = [os.path.relpath(picture, root) for picture in pictures]
         self.root, self.class_names, self.has_keypoints = root, tuple(class_names), has_keypoints
         self.file_names = PackedTexts(names)
-        self.keys = PackedTexts(unique_keys([name.replace("../", "") for name in names], str(root)))
+        self.keys = PackedTexts(make_keys(names))
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -13,15 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.files import write_whole
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 BLOCK = 512  # bytes that a tar is made of
 
 
-class UnreadableShardError(UserError):
+class UnreadableShardError(SampleError):
     """A shard, not only one of its samples, cannot be used."""
+
+    def __init__(self, message: str, cause: str = "unreadable shard") -> None:
+        super().__init__(message, cause)
 
 
 class ShardIndex(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.shardlists import expand_urls
 
-from open_cloc.data.annotations import RawSample, finish
+from open_cloc.data.annotations import Problem, RawSample, finish
 from open_cloc.data.shards.index import (
     ShardIndex,
     UnreadableShardError,
@@ -20,6 +20,8 @@ from open_cloc.data.shards.index import (
 from open_cloc.data.shards.region_json import parse_sample
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.samples import RegionSample
+
+BROKEN = "broken or repeated in the shards"
 
 
 class ShardDataset:
@@ -33,8 +35,8 @@ class ShardDataset:
         paths: The tar files.
         keys: A name for each sample.
         shard_sizes: (shards,) samples of each tar.
-        problems: What a tolerant opening has passed over, a sentence each.
-        without_image: Number of keys that have no picture.
+        problems: What a tolerant opening has passed over.
+        left_out: What was seen and is not used, with counts.
     """
 
     def __init__(self, path: str) -> None:
@@ -49,10 +51,10 @@ class ShardDataset:
             UserError: If a tar is broken, a key is repeated, or there is no sample.
         """
         self.paths = expand_paths(path)
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         self._join([index_shard(tar) for tar in self.paths])
         if self.problems:
-            raise UserError(self.problems[0])
+            raise UserError(self.problems[0].message)
         if not len(self):
             raise UserError(f"no samples with a picture ({path})")
 
@@ -62,7 +64,7 @@ class ShardDataset:
         dataset = cls.__new__(cls)
         dataset.paths = expand_paths(path)
         scanned = [scan_shard(tar) for tar in dataset.paths]
-        dataset.problems = [problem for _, problems in scanned for problem in problems]
+        dataset.problems = [Problem(BROKEN, problem) for _, problems in scanned for problem in problems]
         dataset._join([index for index, _ in scanned])
         if not len(dataset) and not dataset.problems:
             raise UserError(f"no samples with a picture ({path})")
@@ -76,13 +78,14 @@ class ShardDataset:
         _, first, row_of_key = np.unique(keys, return_index=True, return_inverse=True)
         for row in np.flatnonzero(first[row_of_key] != np.arange(len(keys))):
             paths = (self.paths[shards[first[row_of_key[row]]]], self.paths[shards[row]])
-            self.problems.append(repeated_key(str(keys[row]), *paths))
+            self.problems.append(Problem(BROKEN, repeated_key(str(keys[row]), *paths)))
         kept = np.sort(first)
         self.keys = keys[kept]
         self._spans = spans[kept]
         self._shards = shards[kept]
         self.shard_sizes = np.bincount(self._shards, minlength=len(self.paths))
-        self.without_image = sum(index.without_image for index in indices)
+        without_image = sum(index.without_image for index in indices)
+        self.left_out = {"keys without a picture": without_image} if without_image else {}
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -18,9 +18,9 @@ from webdataset import TarWriter
 from open_cloc.canvas import resize
 from open_cloc.data.shards.index import index_file, save_index, scan_shard
 from open_cloc.data.shards.region_json import encode_json
-from open_cloc.errors import ExistingFileError, MissingFileError, UserError
+from open_cloc.errors import ExistingFileError, UserError
 from open_cloc.files import PART, read_json, write_json
-from open_cloc.pictures import UNDECODABLE, decoding_error
+from open_cloc.pictures import by_decoder, open_encoded, read_file
 from open_cloc.samples import RegionSample
 
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> suffix
@@ -201,25 +201,22 @@ def _checked_keys(
 
 def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
     """Suffix, bytes and (height, width) of a picture; formats that shards do not hold become PNG."""
-    encoded = sample.image
-    if isinstance(encoded, np.ndarray):
-        return encode_picture(encoded, storage)
-    if isinstance(encoded, Path):
-        if not encoded.is_file():
-            raise MissingFileError(f"image of sample {sample.key!r} not found: {encoded}")
-        encoded = encoded.read_bytes()
-    try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            suffix, (width, height) = STORED_AS.get(picture.format or ""), picture.size
-            picture.load()  # the header of a file that was cut short is whole
-    except UNDECODABLE as error:
-        where = f" ({sample.image})" if isinstance(sample.image, Path) else ""
-        raise UserError(
-            f"image of sample {sample.key!r} cannot be decoded{where}: {decoding_error(error)}"
-        ) from error
-    if suffix and not 0 < storage.max_side < max(height, width):
-        return suffix, encoded, (height, width)
+    if isinstance(sample.image, np.ndarray):
+        return encode_picture(sample.pixels(), storage)
+    what = f"image of sample {sample.key!r}"
+    encoded = sample.image if isinstance(sample.image, bytes) else read_file(sample.image, what)
+    suffix, size_hw = by_decoder(_loaded, encoded, sample.image, what)
+    sample.check_size(size_hw)
+    if suffix and not 0 < storage.max_side < max(size_hw):
+        return suffix, encoded, size_hw
     return encode_picture(sample.pixels(), storage._replace(array_format="png"))
+
+
+def _loaded(encoded: bytes) -> tuple[str, tuple[int, int]]:
+    """Suffix under which a picture is stored as it is, or an empty text, and its (height, width)."""
+    with open_encoded(encoded) as picture:
+        picture.load()  # the header of a file that was cut short is whole
+        return STORED_AS.get(picture.format or "", ""), (picture.height, picture.width)
 
 
 def encode_picture(pixels: np.ndarray, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:

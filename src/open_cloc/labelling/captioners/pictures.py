@@ -8,7 +8,7 @@ import io
 from PIL import Image, UnidentifiedImageError
 
 from open_cloc.labelling.types import Failure
-from open_cloc.pictures import UNDECODABLE, decode_image
+from open_cloc.pictures import decode_image, open_encoded
 
 # Pillow's format -> media type.
 SENT_AS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
@@ -18,18 +18,18 @@ def decoded(image: bytes) -> Image.Image | Failure:
     """An encoded picture as RGB, or why it cannot be one."""
     try:
         return Image.fromarray(decode_image(image))
-    except UNDECODABLE as error:
+    except Exception as error:  # Pillow's decoders let through whatever they stumble over
         return unreadable(error)
 
 
 def data_url(image: bytes) -> str | Failure:
     """A picture as a `data:` URL: JPEG, PNG and WebP byte for byte, what a server may not know as PNG."""
     try:
-        with Image.open(io.BytesIO(image)) as picture:
+        with open_encoded(image) as picture:
             kind = SENT_AS.get(picture.format or "")
         if kind is None:
             kind, image = "png", _as_png(image)
-    except UNDECODABLE as error:
+    except Exception as error:  # Pillow's decoders let through whatever they stumble over
         return unreadable(error)
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 

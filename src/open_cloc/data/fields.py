@@ -1,0 +1,98 @@
+"""The values of files from elsewhere, read by what they must be: the one place that judges their types.
+
+Nothing is guessed: null, a list, a number or a truth value is no text, a text is no number. Every function
+raises a `FieldError` without saying where: readers know the file and the entry, and add them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from open_cloc.errors import SampleError
+
+LARGEST = 1e9  # pixels: beyond that a number is no coordinate
+
+
+class FieldError(SampleError):
+    """A value is not what its field must hold."""
+
+    def __init__(self, message: str, cause: str = "broken entry") -> None:
+        super().__init__(message, cause)
+
+
+def field_of(entry: Mapping[str, Any], name: str) -> Any:
+    """The value of a field that must be there."""
+    if name not in entry:
+        raise FieldError(f"{name!r} is missing; got {sorted(entry)}")
+    return entry[name]
+
+
+def as_text(value: Any, name: str) -> str:
+    """A text that is not blank."""
+    if not isinstance(value, str):
+        raise FieldError(f"{name} must be text; got {shown(value)}")
+    if not value.strip():
+        raise FieldError(f"{name} must not be blank")
+    return value
+
+
+def as_number(value: Any, name: str) -> float:
+    """A finite number."""
+    if type(value) not in (int, float) or not abs(value) < math.inf:  # a long integer is no float
+        raise FieldError(f"{name} must be a number; got {shown(value)}")
+    return value
+
+
+def as_whole(value: Any, name: str, least: int = 0) -> int:
+    """A whole number; 64.0, as tables write it, is 64."""
+    number = as_number(value, name)
+    if number != int(number) or number < least:
+        raise FieldError(f"{name} must be a whole number of at least {least}; got {shown(value)}")
+    return int(number)
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """Yes or no: true, false, 1 or 0."""
+    if type(value) not in (bool, int, float) or value not in (0, 1):
+        raise FieldError(f"{name} must be 0, 1, true or false; got {shown(value)}")
+    return bool(value)
+
+
+def as_id(value: Any, name: str) -> str:
+    """An id by which entries name each other, as text.
+
+    An id is a whole number of any length, or a text. A text is the same id as a number where it is exactly
+    that number's digits: "7" is 7, "007" is neither.
+    """
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str) and value:
+        return value
+    raise FieldError(f"{name} must be a whole number or text; got {shown(value)}")
+
+
+def as_box(value: Any, name: str) -> tuple[float, float, float, float]:
+    """Four numbers; whether they make sense as a box is judged later, with the picture's size."""
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        raise FieldError(f"{name} must be 4 numbers; got {shown(value)}")
+    if not all(type(number) in (int, float) and not LARGEST < abs(number) < math.inf for number in value):
+        raise FieldError(f"{name} must be 4 numbers that are coordinates; got {shown(value)}")
+    a, b, c, d = (float(number) for number in value)
+    return (a, b, c, d)
+
+
+def shown(value: Any) -> str:
+    """A value in a message, in JSON's words and not too long."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists without end
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."

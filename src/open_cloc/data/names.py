@@ -1,0 +1,125 @@
+"""Names of files from elsewhere: to the file they mean, and to keys of samples.
+
+Names were written on other machines: with back-slashes, a leading `./`, another form of Unicode. They come
+from strangers: none may lead out of the data set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from open_cloc.errors import SampleError
+from open_cloc.pictures import is_picture
+
+# A JSON in a folder of such a name belongs to the data set in the folder above.
+ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "ann", "labels")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def root_of(annotations: Path) -> Path:
+    """The folder of the data set that an annotation file belongs to."""
+    folder = annotations.parent
+    return folder.parent if folder.name.lower() in ANNOTATION_FOLDERS else folder
+
+
+def resolve(folder: Path, name: str, root: Path | None = None, outside: bool = False) -> Path:
+    """The file that a name means.
+
+    Args:
+        folder: Where names start from.
+        name: A path as somebody wrote it.
+        root: The data set's folder; `folder` unless given.
+        outside: Allow files that do not lie in the data set.
+
+    Returns:
+        The path; of a file that is not there, the one that was looked for first.
+
+    Raises:
+        SampleError: If the name is a URL, or leads out of the data set, by `..`, as an absolute path, or over
+            a link.
+    """
+    if is_url(name):
+        raise SampleError(f"picture is a URL, which is not fetched here: {name}", "picture is a URL")
+    if "\0" in name:
+        raise SampleError(f"name of a picture holds a NUL character: {name!r}", "unusable name")
+    path = find(folder, name) or folder / name
+    if not outside:
+        _check_inside(path, name, [folder, *([root] if root else [])])
+    return path
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL instead of a path."""
+    return _URL.match(name) is not None
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file of a name: as it is written or, where nothing is there, as other systems would write it."""
+    slashed = name.replace("\\", "/")
+    forms = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    return next((folder / form for form in dict.fromkeys(forms) if os.path.exists(folder / form)), None)
+
+
+def _check_inside(path: Path, name: str, roots: Sequence[Path]) -> None:
+    real = os.path.realpath(path)
+    if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
+        raise SampleError(
+            f"{name!r} leads out of the data set in {roots[-1]}; give outside=true to allow it",
+            "file outside of the data set",
+        )
+
+
+def make_keys(names: Sequence[str]) -> list[str]:
+    """A key for each name of a picture, all different, each a name that a tar can hold.
+
+    A key is the path without its suffix, dots made underscores, since a dot ends the key inside a tar. Names
+    that would share one keep their suffix, as in `a_jpg` and `a_png`; what is still alike is numbered.
+
+    Args:
+        names: Paths of files, or keys from elsewhere.
+    """
+    plain = [_plain(name) for name in names]
+    short = [
+        _dotless(PurePosixPath(name).with_suffix("").as_posix() if is_picture(name) else name)
+        for name in plain
+    ]
+    times = Counter(short)
+    wished = [key if times[key] == 1 else _dotless(name) for key, name in zip(short, plain)]
+    if len(set(wished)) == len(wished):
+        return wished
+    unique = {key for key, count in Counter(wished).items() if count == 1}
+    taken = set(unique)
+    return [key if key in unique else _numbered(key, taken) for key in wished]
+
+
+def _plain(name: str) -> str:
+    """A path below a folder: no drive, nothing that leads up, no character that only bytes can hold."""
+    slashed = _DRIVE.sub("", _UNPRINTABLE.sub("_", name.replace("\\", "/")))
+    parts = [part for part in slashed.split("/") if part not in ("", ".", "..")]
+    return unicodedata.normalize("NFC", "/".join(parts)) or "_"
+
+
+def _dotless(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _numbered(key: str, taken: set[str]) -> str:
+    """The first of KEY, KEY-2, KEY-3, ... that is free; it is taken then."""
+    number, own = 1, key
+    while own in taken:
+        number += 1
+        own = f"{key}-{number}"
+    taken.add(own)
+    return own
+
+
+def printable(name: str) -> str:
+    """A file's name as text, also where the file system holds bytes that are none."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -1,0 +1,59 @@
+"""Names from elsewhere as files and as keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from open_cloc.data.names import make_keys, resolve, root_of
+from open_cloc.errors import SampleError
+
+PARTS = st.lists(
+    st.sampled_from(["a", "b", "..", ".", "", "x.jpg", "x.png", "v1.0", "\\", "C:", "\udcff", "é"])
+)
+
+
+@given(st.lists(PARTS.map("/".join)))
+def test_keys_differ_and_fit_into_a_tar(names: list[str]) -> None:
+    keys = make_keys(names)
+    assert len(set(keys)) == len(names)
+    for key in keys:
+        assert key
+        assert "." not in key
+        assert not key.startswith("/")
+        key.encode()
+
+
+def test_keys_are_paths_without_suffix() -> None:
+    names = ["a.jpg", "sub/b.v2.jpg", "./c.png", "../up/d.webp", "e\\f.JPG", "C:\\g.png", "v1.0/0001"]
+    assert make_keys(names) == ["a", "sub/b_v2", "c", "up/d", "e/f", "g", "v1_0/0001"]
+    assert make_keys(["a.jpg", "a.png", "b.c.jpg", "b_c.jpg"]) == ["a_jpg", "a_png", "b_c_jpg", "b_c_jpg-2"]
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/hostname", "in/../../x.jpg"])
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "set" / "in").mkdir(parents=True)
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(SampleError, match="leads out of the data set"):
+        resolve(tmp_path / "set", name)
+    assert resolve(tmp_path / "set", name, outside=True) == tmp_path / "set" / name
+
+
+def test_urls_and_nul_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match=r"URL, which is not fetched here: https://x/a\.jpg"):
+        resolve(tmp_path, "https://x/a.jpg")
+    with pytest.raises(SampleError, match="NUL"):
+        resolve(tmp_path, "a\0.jpg")
+
+
+def test_another_form_of_unicode_is_found(tmp_path: Path) -> None:
+    (tmp_path / "\u00e9.jpg").touch()
+    assert resolve(tmp_path, "e\u0301.jpg") == tmp_path / "\u00e9.jpg"
+
+
+def test_a_folder_of_annotations_belongs_to_the_one_above(tmp_path: Path) -> None:
+    assert root_of(tmp_path / "annotations" / "x.json") == tmp_path
+    assert root_of(tmp_path / "x.json") == tmp_path
