@@ -105,17 +105,20 @@ def make_batch(options: Options) -> tuple[RegionBatch, Tensor, Tensor]:
     return batch, captions, phrases
 
 
-class CaptionsAtFullLength(CLOC):
-    """Phrases trimmed to the longest of them, captions at 77: the step without bucketing."""
-
-    def encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
-        is_caption = torch.zeros(len(batch.texts), dtype=torch.bool)
-        is_caption[batch.caption_index] = True
-        longest = max(n for n, caption in zip(batch.text_lengths, is_caption) if not caption)
-        features = torch.empty(len(batch.texts), self.embed_dim)
-        features[is_caption] = self.encode_text(batch.texts[is_caption])
-        features[~is_caption] = self.encode_text(batch.texts[~is_caption, :longest])
-        return features
+def captions_at_full_length(batch: RegionBatch) -> RegionBatch:
+    """The same with phrases trimmed to the longest of them and captions at 77: a step without bucketing."""
+    is_caption = torch.zeros(len(batch.texts), dtype=torch.bool)
+    is_caption[batch.caption_index] = True
+    longest = max(n for n, caption in zip(batch.text_lengths, is_caption) if not caption)
+    order = is_caption.long().argsort(stable=True)  # phrases first
+    place = order.argsort()
+    return replace(
+        batch,
+        texts=batch.texts[order],
+        text_lengths=tuple(CONTEXT if caption else longest for caption in is_caption[order]),
+        caption_index=place[batch.caption_index],
+        region_text_index=place[batch.region_text_index],
+    )
 
 
 def build_steps(options: Options) -> dict[str, tuple[Callable[[], object], CLOC]]:
@@ -129,11 +132,9 @@ def build_steps(options: Options) -> dict[str, tuple[Callable[[], object], CLOC]
         region_text_index=len(captions) + torch.arange(len(phrases)).view_as(batch.region_text_index),
     )
     models = {readout: build(options, readout) for readout in ("mean", "prompt")}
-    trimmed = build(options, "mean")
-    trimmed.__class__ = CaptionsAtFullLength
     steps = {
         BASE: (clip_step(models["mean"], batch.images, captions), models["mean"]),
-        "mean, phrases trimmed": (cloc_step(trimmed, batch), trimmed),
+        "mean, phrases trimmed": (cloc_step(models["mean"], captions_at_full_length(batch)), models["mean"]),
         "mean": (cloc_step(models["mean"], batch), models["mean"]),
         "prompt": (cloc_step(models["prompt"], batch), models["prompt"]),
         BF16: (cloc_step(models["mean"], batch, bf16=True), models["mean"]),
