@@ -104,7 +104,8 @@ def test_several_kinds_follow_one_another(name: str) -> None:
     image = image_of(prompter)
     together = prompter.embed(image, GIVEN)
     alone = [prompter.embed(image, {kind: given}) for kind, given in GIVEN.items()]
-    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=0, atol=0)
+    # Products of other shapes round otherwise.
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-6)
 
 
 def test_unknown_kinds_are_named() -> None:
