@@ -463,7 +463,7 @@ def test_bad_samples_on_one_rank_end_the_run(tiny: Recipe) -> None:
     recipe = replace(tiny, data=replace(tiny.data, train=(f"{__name__}:BrokenForSecond:x",)))
     answers = run_ranks(train, recipe)
     assert isinstance(answers[1], ValueError)
-    assert "samples are bad (unreadable image: " in str(answers[1])
+    assert "samples are bad (undecodable picture: " in str(answers[1])
     assert isinstance(answers[0], RuntimeError)  # its partner has left
 
 

@@ -179,8 +179,11 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
         _initialize(own_device, place)
     if place.rank > 0:
         logging.getLogger("open_cloc").setLevel(logging.ERROR)  # warnings are the same everywhere
-    control: Any = dist.new_group(backend="gloo", timeout=FIRST_RANK_TIMEOUT)
-    saving: Any = dist.new_group(backend="gloo", timeout=FIRST_RANK_TIMEOUT)
+    # Each gloo group connects every rank with every other, hence no more of them than are needed: on the CPU the
+    # model's own group carries the messages too, since both come from the main thread, in one order.
+    shares = own_device.type != "cuda" and not joined_before
+    control: Any = dist.group.WORLD if shares else _new_gloo()
+    saving: Any = _new_gloo()
     try:
         yield Ranks(place.rank, place.world_size, own_device, control, saving)
     finally:
@@ -188,8 +191,13 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def _new_gloo() -> Any:
+    return dist.new_group(backend="gloo", timeout=FIRST_RANK_TIMEOUT)
+
+
 def _initialize(device: torch.device, place: Place) -> None:
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    on_gpu = device.type == "cuda"
+    backend, timeout = ("nccl", None) if on_gpu else ("gloo", FIRST_RANK_TIMEOUT)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun hosts the meeting place itself
         method = "env://"
     else:
@@ -197,7 +205,11 @@ def _initialize(device: torch.device, place: Place) -> None:
         method = f"tcp://{address}:{port}"
     store, rank, world_size = next(dist.rendezvous(method, place.rank, place.world_size))
     dist.init_process_group(
-        backend, store=_own_part(store, rank, world_size), rank=rank, world_size=world_size
+        backend,
+        store=_own_part(store, rank, world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
     )
 
 
