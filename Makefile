@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test bench check format clean
+.PHONY: setup demo test test-package bench check format clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,9 @@ demo: setup ## train CLIP and CLOC on generated scenes, print the comparison
 
 test: setup ## the test suite: CPU, offline, no weights
 	$(BIN)/python $(PYTEST)
+
+test-package: ## build wheel and sdist, install and run them in an empty environment
+	.ci/package
 
 bench: setup ## every benchmark of speed and memory, and one table of the aims; 45 minutes on 2 idle cores
 	$(BIN)/python -m benchmarks
