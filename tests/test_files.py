@@ -71,8 +71,8 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
         fill(None)
     with pytest.raises(OSError, match=r"No space left on device: '/other/b'$"):
         fill("/other/b")
+    (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match=r"/file'$"):
-        (tmp_path / "file").touch()
         write_text(tmp_path / "file" / "a.json", "")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 

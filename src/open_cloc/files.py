@@ -21,6 +21,7 @@ from open_cloc.errors import MissingFileError, UserError
 
 PART = ".part-"  # starts the name of a file that is being written
 LOCK = ".lock"  # in a folder that a process fills
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF, errno.EPIPE)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that know none
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,13 @@ def write_whole(path: Path) -> Iterator[Path]:
     holds the process's number, so that two processes may write the same file.
 
     Raises:
+        UserError: If a folder or a device is there: nothing shall take its place.
         OSError: If it cannot be written; speaks of `path`.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"expected a place for a file; got the {'folder' if path.is_dir() else 'device'} {path}"
+        )
     part = path.with_name(f"{PART}{os.getpid()}-{crc32(os.fsencode(path.name)):08x}{path.suffix}")
     with speaking_of(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +55,7 @@ def write_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def speaking_of(path: Path, part: Path | None = None) -> Iterator[None]:
-    """Let the system's errors name a file: those of writing name none, such as that of a full disk.
+    """Let the system's errors of writing name a file: that of a full disk does not say which.
 
     Args:
         path: What is written.
@@ -58,7 +64,8 @@ def speaking_of(path: Path, part: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(part), part):
+        is_nameless = error.filename is None and error.errno in OF_WRITING
+        if is_nameless or error.filename in (str(part), part):
             error.filename = str(path)
         raise
 

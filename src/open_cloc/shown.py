@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 # Control characters but tab and line feed, marks that turn the direction of writing, half characters.
 _UNSEEN = re.compile(
@@ -46,3 +48,14 @@ def _short_command(command: str) -> str:
         return command
     kept = [word for word in rest if re.search(r"\.tar\b", word)]
     return " ".join([program, *(["..."] if len(kept) < len(rest) else []), *kept])
+
+
+def hide_secrets(document: Any) -> Any:
+    """A document of plain JSON types with `without_secrets` applied to each of its texts."""
+    if isinstance(document, str):
+        return without_secrets(document)
+    if isinstance(document, Mapping):
+        return {hide_secrets(name): hide_secrets(part) for name, part in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [hide_secrets(part) for part in document]
+    return document

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
 
+from open_cloc.cli.screen import say
 from open_cloc.files import version_of, versions
 
 DISTRIBUTION = "open-cloc"
@@ -45,10 +46,10 @@ def main(argv: Sequence[str]) -> int:
         ("extras", extras()),
         ("weights of `open-cloc train small-pretrained`", small_weights()),
     ):
-        print(title)
+        say(title)
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
-            print(f"  {name:{width}}  {value}")
+            say(f"  {name:{width}}  {value}")
     return 0
 
 

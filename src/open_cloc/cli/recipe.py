@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
+from open_cloc.cli.parse import parse
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
 from open_cloc.objectives import OBJECTIVES, Term
@@ -88,7 +89,7 @@ def parse_options(options: type[T], verb: str, argv: Sequence[str]) -> T:
         Term.parse(text, OBJECTIVES)
     default = options(find_recipe(argv[0]))  # type: ignore[call-arg]
     prog = f"open-cloc {verb} {argv[0]}"
-    return tyro.cli(options, args=list(argv[1:]), default=default, prog=prog, registry=registry)
+    return parse(options, argv[1:], prog, default=default, registry=registry)
 
 
 def _terms_in(argv: Sequence[str]) -> list[str]:

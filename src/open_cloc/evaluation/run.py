@@ -19,6 +19,7 @@ from open_cloc.evaluation.protocol import common_protocol
 from open_cloc.evaluation.tasks import TASKS, find_task, task_name
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import RegionSample
+from open_cloc.shown import hide_secrets
 
 __all__ = ["TASKS", "EvaluationConfig", "FirstSamples", "evaluate", "result_table"]
 
@@ -90,7 +91,7 @@ def evaluate(
         result = run_task(opened, data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
-    return {
+    made = {
         "dataset": dataset_name or (dataset if isinstance(dataset, str) else ""),
         "model": name,
         "pretrained": pretrained or origin,
@@ -99,6 +100,7 @@ def evaluate(
         "language": language,
         "protocol": common_protocol(described, data, config) | result.protocol,
     }
+    return hide_secrets(made)
 
 
 def _as_method(

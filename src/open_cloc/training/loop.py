@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
+from open_cloc.files import is_free, locked, write_text
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives
 from open_cloc.objectives.teacher import Teacher
 from open_cloc.samples import RegionBatch, Wants
+from open_cloc.shown import hide_secrets
 from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.checkpoint import SaveClock, Saver
@@ -162,7 +164,7 @@ def _finish(model: CLOC, recipe: Recipe, folder: Path) -> None:
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
-    (folder / RECIPE_NAME).write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / RECIPE_NAME, json.dumps(hide_secrets(asdict(recipe)), indent=2) + "\n")
 
 
 def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> bool:
@@ -293,14 +295,21 @@ def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
 
 @contextmanager
 def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple[Path, Path | None]]:
-    """The run folder, and the checkpoint to go on from.
+    """The run folder, which is this run's alone, and the checkpoint to go on from.
 
     A new run that fails before it has logged or saved anything leaves no folder behind.
     """
     folder = Path(recipe.run.output)
-    found = ranks.on_first(lambda: _make_run_folder(folder, resume))
+    with ExitStack() as held:
+        found = ranks.on_first(lambda: _take_run_folder(folder, resume, held))
+        with _removed_if_nothing_came(folder, resume, ranks):
+            yield folder, found
+
+
+@contextmanager
+def _removed_if_nothing_came(folder: Path, resume: str, ranks: Ranks) -> Iterator[None]:
     try:
-        yield folder, found
+        yield
     except BaseException:
         log = folder / LOG_NAME
         logged = log.is_file() and log.stat().st_size > 0
@@ -310,13 +319,19 @@ def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple
         raise
 
 
-def _make_run_folder(folder: Path, resume: str) -> Path | None:
+def _take_run_folder(folder: Path, resume: str, held: ExitStack) -> Path | None:
+    """Look before the folder is touched, and again once it is ours: another run may just have ended in it."""
+    _find_start(folder, resume)
+    held.enter_context(locked(folder))
+    return _find_start(folder, resume)
+
+
+def _find_start(folder: Path, resume: str) -> Path | None:
     # A run that died before its first checkpoint has written its recipe, which tells it from other folders.
     own = resume == "auto" and (folder / RECIPE_NAME).is_file()
     found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
-    if found is None and not own and folder.exists() and any(folder.iterdir()):
+    if found is None and not own and not is_free(folder):
         raise ExistingFileError(
             f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     return found
