@@ -37,7 +37,7 @@ def parse(options: type[T], argv: Sequence[str], prog: str, **more: Any) -> T:
         SystemExit: If an option is unknown or lacking, or help is asked for; the parser has said it all.
     """
     parsed = _undressed(lambda: tyro.cli(options, args=list(argv), prog=prog, **more))
-    _check_numbers(parsed)
+    check_numbers(parsed)
     return parsed
 
 
@@ -65,7 +65,7 @@ def parse_command(
                 bound, prog=prog, description=description, args=list(argv)
             )
         )
-    _check_numbers({**called.keywords, **dict(enumerate(called.args))})
+    check_numbers({**called.keywords, **dict(enumerate(called.args))})
     return called
 
 
@@ -96,7 +96,7 @@ def _undressed(call: Callable[[], T]) -> T:
         raise
 
 
-def _check_numbers(parsed: Any) -> None:
+def check_numbers(parsed: Any) -> None:
     """Refuse numbers that would overflow somewhere inside.
 
     Raises:

@@ -95,9 +95,9 @@ def _require_shared_memory(workers: int, batch_bytes: int) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise UserError(
-            f"the batches of {workers} workers need {needed / 1e6:,.1f} MB of shared memory, and {SHARED_MEMORY} "
-            f"has {free / 1e6:,.1f} MB free: give it more (docker run --shm-size 1g), or take fewer workers; "
-            "0 needs none"
+            f"the batches of {workers} workers need {needed / 1e6:,.1f} MB of shared memory, and "
+            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB free: give it more (docker run --shm-size 1g), or "
+            "take fewer workers; 0 needs none"
         )
 
 

@@ -13,7 +13,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.evaluation.method import Method, Weights
-from open_cloc.evaluation.methods import DEFAULT, open_method
+from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocol import common_protocol
 from open_cloc.evaluation.tasks import TASKS, find_task, task_name
@@ -85,6 +85,7 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     run_task = find_task(task)
+    check_method(method, task_name(task))
     data = open_reader(dataset) if isinstance(dataset, str) else dataset
     opened = _as_method(model, method, config, device)
     with _eval_mode(model), torch.inference_mode():

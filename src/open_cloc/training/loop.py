@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,8 @@ from open_cloc.training.probe import probe
 from open_cloc.training.ranks import Ranks, StopSignal, join_ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.report import LOG_NAME, Meter, Report
+
+logger = logging.getLogger(__name__)
 
 START_FOLDER = "start"
 
@@ -282,6 +285,15 @@ def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
         )
     if not config.output:
         raise UserError("no run folder: give --run.output FOLDER")
+    num_steps = config.samples // config.global_batch_size
+    if ranks.is_first and recipe.optim.warmup > num_steps / 4:
+        logger.warning(
+            "optim.warmup of %d steps is more than a quarter of the run's %d: the learning rate hardly comes "
+            "to its peak; --optim.warmup %d would be a tenth",
+            recipe.optim.warmup,
+            num_steps,
+            num_steps // 10,
+        )
 
 
 def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
