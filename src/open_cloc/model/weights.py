@@ -129,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        # A run folder has the trained model in it, and before that checkpoints, the newest of which is the last.
+        # A run folder has the trained model in it, and before that checkpoints, newest last.
         inner = [*sorted(folder.glob(f"checkpoints/*/{CONFIG_NAME}")), *folder.glob(f"model/{CONFIG_NAME}")]
         hint = f"; did you mean {inner[-1].parent}?" if inner else ""
         raise MissingFileError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}{hint}")

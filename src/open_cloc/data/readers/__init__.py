@@ -50,7 +50,8 @@ def open_reader(spec: str) -> SampleDataset:
     if not path:
         formats = ", ".join(READERS)
         raise UserError(
-            f"unknown data {without_secrets(spec)!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
+            f"unknown data {without_secrets(spec)!r}; expected FORMAT:PATH, FORMAT one of {formats} or "
+            "package.module:Name"
         )
     dataset = call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
     return Upright(dataset) if turn else dataset
