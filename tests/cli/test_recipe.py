@@ -45,7 +45,7 @@ def test_help_shows_the_towers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("{embed_dim: 3}", r"not valid JSON: Expecting property name .*begins like a table"),
+        ("{embed_dim: 3}", r"^the table \{embed_dim: 3\} is not valid JSON: Expecting property name"),
         ('{"a":' * 100_000, "nested too deeply"),
         ('{"embed_dim": 1, "embed_dim": 2}', "key 'embed_dim' comes twice"),
     ],

@@ -59,7 +59,7 @@ def _text_or_table(
 def _from_text(text: str) -> str | dict[str, Any]:
     if not text.startswith("{"):
         return text
-    return parse_json(text.encode(errors="replace"), f"{text:.60}, which begins like a table")
+    return parse_json(text.encode(errors="replace"), f"the table {text:.60}")
 
 
 def find_recipe(name: str) -> Recipe:

@@ -7,6 +7,8 @@ its config and tokenizer, so that it loads offline and on another machine.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -50,8 +52,17 @@ def save_folder(model: Savable, folder: Path) -> None:
     # A folder with a config has whole weights: they come first.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with write_whole(folder / WEIGHTS_NAME) as part:
-        save_file(state, part, metadata={"format": "pt"})
+        try:
+            save_file(state, part, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise _of_the_system(error) from error
     save_config(model, folder)
+
+
+def _of_the_system(error: SafetensorError) -> Exception:
+    """What the system said, such as that a disk is full, which safetensors passes on as a text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else error
 
 
 def save_config(model: Savable, folder: Path) -> None:

@@ -67,8 +67,9 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
         The folder of the trained model; after a stop the last checkpoint's.
 
     Raises:
-        UserError: If the recipe does not fit together, too many samples are bad, or a checkpoint cannot be
-            written.
+        UserError: If the recipe does not fit together, too many samples are bad, or another process works in
+            the run folder.
+        RunError: If a checkpoint cannot be written.
         ExistingFileError: If the run folder is there already and nothing is to be resumed.
         NotFiniteError: If a loss or the gradient is not finite; names the term.
     """
