@@ -35,6 +35,8 @@ def test_control_characters_are_shown_as_text(text: str, shown: str) -> None:
         ("https://host/0.tar?sig=hunter2&x=1,2,cache=here", "https://host/0.tar,cache=here"),
         ("https://host/a,b/0.tar?sig=hunter2", "https://host/a,b/0.tar"),
         ("https://a/0.tar?s=hunter2::https://u:hunter2@b/1.tar", "https://a/0.tar::https://***@b/1.tar"),
+        ("no such file: https:/u:hunter2@h/a.csv", "no such file: https:/***@h/a.csv"),
+        ("coco:/me@home/val.json", "coco:/me@home/val.json"),
         ("hf://datasets/me/set@main/0.tar", "hf://datasets/me/set@main/0.tar"),
         ("cannot be read (https://host/0.tar#hunter2)", "cannot be read (https://host/0.tar)"),
         ("shards:pipe:curl -u me:hunter2 https://h/0.tar?x=hunter2", "shards:pipe:curl ... https://h/0.tar"),

@@ -10,13 +10,13 @@ from typing import Any
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+# A URL's beginning; a path made of one has lost a slash.
+_SCHEME = r"(?:[A-Za-z][\w+.-]*://|(?:https?|s3|gs|gcs|az|abfss?|hf|hdfs|s?ftp|ssh):/)"
 # Up to the last @ before the path: passwords may hold one themselves.
-_LOGIN = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+_LOGIN = re.compile(rf"({_SCHEME})[^/?#\s'\"]*@")
 # Signatures and tokens stand behind the question mark, or behind a hash. `::` begins another URL, and a comma
 # before `name=` an option of ours.
-_QUERY = re.compile(
-    r"(?P<place>[A-Za-z][\w+.-]*://(?:(?!::)[^?#\s'\"])*)[?#](?:(?!::|,[A-Za-z_]\w*=)[^\s'\")])*"
-)
+_QUERY = re.compile(rf"({_SCHEME}(?:(?!::)[^?#\s'\"])*)[?#](?:(?!::|,[A-Za-z_]\w*=)[^\s'\")])*")
 # A broken pipe: is none.
 _COMMAND = re.compile(r"(?:(?:^|(?<=[:('\"]))pipe:|(?<=\s)pipe:(?=\S))(?P<command>[^\n]*)")
 
@@ -35,10 +35,9 @@ def without_secrets(text: str) -> str:
 
     Of a command behind `pipe:`, which may hold a secret anywhere, the program and the names of tars are left.
     """
-    if "://" not in text and "pipe:" not in text:
+    if ":/" not in text and "pipe:" not in text:
         return text
-    text = _LOGIN.sub("***@", text)
-    text = _QUERY.sub(r"\g<place>", text)
+    text = _QUERY.sub(r"\1", _LOGIN.sub(r"\1***@", text))
     return _COMMAND.sub(lambda found: f"pipe:{_short_command(found['command'])}", text)
 
 

@@ -39,7 +39,6 @@ MODELS = ("clip", "cloc")
 NUMBERS, PICTURE = "demo.json", "demo.png"
 # What stands in a model's run folder.
 OF_A_RUN = (RECIPE_NAME, LOG_NAME, CHECKPOINTS_FOLDER, FINAL_FOLDER, LOCK)
-PATIENCE = 6.0  # seconds for a model that is to stop
 PICTURE_SCENES = 6
 MOST_THREADS = 4  # per model: towers this small gain nothing from more
 
@@ -168,16 +167,11 @@ def train_both(options: Options, samples: int, threads: int) -> float:
 
 
 def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: by SIGTERM, which leaves a checkpoint, or by force where that takes too long."""
+    """End what still runs; a demo is not resumed, so nothing needs to be saved."""
     for process in running:
-        process.terminate()
-    deadline = time.monotonic() + PATIENCE
+        process.kill()
     for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait()
 
 
 def _start_training(

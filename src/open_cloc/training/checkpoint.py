@@ -103,6 +103,7 @@ class Saver:
 
         Raises:
             RunError: If the one before could not be written.
+            UserError: If the ranks do not share the folder.
         """
         self.wait()
         share_buffers(self.state.model, self.ranks)
@@ -133,7 +134,10 @@ class Saver:
                 shutil.rmtree(temporary, ignore_errors=True)  # what is there of it takes the space that lacks
             whole = list_checkpoints(self.folder)
             kept = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-            raise RunError(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
+            kind = (
+                UserError if isinstance(error, UserError) else RunError
+            )  # what the disk cannot do is no mistake
+            raise kind(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
         if self.ranks.is_first:
             self._drop_old()
         return target
@@ -152,6 +156,7 @@ class Saver:
 
         Raises:
             RunError: If it could not be written.
+            UserError: If the ranks do not share the folder.
         """
         pending, self.pending = self.pending, None
         if pending is not None:
