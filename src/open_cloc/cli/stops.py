@@ -85,5 +85,8 @@ class Stops:
 def end_children() -> None:
     """End the worker processes that libraries have started by `multiprocessing`."""
     if "multiprocessing" in sys.modules:
-        for child in sys.modules["multiprocessing"].active_children():
+        children = sys.modules["multiprocessing"].active_children()
+        for child in children:
             child.kill()
+        for child in children:
+            child.join(1.0)
