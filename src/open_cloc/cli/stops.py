@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from types import FrameType
 
 from open_cloc.cli.failures import STOPPED_BY, Stopped, code_of_signal
@@ -37,7 +38,12 @@ class Stops:
         for number in STOPPED_BY:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._come)
-        os.register_at_fork(after_in_child=self._forget)
+        # What comes for a child before it has forgotten our handlers would seem to come for this process.
+        os.register_at_fork(
+            before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPPED_BY),
+            after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPPED_BY),
+            after_in_child=self._forget,
+        )
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -80,6 +86,7 @@ class Stops:
         for number in STOPPED_BY:
             if signal.getsignal(number) == self._come:
                 signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPED_BY)
 
 
 def end_children() -> None:
