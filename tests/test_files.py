@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.files import PART, read_json, version_of, versions, write_json, write_text, write_whole
+from open_cloc.files import (
+    LOCK,
+    PART,
+    is_free,
+    locked,
+    read_json,
+    version_of,
+    versions,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -36,6 +51,106 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_name_that_a_folder_takes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250 + ".json")
+    write_text(path, "{}")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    """What the system says of a write names no file."""
+
+    def fill(filename: str | None) -> None:
+        with write_whole(tmp_path / "a.json") as part:
+            part.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device", *([] if filename is None else [filename]))
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'$"):
+        fill(None)
+    with pytest.raises(OSError, match=r"No space left on device: '/other/b'$"):
+        fill("/other/b")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"/file'$"):
+        write_text(tmp_path / "file" / "a.json", "")
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from open_cloc.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+print("left", flush=True)
+"""
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        (folder / "work").touch()
+        with pytest.raises(UserError, match=r"another process works in .*run: wait"), locked(folder):
+            pass
+        assert sorted(path.name for path in folder.iterdir()) == [LOCK, "work"]
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "left\n"
+    with locked(folder):
+        assert (folder / LOCK).exists()
+    assert [path.name for path in folder.iterdir()] == ["work"]
+
+
+def test_the_lock_of_a_dead_process_does_no_harm(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        other.kill()
+    assert (tmp_path / LOCK).exists()
+    assert is_free(tmp_path)
+    with locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_locked_folder_may_get_another_name_or_go(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"):
+        (tmp_path / "a").rename(tmp_path / "b")
+    with locked(tmp_path / "c"):
+        (tmp_path / "c" / LOCK).unlink()
+        (tmp_path / "c").rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acquire(self: FileLock) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with locked(tmp_path):
+        pass
+    assert "cannot be locked here ([Errno 37] No locks available)" in caplog.text
+
+
+def test_what_is_free(tmp_path: Path) -> None:
+    assert is_free(tmp_path)
+    assert is_free(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    assert not is_free(tmp_path)
+    assert not is_free(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert not is_free(tmp_path / "link")
 
 
 @pytest.mark.parametrize("document", [{"a": [1, 2.5, None]}, ["猫"], "x", 7])

@@ -64,13 +64,16 @@ def denormalize_boxes(boxes: Array, size_hw: tuple[int, int]) -> Array:
     return _stack([a * width, b * height, c * width, d * height], boxes)
 
 
-def validate_boxes_px(boxes_px: np.ndarray, size_hw: tuple[int, int], where: str = "") -> None:
+def validate_boxes_px(
+    boxes_px: np.ndarray, size_hw: tuple[int, int], where: str = "", given: np.ndarray | None = None
+) -> None:
     """Raise if any pixel `xyxy` box is not finite, is inverted or empty, or leaves the picture.
 
     Args:
         boxes_px: (R, 4) pixels.
         size_hw: The picture's (height, width).
         where: Where the boxes come from, for the message.
+        given: (R, 4) the numbers as the user knows them, for the message; the pixels unless told.
 
     Raises:
         UserError: If a box is wrong; names the first such row, what is wrong with it, and the likely cause.
@@ -81,14 +84,15 @@ def validate_boxes_px(boxes_px: np.ndarray, size_hw: tuple[int, int], where: str
     height, width = size_hw
     # Annotators round: less than this outside is no wrong format.
     slack = 1e-3 * max(height, width)
+    shown = boxes_px if given is None else given
     for row, (x1, y1, x2, y2) in enumerate(boxes_px.tolist()):
-        box = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] in row {row}"
+        box = f"[{', '.join(f'{number:g}' for number in shown[row].tolist())}] in row {row}"
         if not np.isfinite([x1, y1, x2, y2]).all():
             raise UserError(f"boxes must be finite; got {box}{suffix}")
         if x2 <= x1 or y2 <= y1:
             raise UserError(
                 f"boxes must have x1 < x2 and y1 < y2; got {box}{suffix}: if these are x, y, width, height, "
-                "pass box_format='xywh'"
+                "say so by box_format='xywh' (--box-format xywh)"
             )
         if x1 < -slack or y1 < -slack or x2 > width + slack or y2 > height + slack:
             raise UserError(

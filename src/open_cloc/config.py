@@ -9,11 +9,12 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from open_cloc.errors import UserError
+from open_cloc.shown import without_secrets
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
         found = table[name]
         return import_object(found, what) if isinstance(found, str) else found
     if ":" in name:
-        return import_object(name, what)
+        return import_object(name, what, table)
     raise _unknown(table, name, what)
 
 
@@ -93,19 +94,24 @@ def check_name(table: Mapping[str, Any], name: str, what: str) -> None:
 
 
 def _unknown(table: Mapping[str, Any], name: str, what: str) -> UserError:
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
     return UserError(
-        f"unknown {what} {name!r}; expected one of {', '.join(table)} or package.module:Name{hint}"
+        f"unknown {what} {name!r}; expected one of {', '.join(table)} or package.module:Name"
+        f"{_nearest(table, name)}"
     )
 
 
-def import_object(target: str, what: str) -> Any:
+def _nearest(table: Iterable[str], name: str) -> str:
+    near = difflib.get_close_matches(name, table, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def import_object(target: str, what: str, kinds: Iterable[str] = ()) -> Any:
     """Import `package.module:name`.
 
     Args:
         target: The module and the name in it.
         what: A word for what is imported, for the message.
+        kinds: What there is by a plain name, one of which may have been meant.
 
     Raises:
         UserError: If there is none.
@@ -114,7 +120,7 @@ def import_object(target: str, what: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"no {what} at {target!r}: {error}") from error
+        raise UserError(f"no {what} at {target!r}: {error}{_nearest(kinds, module)}") from error
 
 
 def require(module: str, extra: str) -> Any:
@@ -186,6 +192,7 @@ def call_with_options(
     Raises:
         UserError: If an option is unknown, lacking, or not of its type.
     """
+    where = without_secrets(where)
     parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from open_cloc.canvas import Geometry
-from open_cloc.errors import UserError
+from open_cloc.errors import ExistingFileError, UserError
+from open_cloc.files import write_whole
 from open_cloc.samples import Region, RegionSample
 
 # Dark enough for white text, far apart in hue.
@@ -30,6 +32,59 @@ COLOURS = (
 )
 
 MARGIN = 8
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of pictures that are written
+MADE_BY = "open-cloc"  # stands in the pictures that we write
+SOFTWARE = 0x0131  # where EXIF has the program that made a picture
+
+
+def check_output(path: Path, inputs: Sequence[Path] = ()) -> None:
+    """Refuse a place for a picture before the work that makes it.
+
+    A picture that is there already is replaced only if it was drawn here before.
+
+    Args:
+        path: Where the picture is to go.
+        inputs: Files that are read.
+
+    Raises:
+        UserError: If the suffix is of no format that is written, or the place is one of the inputs.
+        ExistingFileError: If something else is there.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"output must end in {', '.join(SUFFIXES)}; got {path}")
+    if any(path.exists() and file.exists() and path.samefile(file) for file in inputs):
+        raise UserError(f"output must not be the picture that is read; got {path}")
+    if path.is_symlink() or (path.exists() and not _is_drawn(path)):
+        raise ExistingFileError(f"output is there already, and was not drawn here; got {path}")
+
+
+def _is_drawn(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream, Image.open(stream, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return picture.getexif().get(SOFTWARE) == MADE_BY
+    except (OSError, ValueError, SyntaxError):  # no picture, or a broken one
+        return False
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture, whole or not at all, in the format of its suffix; it says who made it.
+
+    Args:
+        path: Ends in one of `SUFFIXES`.
+        pixels: (H, W, 3) uint8.
+
+    Raises:
+        ExistingFileError: If something else is there; see `check_output`.
+        OSError: If it cannot be written.
+    """
+    check_output(path)
+    exif = Image.Exif()
+    exif[SOFTWARE] = MADE_BY
+    encoded = io.BytesIO()  # Pillow's errors of writing into a file do not say what the system said
+    Image.fromarray(pixels).save(encoded, Image.registered_extensions()[path.suffix.lower()], exif=exif)
+    with write_whole(path) as part:
+        part.write_bytes(encoded.getvalue())
 
 
 def draw_regions(

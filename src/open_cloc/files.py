@@ -1,20 +1,30 @@
-"""Files that are written whole or not at all, JSON with the file named in errors, versions of libraries."""
+"""Files that are written whole or not at all, folders for one process at a time, JSON with the file named."""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+from filelock import FileLock, Timeout
 
 from open_cloc.errors import MissingFileError, UserError
 
 PART = ".part-"  # starts the name of a file that is being written
+LOCK = ".lock"  # in a folder that a process fills
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF, errno.EPIPE)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that know none
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -23,14 +33,81 @@ def write_whole(path: Path) -> Iterator[Path]:
 
     Folders above it are made. The temporary name keeps the suffix, by which libraries choose a format, and
     holds the process's number, so that two processes may write the same file.
+
+    Raises:
+        UserError: If a folder or a device is there: nothing shall take its place.
+        OSError: If it cannot be written; speaks of `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"expected a place for a file; got the {'folder' if path.is_dir() else 'device'} {path}"
+        )
+    part = path.with_name(f"{PART}{os.getpid()}-{crc32(os.fsencode(path.name)):08x}{path.suffix}")
+    with speaking_of(path, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            with suppress(OSError):  # what stopped the writing is what is told
+                part.unlink()
+
+
+@contextmanager
+def speaking_of(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Let the system's errors of writing name a file: that of a full disk does not say which.
+
+    Args:
+        path: What is written.
+        part: The name that it has until it is whole.
+    """
     try:
-        yield part
-        part.replace(path)
+        yield
+    except OSError as error:
+        is_nameless = error.filename is None and error.errno in OF_WRITING
+        if is_nameless or error.filename in (str(part), part):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that this one fills, which is made if it is not there.
+
+    The system ends a lock with its process, in whatever way that dies.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+        while not (folder / LOCK).exists():  # its last holder has just removed it
+            lock.release()
+            lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process works in {folder}: wait until it ends, or give another folder"
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s cannot be locked here (%s): see that one process works in it", folder, error)
+    try:
+        yield
     finally:
-        part.unlink(missing_ok=True)
+        if lock.is_locked:
+            with suppress(OSError):  # the folder may be gone, or have got another name
+                (folder / LOCK).unlink()
+            lock.release()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or a folder that holds nothing but perhaps our lock."""
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    return all(path.name == LOCK for path in folder.iterdir())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -141,7 +141,7 @@ def test_convert_leaves_out_bad_samples_only_where_allowed(
         (["convert", "scenes:val,num_samples=3", "{full}"], "output folder must be new or empty; got "),
         (
             ["show", "scenes:val,num_samples=3", "{full}/sheet"],
-            "output must end in .png, .jpg or .webp; got ",
+            "output must end in .png, .jpg, .jpeg, .webp; got ",
         ),
         (["show", "shards:nowhere.tar", "{full}/a.png"], "no such shard: nowhere.tar"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from open_cloc.cli.recipe import RecipeField, parse_options
+from open_cloc.errors import UserError
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import RECIPES
 
@@ -41,8 +42,14 @@ def test_help_shows_the_towers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "default:open_clip:ViT-B-16,pretrained=openai" in text
 
 
-def test_a_broken_table_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse("finetune", "--model.towers", "{embed_dim: 3}")
-    assert stop.value.code == 2
-    assert "begins like a table" in capsys.readouterr().err.replace("\n", " ")
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{embed_dim: 3}", r"^the table \{embed_dim: 3\} is not valid JSON: Expecting property name"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"embed_dim": 1, "embed_dim": 2}', "key 'embed_dim' comes twice"),
+    ],
+)
+def test_a_broken_table_is_an_error(table: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse("finetune", "--model.towers", table)

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from open_cloc.cli import main as cli
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.readers import open_reader
+from open_cloc.errors import RunError
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, build_model
@@ -425,8 +426,8 @@ def fill_second_disk(recipe: Recipe) -> Path:
 def test_a_full_disk_on_one_rank_ends_all_with_one_sentence(tiny: Recipe) -> None:
     recipe = with_run(tiny, save_steps=2, samples=80)
     for answer in run_ranks(fill_second_disk, recipe):
-        assert isinstance(answer, ValueError)
-        assert "step_00000004 cannot be written: [Errno 28] No space left on device (rank 1); " in str(answer)
+        assert isinstance(answer, RunError)
+        assert "step_00000004 cannot be written: No space left on device (rank 1); " in str(answer)
         assert str(answer).endswith(
             "the last whole one is " + str(Path(recipe.run.output) / "checkpoints/step_00000002")
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
+from open_cloc.cli.parse import check_result_file, parse_command
+from open_cloc.cli.screen import say
 from open_cloc.data.annotations import SampleDataset, clean_sample
 from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
 from open_cloc.data.check import check_dataset, format_report
@@ -20,10 +20,11 @@ from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.remote import is_remote
 from open_cloc.data.shards.write import write_shards
-from open_cloc.draw import contact_sheet
+from open_cloc.draw import check_output, contact_sheet, write_picture
 from open_cloc.errors import UserError
-from open_cloc.files import write_json, write_whole
+from open_cloc.files import write_json
 from open_cloc.samples import RegionSample
+from open_cloc.shown import hide_secrets
 
 Source = Annotated[
     str,
@@ -32,7 +33,6 @@ Source = Annotated[
         metavar="PATH|FORMAT:PATH", help="A path whose format is recognised, or FORMAT:PATH[,name=value...]."
     ),
 ]
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def convert(
@@ -62,7 +62,7 @@ def convert(
         )
     causes = ", ".join(f"{cause}: {number}" for cause, number in skipped.causes.most_common())
     left_out = f"; left out {skipped.causes.total()} ({causes})" if causes else ""
-    print(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{left_out}")
+    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{left_out}")
     return 0
 
 
@@ -77,13 +77,14 @@ def check(
         json_out: Also write the report there.
         num: Look only at so many samples, evenly spaced.
     """
+    check_result_file(json_out, ("source", "counts", "errors", "warnings"))
     dataset = open_source(source, tolerant=True)
     indices = _evenly(len(dataset), num)
     with _progress(len(indices), "images") as bar:
         report = check_dataset(dataset, indices, bar.update)
-    print(format_report(report))
+    say(format_report(report))
     if json_out is not None:
-        write_json(json_out, {"source": source, **asdict(report)})
+        write_json(json_out, hide_secrets({"source": source, **asdict(report)}))
     return 1 if report.errors else 0
 
 
@@ -102,23 +103,18 @@ def show(
         columns: Pictures in a row.
         tile: Side of each picture in pixels.
     """
-    if out.suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"output must end in .png, .jpg or .webp; got {out}")
+    check_output(out)
     dataset = open_source(source)
     samples = [dataset[index] for index in _evenly(len(dataset), num)]
-    sheet = Image.fromarray(contact_sheet(samples, columns, tile))
-    with write_whole(out) as part:
-        sheet.save(part)
-    print(f"drew {len(samples)} of {len(dataset)} samples on {out}")
+    write_picture(out, contact_sheet(samples, columns, tile))
+    say(f"drew {len(samples)} of {len(dataset)} samples on {out}")
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the three commands; returns the exit code."""
     commands: dict[str, Callable[..., int]] = {"convert": convert, "check": check, "show": show}
-    return tyro.extras.subcommand_cli_from_dict(
-        commands, prog="open-cloc data", description=__doc__, args=list(argv)
-    )
+    return parse_command(commands, argv, "open-cloc data", __doc__ or "")()
 
 
 def open_source(text: str, tolerant: bool = False) -> SampleDataset:
@@ -130,7 +126,7 @@ def open_source(text: str, tolerant: bool = False) -> SampleDataset:
     """
     spec = guess_spec(text)
     if spec != text:
-        print(f"reading {text} as {spec.partition(':')[0]}", file=sys.stderr)
+        say(f"reading {text} as {spec.partition(':')[0]}", to_errors=True)
     shards = spec.removeprefix("shards:")
     if tolerant and shards != spec and not is_remote(shards):
         return ShardDataset.tolerant(shards)

@@ -17,24 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from PIL import Image
 
 from open_cloc.boxes import normalize_boxes
+from open_cloc.cli.parse import parse
+from open_cloc.cli.screen import say
 from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
-from open_cloc.draw import contact_sheet
-from open_cloc.errors import ExistingFileError, RunError
+from open_cloc.draw import contact_sheet, write_picture
+from open_cloc.errors import ExistingFileError, RunError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
-from open_cloc.files import write_json, write_whole
+from open_cloc.files import LOCK, PART, is_free, locked, read_json, write_json
 from open_cloc.inference.predictor import Predictor
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, RegionSample
-from open_cloc.training.loop import FINAL_FOLDER
+from open_cloc.training.loop import CHECKPOINTS_FOLDER, FINAL_FOLDER, RECIPE_NAME
 from open_cloc.training.recipes import scenes_cloc
+from open_cloc.training.report import LOG_NAME
 
 MODELS = ("clip", "cloc")
+NUMBERS, PICTURE = "demo.json", "demo.png"
+# What stands in a model's run folder.
+OF_A_RUN = (RECIPE_NAME, LOG_NAME, CHECKPOINTS_FOLDER, FINAL_FOLDER, LOCK)
 PICTURE_SCENES = 6
 MOST_THREADS = 4  # per model: towers this small gain nothing from more
 
@@ -60,15 +64,19 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when both models are trained, measured and drawn."""
-    options = tyro.cli(Options, args=list(argv), prog="open-cloc demo")
-    if options.overwrite:
+    options = parse(Options, argv, "open-cloc demo")
+    check_output_folder(options)
+    with locked(options.output):
+        check_output_folder(options)  # another demo may just have ended in it
         remove_earlier(options.output)
-    if options.output.exists() and any(options.output.iterdir()):
-        raise ExistingFileError(f"{options.output} is not empty: give --overwrite, or another --output")
-    options.output.mkdir(parents=True, exist_ok=True)
+        return run(options)
+
+
+def run(options: Options) -> int:
+    """Train, measure and draw in a folder that is ours and empty."""
     samples = options.samples or scenes_cloc().run.samples
     threads = min(MOST_THREADS, max(1, (os.cpu_count() or 2) // len(MODELS)))
-    print(f"training CLIP and CLOC side by side on {samples} scenes, {threads} thread(s) each", flush=True)
+    say(f"training CLIP and CLOC side by side on {samples} scenes, {threads} thread(s) each")
     seconds = train_both(options, samples, threads)
     models = {name: CLOC.from_pretrained(str(options.output / name / FINAL_FOLDER)) for name in MODELS}
     config = SceneConfig(seed=options.seed)
@@ -79,19 +87,61 @@ def main(argv: Sequence[str]) -> int:
         "seed": options.seed,
         "results": rows,
     }
-    write_json(options.output / "demo.json", report)
-    with write_whole(options.output / "demo.png") as part:
-        Image.fromarray(draw(models["cloc"], config)).save(part)
-    print(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {options.output}/demo.png, demo.json")
+    write_json(options.output / NUMBERS, report)
+    write_picture(options.output / PICTURE, draw(models["cloc"], config))
+    say(f"\n{table(rows)}\n\ntrained in {seconds / 60:.1f} min; see {options.output}/demo.png, demo.json")
     return 0
 
 
+def check_output_folder(options: Options) -> None:
+    """Refuse a folder that is not empty, or that holds anything which no earlier demo has made.
+
+    Raises:
+        ExistingFileError: Names what is in the way.
+    """
+    output = options.output
+    if is_free(output):
+        return
+    if not output.is_dir():
+        raise ExistingFileError(f"{output} is no folder: give another --output")
+    if not options.overwrite:
+        raise ExistingFileError(f"{output} is not empty: give --overwrite, or another --output")
+    others = sorted(path.name for path in output.iterdir() if not _is_of_a_demo(path))
+    if others:
+        raise ExistingFileError(f"{output} holds {others[0]}, which no demo has made: give another --output")
+
+
+def _is_of_a_demo(path: Path) -> bool:
+    """Whether an earlier demo, finished or not, has made this; all else comes after the models."""
+    if path.name == LOCK or path.name.startswith(PART):
+        return not path.is_symlink()
+    if path.name in (NUMBERS, PICTURE):
+        return path.is_file() and not path.is_symlink() and all(_is_run(path.parent / n, n) for n in MODELS)
+    return path.name in MODELS and _is_run(path, path.name)
+
+
+def _is_run(folder: Path, model: str) -> bool:
+    """Whether this is the run folder of one of the demo's models, and holds nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if is_free(folder):  # it has just begun
+        return True
+    if any(path.name not in OF_A_RUN and not path.name.startswith(PART) for path in folder.iterdir()):
+        return False
+    try:
+        recipe = read_json(folder / RECIPE_NAME)
+    except UserError:
+        return False
+    return isinstance(recipe, dict) and recipe.get("name") == f"scenes-{model}"
+
+
 def remove_earlier(output: Path) -> None:
-    """Remove what an earlier demo has written, whole or not, and nothing else."""
-    for name in MODELS:
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("demo.json", "demo.png"):
-        (output / name).unlink(missing_ok=True)
+    """Remove what an earlier demo has written, whole or not: all but the lock."""
+    for path in output.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def train_both(options: Options, samples: int, threads: int) -> float:
@@ -101,18 +151,27 @@ def train_both(options: Options, samples: int, threads: int) -> float:
         RunError: If one of them fails; its own message stands above.
     """
     started = time.monotonic()
-    running = [_start_training(name, line, options, samples, threads) for line, name in enumerate(MODELS)]
+    running: list[subprocess.Popen[bytes]] = []
     try:
+        for line, name in enumerate(MODELS):
+            running.append(_start_training(name, line, options, samples, threads))
         while all(process.poll() in (None, 0) for process in running) and None in [p.poll() for p in running]:
             time.sleep(0.2)  # until all are done, or the first one fails
         codes = [process.poll() for process in running]
     finally:
-        for process in running:
-            process.terminate()
+        _end(running)
     for name, code in zip(MODELS, codes):
         if code:
             raise RunError(f"training {name} ended with exit code {code}")
     return time.monotonic() - started
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what still runs; a demo is not resumed, so nothing needs to be saved."""
+    for process in running:
+        process.kill()
+    for process in running:
+        process.wait()
 
 
 def _start_training(
@@ -133,6 +192,7 @@ def _start_training(
     return subprocess.Popen(
         [sys.executable, "-m", "open_cloc.cli", "train", f"scenes-{name}", *arguments],
         env=os.environ | bars | {"OMP_NUM_THREADS": str(threads)},
+        start_new_session=True,  # Ctrl-C comes to this process, which ends the others
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
 
+from open_cloc.cli.parse import parse
+from open_cloc.cli.screen import say
 from open_cloc.files import version_of, versions
 
 DISTRIBUTION = "open-cloc"
@@ -35,20 +37,24 @@ ENABLES = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    """Print versions, devices, and what is there or missing; asks nothing of the network."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the verb; always 0: what is missing is said, not judged."""
-    parser = argparse.ArgumentParser(prog="open-cloc doctor", description=__doc__)
-    parser.parse_args(argv)
+    parse(Options, argv, "open-cloc doctor")
     for title, rows in (
         ("versions", [("python", platform.python_version()), *versions(*LIBRARIES).items()]),
         ("devices", devices()),
         ("extras", extras()),
         ("weights of `open-cloc train small-pretrained`", small_weights()),
     ):
-        print(title)
+        say(title)
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
-            print(f"  {name:{width}}  {value}")
+            say(f"  {name:{width}}  {value}")
     return 0
 
 

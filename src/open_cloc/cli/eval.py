@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import tyro
 
+from open_cloc.cli.parse import check_result_file, parse
+from open_cloc.cli.screen import say
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import FirstSamples, evaluate, result_table
 from open_cloc.evaluation.tasks import find_task
 from open_cloc.files import write_json
+
+# What every result holds.
+RESULT = ("dataset", "model", "task", "metrics", "protocol")
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ class EvalCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when the result is there."""
-    command = tyro.cli(EvalCommand, args=list(argv), prog="open-cloc eval")
+    command = parse(EvalCommand, argv, "open-cloc eval")
+    check_result_file(command.output, RESULT)
     result = measure(command)
-    print(result_table(result))
+    say(result_table(result))
     if command.output is not None:
         write_json(command.output, result)
-        print(f"written to {command.output}")
+        say(f"written to {command.output}")
     return 0
 
 

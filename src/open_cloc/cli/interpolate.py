@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from open_cloc.cli.parse import parse
+from open_cloc.cli.screen import say
 from open_cloc.model.interpolate import interpolate
 
 
@@ -33,7 +35,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when the model is written."""
-    options = tyro.cli(Options, args=list(argv), prog="open-cloc interpolate")
+    options = parse(Options, argv, "open-cloc interpolate")
     interpolate(options.first, options.second, options.alpha, options.output, towers_only=options.towers_only)
-    print(options.output)
+    say(options.output)
     return 0

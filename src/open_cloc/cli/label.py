@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from open_cloc.cli.parse import parse, parse_command
+from open_cloc.cli.screen import say
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
 from open_cloc.labelling.diff import compare
@@ -17,9 +18,6 @@ from open_cloc.labelling.output import REPORT_PAGE
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.recipes import RECIPES
 from open_cloc.labelling.report import LEFT_OUT, mean_text, write_report
-
-# What a shell reports for Ctrl-C.
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,13 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes: 0 labelled, 130 interrupted, and as `open-cloc` for errors."""
+    """Exit codes: 0 labelled, and as `open-cloc` for errors."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return 0 if argv else 2
     verbs: dict[str, Callable[..., int]] = {"report": _report, "diff": _diff}
     if argv[0] in verbs:
-        return tyro.cli(verbs[argv[0]], args=list(argv[1:]), prog=f"open-cloc label {argv[0]}")
+        return parse_command({"": verbs[argv[0]]}, argv[1:], f"open-cloc label {argv[0]}")()
     return _label(argv[0], argv[1:])
 
 
@@ -68,14 +66,14 @@ def _label(name: str, argv: Sequence[str]) -> int:
     if not isinstance(recipe, LabelRecipe):
         raise UserError(f"recipe {name!r} must return a LabelRecipe; got {type(recipe).__name__}")
     default = Options(tyro.MISSING, tyro.MISSING, recipe)
-    options = tyro.cli(Options, args=list(argv), default=default, prog=f"open-cloc label {name}")
+    options = parse(Options, argv, f"open-cloc label {name}", default=default)
     from open_cloc.labelling.pipeline import label  # the stages' libraries take seconds
 
     try:
         label(options.recipe, options.source, options.output, options.overwrite)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is left", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        stop.args = ("the same command goes on with what is left",)
+        raise
     return _report(options.output)
 
 
@@ -85,8 +83,8 @@ def _report(output: tyro.conf.Positional[Path]) -> int:
     Args:
         output: Folder of the run.
     """
-    print(summary_lines(write_report(output)))
-    print(output / REPORT_PAGE)
+    say(summary_lines(write_report(output)))
+    say(output / REPORT_PAGE)
     return 0
 
 
@@ -97,7 +95,7 @@ def _diff(one: tyro.conf.Positional[Path], other: tyro.conf.Positional[Path]) ->
         one: Folder of the one run.
         other: Folder of the other run.
     """
-    print(comparison_lines(compare(one, other)))
+    say(comparison_lines(compare(one, other)))
     return 0
 
 

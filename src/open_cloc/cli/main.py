@@ -7,19 +7,23 @@
 | 2 | the user's input is wrong: a file, an option, a name; one line says what was expected |
 | 130, 143 | stopped by Ctrl-C or SIGTERM, as a shell counts them |
 
-Anything else is a defect of ours or of a library, and shows its traceback. `--debug` shows every error's.
+Of the system's own errors those of the machine, such as a full disk, are 1, those of a path are 2. Anything
+else is a defect of ours or of a library, and shows its traceback. `--debug` shows every error's.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import select
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from open_cloc.cli import screen
+from open_cloc.cli.failures import Stopped, explain
 from open_cloc.cli.moved import check_options
-from open_cloc.errors import RunError, UserError
+from open_cloc.cli.screen import say
+from open_cloc.cli.stops import Stops
 from open_cloc.memory import keep_freed_memory
 
 # verb -> (module:function taking argv, one line for the help). A module is imported only when its verb runs.
@@ -38,29 +42,32 @@ VERBS = {
     "doctor": ("open_cloc.cli.doctor:main", "print versions, devices and what each extra enables"),
 }
 
-# Wrong paths that nobody has looked at before the system did are the user's to mend too.
-USER_ERRORS = (UserError, NotADirectoryError, IsADirectoryError, PermissionError)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code.
 
     Args:
-        argv: The verb and its options; what the shell gave unless given.
+        argv: The verb and its options. Unless given, what the shell gave: this process is the command's own
+            then, and its signals and streams are taken over.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    stops = Stops(f"open-cloc {args[0]}" if args and args[0] in VERBS else "open-cloc")
+    if argv is None:
+        screen.use_utf8()
+        screen.prepare_streams()
+        stops.listen()
+    screen.show_warnings_as_text()
     # For readers and recipes given as module:name.
-    sys.path.append(os.getcwd())
+    with suppress(FileNotFoundError):  # the folder has been removed
+        sys.path.append(os.getcwd())
     try:
-        code = run(args, debug)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        if not _reader_has_left():
-            raise
-        return 0
+        return run(args, stops, debug)
+    finally:
+        if stops.asked:
+            stops.leave_soon()
+        screen.let_go_of_output()
 
 
 def usage() -> str:
@@ -70,50 +77,51 @@ def usage() -> str:
     return "\n".join([head, "", *lines, "", "  --debug      show the traceback of an error"])
 
 
-def run(args: Sequence[str], debug: bool = False) -> int:
+def run(args: Sequence[str], stops: Stops, debug: bool = False) -> int:
     """Run one verb and put its errors into words.
 
     Args:
         args: The verb and its options.
+        stops: Is told that there is work to undo, and tells whether a signal has come.
         debug: Let every error through, for its traceback.
     """
+    try:
+        try:
+            return _run_verb(args, stops)
+        finally:
+            screen.flush_output()
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and screen.reader_has_left():
+            return 0
+        if stops.asked and not isinstance(error, KeyboardInterrupt):
+            error = Stopped(stops.asked)  # what the signal has become on its way, such as a failed import
+        told = explain(error)
+        if debug or told is None:
+            raise
+        sentence, code = told
+        say(f"{stops.name}: {' '.join(sentence.split())}", to_errors=True)
+        return code
+
+
+def _run_verb(args: Sequence[str], stops: Stops) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return 0 if args else 2
     verb = args[0]
     if verb not in VERBS:
-        print(f"open-cloc: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        say(f"{stops.name}: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", to_errors=True)
         return 2
     keep_freed_memory()
-    try:
-        check_options(args[1:])
-        return _function_of(verb)(args[1:])
-    except (*USER_ERRORS, RunError) as error:
-        if debug:
-            raise
-        print(f"open-cloc {verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
+    check_options(args[1:])
+    function = _function_of(verb)
+    stops.is_working = True
+    return function(args[1:])
 
 
 def _function_of(verb: str) -> Callable[[Sequence[str]], int]:
     """Import a verb's function; a library that is not there shows its traceback, as any defect."""
     module, _, name = VERBS[verb][0].partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _reader_has_left() -> bool:
-    """Whether it is our standard output that nobody reads any more, as behind `| head`."""
-    try:
-        output = sys.stdout.fileno()
-    except OSError:  # no file, but an object in its place
-        return False
-    poller = select.poll()
-    poller.register(output, 0)
-    if not poller.poll(0):
-        return False
-    # Python flushes once more at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True
 
 
 if __name__ == "__main__":

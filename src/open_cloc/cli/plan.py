@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 
+from open_cloc.cli.parse import check_result_file
 from open_cloc.cli.recipe import RecipeField, parse_options
+from open_cloc.cli.screen import say
 from open_cloc.errors import UserError
 from open_cloc.files import write_json
 from open_cloc.objectives.pairs.losses import DENSE_PAIRS
+from open_cloc.shown import hide_secrets
 from open_cloc.training.measure import measure, measure_step, start
 from open_cloc.training.plan import Hardware, Measured, Plan, make_plan, memory_of
 from open_cloc.training.recipe import Recipe
@@ -42,18 +45,19 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Exit codes: 0 planned, 2 wrong input."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N] [--check]")
+        say("usage: open-cloc plan RECIPE [--section.field VALUE ...] [--hardware.devices N] [--check]")
         return 0 if argv else 2
     options = parse_options(Options, "plan", argv)
+    check_result_file(options.output, ("recipe", "measured", "plan"))
     recipe, hardware = options.recipe, options.hardware
     measured, embed_dim = measure(recipe, hardware.devices)
     plan = make_plan(recipe, hardware, measured, embed_dim)
-    print("\n".join(describe(recipe, hardware, measured, plan)))
+    say("\n".join(describe(recipe, hardware, measured, plan)))
     result = {"recipe": asdict(recipe), "measured": asdict(measured), "plan": asdict(plan)}
     if options.check:
         result["checked"] = _check(alone_on_one(recipe, hardware), hardware, measured, embed_dim)
     if options.output:
-        write_json(options.output, result)
+        write_json(options.output, hide_secrets(result))
     return 0
 
 
@@ -71,9 +75,9 @@ def _check(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: in
         seconds, activations = measure_step(start(recipe), size)
     except torch.OutOfMemoryError as error:
         raise UserError(f"nothing to check: {size} images do not fit this device") from error
-    print(f"\nchecked at {size} images: predicted, measured")
-    print(f"  seconds a step   {alone.compute_seconds + alone.loss_seconds:10.3f} {seconds:10.3f}")
-    print(f"  activations, GiB {alone.activation_bytes / GIB:10.3f} {activations / GIB:10.3f}")
+    say(f"\nchecked at {size} images: predicted, measured")
+    say(f"  seconds a step   {alone.compute_seconds + alone.loss_seconds:10.3f} {seconds:10.3f}")
+    say(f"  activations, GiB {alone.activation_bytes / GIB:10.3f} {activations / GIB:10.3f}")
     return {"seconds": seconds, "activations": activations}
 
 

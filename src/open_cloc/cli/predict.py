@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from PIL import Image
 
 from open_cloc.boxes import normalize_boxes
-from open_cloc.draw import draw_regions
+from open_cloc.cli.parse import parse
+from open_cloc.cli.screen import say
+from open_cloc.draw import check_output, draw_regions, write_picture
 from open_cloc.errors import UserError
-from open_cloc.files import write_whole
 from open_cloc.inference.answer import Answer, Box
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.inputs import boxes_of_picture
@@ -23,8 +23,6 @@ from open_cloc.inference.predictor import load
 from open_cloc.model.search import CANDIDATES
 from open_cloc.pictures import read_pixels
 from open_cloc.samples import Region
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class PredictCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when the answer is out."""
-    command = tyro.cli(PredictCommand, args=list(argv), prog="open-cloc predict")
+    command = parse(PredictCommand, argv, "open-cloc predict")
     check_command(command)
     pixels = read_pixels(command.image)
     boxes = boxes_of_picture(
@@ -70,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
     )
     answer = ask(load(command.weights, command.device).encode(pixels), command, boxes)
     if command.output is not None:
-        write_picture(draw_regions(pixels, regions_to_draw(answer), show_scores=True), command.output)
+        write_picture(command.output, draw_regions(pixels, regions_to_draw(answer), show_scores=True))
     document = {"image": str(command.image), **answer.as_json()}
-    print(json.dumps(document, indent=2) if command.json else "\n".join(answer_lines(answer)))
+    say(json.dumps(document, indent=2) if command.json else "\n".join(answer_lines(answer)))
     return 0
 
 
@@ -83,8 +81,8 @@ def check_command(command: PredictCommand) -> None:
         raise UserError(f"--{given} needs --{missing} too: each box is named by one of the labels")
     if not command.boxes and not command.phrases:
         raise UserError("nothing to predict; give --boxes with --labels, or --phrases, or both")
-    if command.output is not None and command.output.suffix.lower() not in SUFFIXES:
-        raise UserError(f"output must end in {', '.join(SUFFIXES)}; got {command.output}")
+    if command.output is not None:
+        check_output(command.output, [command.image])
 
 
 def parse_box(text: str) -> list[float]:
@@ -135,9 +133,3 @@ def answer_lines(answer: Answer) -> list[str]:
 
 def _short(box: Box) -> str:
     return ",".join(f"{number:.1f}".removesuffix(".0") for number in box)
-
-
-def write_picture(pixels: np.ndarray, path: Path) -> None:
-    """Save a picture, whole or not at all."""
-    with write_whole(path) as part:
-        Image.fromarray(pixels).save(part)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
+from open_cloc.cli.parse import parse
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
+from open_cloc.files import parse_json
 from open_cloc.objectives import OBJECTIVES, Term
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import RECIPES
@@ -58,10 +59,7 @@ def _text_or_table(
 def _from_text(text: str) -> str | dict[str, Any]:
     if not text.startswith("{"):
         return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{text!r:.60} begins like a table but is not valid JSON: {error}") from error
+    return parse_json(text.encode(errors="replace"), f"the table {text:.60}")
 
 
 def find_recipe(name: str) -> Recipe:
@@ -84,16 +82,6 @@ def parse_options(options: type[T], verb: str, argv: Sequence[str]) -> T:
         verb: Name of the verb, for the usage.
         argv: Name of the recipe, then the options.
     """
-    for text in _terms_in(argv):  # the parser would only say that it cannot parse them
-        Term.parse(text, OBJECTIVES)
     default = options(find_recipe(argv[0]))  # type: ignore[call-arg]
     prog = f"open-cloc {verb} {argv[0]}"
-    return tyro.cli(options, args=list(argv[1:]), default=default, prog=prog, registry=registry)
-
-
-def _terms_in(argv: Sequence[str]) -> list[str]:
-    """The texts behind `--objectives`."""
-    if "--objectives" not in argv:
-        return []
-    behind = argv[list(argv).index("--objectives") + 1 :]
-    return list(itertools.takewhile(lambda text: not text.startswith("--"), behind))
+    return parse(options, argv[1:], prog, default=default, registry=registry)

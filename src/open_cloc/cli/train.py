@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from open_cloc.cli.recipe import RecipeField, parse_options
+from open_cloc.cli.screen import say
 from open_cloc.training.loop import FINAL_FOLDER, train
 from open_cloc.training.ranks import Ranks, join_ranks
 from open_cloc.training.recipe import Recipe
@@ -45,7 +45,7 @@ def usage() -> str:
 def main(argv: Sequence[str]) -> int:
     """Exit codes: 0 trained or verified, 1 not resumed exactly, 143 stopped by SIGTERM with a checkpoint."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return 0 if argv else 2
     options = parse_options(Options, "train", argv)
     recipe = options.recipe
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 def _verify(recipe: Recipe, ranks: Ranks) -> int:
     verdict = verify_resume(recipe, ranks)
     if ranks.is_first:
-        print(verdict.text)
+        say(verdict.text)
     return 0 if verdict.exact else 1
 
 
@@ -68,8 +68,8 @@ def _train(recipe: Recipe, resume: str, ranks: Ranks) -> int:
     made = train(recipe, resume=resume)
     if made.name != FINAL_FOLDER:
         if ranks.is_first:
-            print(f"stopped by SIGTERM, saved {made}; go on with --resume latest", file=sys.stderr)
+            say(f"stopped by SIGTERM, saved {made}; go on with --resume latest", to_errors=True)
         return STOPPED
     if ranks.is_first:
-        print(made)
+        say(made)
     return 0

@@ -136,10 +136,17 @@ class _Batches:
             dataset, config.seed, config.shuffle, config.shuffle_shards, config.lanes, places.stride
         )
         # (workers,) number of the sample that each worker is at, seen by the main process
-        self.reading = torch.full((max(1, config.workers),), -1).share_memory_()
+        self.reading = torch.full((max(1, config.workers),), -1)
 
     def __len__(self) -> int:
         return self.places.length
+
+    @property
+    def batch_bytes(self) -> int:
+        """Size of a batch's pictures, beside which all else is small."""
+        height, width = self.preprocess.image_size
+        pixels = height * width + sum(v.count * v.image_size**2 for v in self.wants.views.values())
+        return self.places.batch_size * 3 * pixels
 
     def __getitem__(self, number: int) -> _Made:
         begin = self.places.first + number * self.places.stride

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from open_cloc.errors import WorkerDiedError, WorkerTimeoutError
+from open_cloc.errors import UserError, WorkerDiedError, WorkerTimeoutError
+
+PREFETCH = 2  # batches that each worker has ready
+SHARED_MEMORY = Path("/dev/shm")  # where batches come through from worker processes
+# Open files: pipes and such of a worker, tensors of a batch, and whatever else a run opens.
+FILES_OF_A_WORKER, FILES_OF_A_BATCH, SPARE_FILES = 8, 16, 16
+LONGEST_TEMPORARY = 75  # characters of a folder in which a socket's name still fits
 
 
 def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> Iterator[Any]:
     """Yield the items of an indexable dataset in order, made by worker processes.
 
     Args:
-        batches: The dataset, with `__len__` and `__getitem__`. Where it has a tensor `reading`, of a number
-            for each worker, a hung worker's is told.
+        batches: The dataset, with `__len__`, `__getitem__` and `batch_bytes`, the size of an item's tensors.
+            Where it has a tensor `reading`, of a number for each worker, a hung worker's is told.
         workers: Number of processes; 0 makes the items in this one.
         pin: Whether to pin the memory of what comes.
         timeout: Seconds without an item after which a worker counts as hung; 0 for never.
 
     Raises:
+        UserError: If this machine has no room for so many workers.
         WorkerTimeoutError: If a worker hangs.
         WorkerDiedError: If a worker dies.
     """
+    if workers:
+        _require_shared_memory(workers, batches.batch_bytes)
+        _require_files(workers)
+        if hasattr(batches, "reading"):
+            batches.reading.share_memory_()
     # Its own generator: starting workers draws a seed, which must not move the training's random state.
     generator = torch.Generator()
     items = iter(
@@ -34,10 +50,11 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
             pin_memory=pin,
             generator=generator,
             timeout=timeout if workers else 0,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_prepare_worker,
         )
     )
     for number in range(len(batches)):
@@ -70,10 +87,45 @@ def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeo
     return error
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A SIGTERM or Ctrl-C for the whole process group must not take the data away from the last step."""
+def _require_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Refuse more batches at a time than fit: the system would kill a worker in the middle of the run."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    needed = (PREFETCH * workers + 1) * batch_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise UserError(
+            f"the batches of {workers} workers need {needed / 1e6:,.1f} MB of shared memory, and "
+            f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB free: give it more (docker run --shm-size 1g), or "
+            "take fewer workers; 0 needs none"
+        )
+
+
+def _require_files(workers: int) -> None:
+    """Let this process open as many files as its workers' batches take, or refuse."""
+    most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    folder = Path("/proc/self/fd")
+    is_open = len(list(folder.iterdir())) if folder.is_dir() else SPARE_FILES
+    batches = PREFETCH * workers + 1
+    needed = is_open + SPARE_FILES + workers * FILES_OF_A_WORKER + batches * FILES_OF_A_BATCH
+    if most == resource.RLIM_INFINITY or needed <= most:
+        return
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        raise UserError(
+            f"{workers} workers need {needed} open files, and this process may have {limit}: raise the limit "
+            "(ulimit -n), or take fewer workers; 0 needs none"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, limit))
+
+
+def _prepare_worker(worker: int) -> None:
+    """What a worker does before its first batch."""
+    # A SIGTERM or Ctrl-C for the whole process group must not take the data away from the last step.
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    # Its socket lies in the folder for temporary files, whose path may be too long for one.
+    if len(tempfile.gettempdir()) > LONGEST_TEMPORARY:
+        tempfile.tempdir = "/tmp"
 
 
 def _unchanged(item: Any) -> Any:

@@ -90,6 +90,12 @@ class _EvaluationBatches:
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
+    @property
+    def batch_bytes(self) -> int:
+        """Size of a batch's pictures on the canvas."""
+        height, width = self.preprocess.image_size
+        return min(self.batch_size, len(self.dataset)) * 3 * height * width
+
     def __getitem__(self, number: int) -> EvaluationBatch | UserError:
         begin = number * self.batch_size
         indices = range(begin, min(begin + self.batch_size, len(self.dataset)))

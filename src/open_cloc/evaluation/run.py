@@ -13,12 +13,13 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.evaluation.method import Method, Weights
-from open_cloc.evaluation.methods import DEFAULT, open_method
+from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocol import common_protocol
 from open_cloc.evaluation.tasks import TASKS, find_task, task_name
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import RegionSample
+from open_cloc.shown import hide_secrets
 
 __all__ = ["TASKS", "EvaluationConfig", "FirstSamples", "evaluate", "result_table"]
 
@@ -84,13 +85,14 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     run_task = find_task(task)
+    check_method(method, task_name(task))
     data = open_reader(dataset) if isinstance(dataset, str) else dataset
     opened = _as_method(model, method, config, device)
     with _eval_mode(model), torch.inference_mode():
         result = run_task(opened, data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
-    return {
+    made = {
         "dataset": dataset_name or (dataset if isinstance(dataset, str) else ""),
         "model": name,
         "pretrained": pretrained or origin,
@@ -99,6 +101,7 @@ def evaluate(
         "language": language,
         "protocol": common_protocol(described, data, config) | result.protocol,
     }
+    return hide_secrets(made)
 
 
 def _as_method(

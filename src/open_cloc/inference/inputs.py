@@ -41,8 +41,8 @@ def boxes_of_picture(
         raise UserError(f"boxes must be (R, 4), a row of 4 numbers per box; got shape {array.shape}")
     xyxy = convert_boxes(array, box_format)
     boxes_px = denormalize_boxes(xyxy, size_hw) if normalized else xyxy
-    given = f"{'normalised' if normalized else 'pixel'} {box_format}"
-    validate_boxes_px(boxes_px, size_hw, f"xyxy pixels, from {given}")
+    form = f"{box_format}, {'normalised' if normalized else 'pixels'}"
+    validate_boxes_px(boxes_px, size_hw, form, given=array)
     return normalize_boxes(boxes_px, size_hw).clip(0, 1)
 
 

@@ -7,6 +7,8 @@ its config and tokenizer, so that it loads offline and on another machine.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -50,8 +52,17 @@ def save_folder(model: Savable, folder: Path) -> None:
     # A folder with a config has whole weights: they come first.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with write_whole(folder / WEIGHTS_NAME) as part:
-        save_file(state, part, metadata={"format": "pt"})
+        try:
+            save_file(state, part, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise _of_the_system(error) from error
     save_config(model, folder)
+
+
+def _of_the_system(error: SafetensorError) -> Exception:
+    """What the system said, such as that a disk is full, which safetensors passes on as a text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else error
 
 
 def save_config(model: Savable, folder: Path) -> None:
@@ -129,7 +140,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise MissingFileError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}")
+        # A run folder has the trained model in it, and before that checkpoints, newest last.
+        inner = [*sorted(folder.glob(f"checkpoints/*/{CONFIG_NAME}")), *folder.glob(f"model/{CONFIG_NAME}")]
+        hint = f"; did you mean {inner[-1].parent}?" if inner else ""
+        raise MissingFileError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}{hint}")
     config = read_json(path)
     if not isinstance(config, dict) or set(config) != {"model_cfg", "prompter", "preprocess"}:
         found = sorted(config) if isinstance(config, dict) else type(config).__name__

@@ -22,7 +22,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.errors import MissingFileError, RunError, UserError
 from open_cloc.model import sharded, weights
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.optim import OBJECTIVES_PREFIX
@@ -102,7 +102,8 @@ class Saver:
         """Copy the state and begin to write it as `step_XXXXXXXX`; waits for the one before.
 
         Raises:
-            UserError: If the one before could not be written.
+            RunError: If the one before could not be written.
+            UserError: If the ranks do not share the folder.
         """
         self.wait()
         share_buffers(self.state.model, self.ranks)
@@ -133,7 +134,10 @@ class Saver:
                 shutil.rmtree(temporary, ignore_errors=True)  # what is there of it takes the space that lacks
             whole = list_checkpoints(self.folder)
             kept = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-            raise UserError(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
+            kind = (
+                UserError if isinstance(error, UserError) else RunError
+            )  # what the disk cannot do is no mistake
+            raise kind(f"checkpoint {target} cannot be written: {_reason(error)}; {kept}") from error
         if self.ranks.is_first:
             self._drop_old()
         return target
@@ -151,7 +155,8 @@ class Saver:
         """Wait until the one being written is whole.
 
         Raises:
-            UserError: If it could not be written.
+            RunError: If it could not be written.
+            UserError: If the ranks do not share the folder.
         """
         pending, self.pending = self.pending, None
         if pending is not None:
@@ -195,7 +200,13 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, dcp.CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"{_reason(cause)} (rank {rank})"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    below: BaseException | None = error
+    while below is not None:  # torch's own complaint may hide what the system said
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__cause__ or below.__context__
+    return f"{said}: is the disk full?" if "inline_container" in said else said
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

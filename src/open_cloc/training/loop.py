@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
+from open_cloc.files import is_free, locked, write_text
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives
 from open_cloc.objectives.teacher import Teacher
 from open_cloc.samples import RegionBatch, Wants
+from open_cloc.shown import hide_secrets
 from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.checkpoint import SaveClock, Saver
@@ -38,6 +41,8 @@ from open_cloc.training.probe import probe
 from open_cloc.training.ranks import Ranks, StopSignal, join_ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.report import LOG_NAME, Meter, Report
+
+logger = logging.getLogger(__name__)
 
 START_FOLDER = "start"
 
@@ -62,8 +67,9 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
         The folder of the trained model; after a stop the last checkpoint's.
 
     Raises:
-        UserError: If the recipe does not fit together, too many samples are bad, or a checkpoint cannot be
-            written.
+        UserError: If the recipe does not fit together, too many samples are bad, or another process works in
+            the run folder.
+        RunError: If a checkpoint cannot be written.
         ExistingFileError: If the run folder is there already and nothing is to be resumed.
         NotFiniteError: If a loss or the gradient is not finite; names the term.
     """
@@ -162,7 +168,7 @@ def _finish(model: CLOC, recipe: Recipe, folder: Path) -> None:
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
-    (folder / RECIPE_NAME).write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / RECIPE_NAME, json.dumps(hide_secrets(asdict(recipe)), indent=2) + "\n")
 
 
 def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> bool:
@@ -280,6 +286,15 @@ def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
         )
     if not config.output:
         raise UserError("no run folder: give --run.output FOLDER")
+    num_steps = config.samples // config.global_batch_size
+    if ranks.is_first and recipe.optim.warmup > num_steps / 4:
+        logger.warning(
+            "optim.warmup of %d steps is more than a quarter of the run's %d: the learning rate hardly comes "
+            "to its peak; --optim.warmup %d would be a tenth",
+            recipe.optim.warmup,
+            num_steps,
+            num_steps // 10,
+        )
 
 
 def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
@@ -293,14 +308,21 @@ def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
 
 @contextmanager
 def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple[Path, Path | None]]:
-    """The run folder, and the checkpoint to go on from.
+    """The run folder, which is this run's alone, and the checkpoint to go on from.
 
     A new run that fails before it has logged or saved anything leaves no folder behind.
     """
     folder = Path(recipe.run.output)
-    found = ranks.on_first(lambda: _make_run_folder(folder, resume))
+    with ExitStack() as held:
+        found = ranks.on_first(lambda: _take_run_folder(folder, resume, held))
+        with _removed_if_nothing_came(folder, resume, ranks):
+            yield folder, found
+
+
+@contextmanager
+def _removed_if_nothing_came(folder: Path, resume: str, ranks: Ranks) -> Iterator[None]:
     try:
-        yield folder, found
+        yield
     except BaseException:
         log = folder / LOG_NAME
         logged = log.is_file() and log.stat().st_size > 0
@@ -310,13 +332,19 @@ def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple
         raise
 
 
-def _make_run_folder(folder: Path, resume: str) -> Path | None:
+def _take_run_folder(folder: Path, resume: str, held: ExitStack) -> Path | None:
+    """Look before the folder is touched, and again once it is ours: another run may just have ended in it."""
+    _find_start(folder, resume)
+    held.enter_context(locked(folder))
+    return _find_start(folder, resume)
+
+
+def _find_start(folder: Path, resume: str) -> Path | None:
     # A run that died before its first checkpoint has written its recipe, which tells it from other folders.
     own = resume == "auto" and (folder / RECIPE_NAME).is_file()
     found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
-    if found is None and not own and folder.exists() and any(folder.iterdir()):
+    if found is None and not own and not is_free(folder):
         raise ExistingFileError(
             f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     return found

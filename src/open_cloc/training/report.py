@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from open_cloc.errors import UserError
+from open_cloc.files import speaking_of, write_text
 from open_cloc.samples import RegionBatch
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import RunConfig
@@ -32,18 +33,16 @@ class JsonlWriter:
     """One JSON object a line in `log.jsonl`; a resumed run goes on behind the step it resumed from."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
-        path = folder / LOG_NAME
-        temporary = folder / f".{LOG_NAME}"
-        temporary.write_text("".join(_lines_up_to(path, start_step)), encoding="utf-8")
-        temporary.replace(path)
-        self.file = path.open("a", encoding="utf-8")
+        self.path = folder / LOG_NAME
+        write_text(self.path, "".join(_lines_up_to(self.path, start_step)))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self.file.flush()
+        # Nothing stays in a buffer, which a full disk would have fail once more when it is closed.
+        with speaking_of(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
 
     def close(self) -> None:
-        self.file.close()
+        """Nothing is open."""
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

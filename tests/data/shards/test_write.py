@@ -15,7 +15,8 @@ import webdataset
 
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.region_json import _surely_valid, _validator
-from open_cloc.data.shards.write import write_shards
+from open_cloc.data.shards.write import MARK, write_shards
+from open_cloc.files import LOCK, is_free, locked
 from open_cloc.samples import Region, RegionSample
 from tests.data.shards.tars import encoded, files, samples
 
@@ -166,7 +167,7 @@ def test_resume_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path: Pat
     with pytest.raises(ValueError, match="the source broke"):
         write_shards(failing(3), tmp_path / "out", 2, resume=True)
     unfinished = tmp_path / "out.incomplete"
-    assert sorted(files(unfinished)) == ["00000.tar", "00000_index.npz", "00000_stats.json"]
+    assert sorted(files(unfinished)) == [MARK, "00000.tar", "00000_index.npz", "00000_stats.json"]
     before = (unfinished / "00000.tar").stat().st_ino
     assert write_shards(samples(), tmp_path / "out", 2, resume=True) == 5
     assert (tmp_path / "out/00000.tar").stat().st_ino == before
@@ -213,3 +214,71 @@ def test_a_full_output_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="must be new or empty"):
         write_shards(samples(), tmp_path)
     assert files(tmp_path) == {"note": b"mine"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("what", ["notes", "tars", "ours and notes", "a link", "a link inside", "a file"])
+def test_nothing_is_touched_that_no_conversion_made(tmp_path: Path, what: str, resume: bool) -> None:
+    """`OUT.incomplete` of somebody else stays as it is, and so does all that links lead to."""
+    unfinished, theirs = tmp_path / "out.incomplete", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "00000.tar").write_text("mine")
+    if what == "a link":
+        (theirs / MARK).touch()
+        unfinished.symlink_to(theirs)
+    elif what == "a file":
+        unfinished.write_text("mine")
+    else:
+        unfinished.mkdir()
+        if what != "tars":
+            (unfinished / MARK).touch()
+        if what == "a link inside":
+            (unfinished / "00000.tar").symlink_to(theirs / "00000.tar")
+        else:
+            (unfinished / ("notes.txt" if "notes" in what else "00000.tar")).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"out\.incomplete is in the way, and no stopped conversion"):
+        write_shards(samples(), tmp_path / "out", 2, resume=resume)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_killed_conversion_is_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the source broke"):
+        write_shards(failing(3), tmp_path / "out", 2, resume=True)
+    (tmp_path / "out.incomplete" / LOCK).touch()
+    (tmp_path / "out.incomplete" / "00001.tar.part").touch()
+    (tmp_path / "out.incomplete" / ".part-7-00000000.json").touch()
+    assert write_shards(samples()[1:], tmp_path / "out", 2) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {name[0] for name in files(tmp_path / "out")} == {"0", "s"}
+
+
+def test_a_conversion_at_work_is_left_alone(tmp_path: Path) -> None:
+    unfinished = tmp_path / "out.incomplete"
+    with locked(unfinished):
+        (unfinished / MARK).touch()
+        (unfinished / "00000.tar").touch()
+        with pytest.raises(ValueError, match=r"another process works in .*out\.incomplete"):
+            write_shards(samples(), tmp_path / "out", 2)
+        assert sorted(files(unfinished)) == [LOCK, MARK, "00000.tar"]
+
+
+def test_a_conversion_that_was_overtaken_leaves_the_other_ones_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has ended between the first look at the folder and the lock."""
+    write_shards(samples(), tmp_path / "whole", 2)
+    made = files(tmp_path / "whole")
+    looks: list[Path] = []
+
+    def free(folder: Path) -> bool:
+        looks.append(folder)
+        if len(looks) == 3:  # the output, the unfinished one, and the output again
+            (tmp_path / "whole").rename(tmp_path / "out")
+        return is_free(folder)
+
+    monkeypatch.setattr("open_cloc.data.shards.write.is_free", free)
+    with pytest.raises(FileExistsError, match="must be new or empty"):
+        write_shards(samples(), tmp_path / "out", 2)
+    assert files(tmp_path / "out") == made
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

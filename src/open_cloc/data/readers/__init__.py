@@ -15,6 +15,7 @@ from open_cloc.config import call_with_options, lookup, parse_spec
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers.upright import Upright, exif_option
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.shown import without_secrets
 
 __all__ = ["READERS", "SampleDataset", "guess_spec", "open_reader"]
 
@@ -49,7 +50,8 @@ def open_reader(spec: str) -> SampleDataset:
     if not path:
         formats = ", ".join(READERS)
         raise UserError(
-            f"unknown data {spec!r}; expected FORMAT:PATH, FORMAT one of {formats} or package.module:Name"
+            f"unknown data {without_secrets(spec)!r}; expected FORMAT:PATH, FORMAT one of {formats} or "
+            "package.module:Name"
         )
     dataset = call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
     return Upright(dataset) if turn else dataset

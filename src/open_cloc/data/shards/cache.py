@@ -25,7 +25,7 @@ from open_cloc.data.shards.index import (
     save_index,
     scan_shard,
 )
-from open_cloc.data.shards.urls import download, is_final, one_line, shown
+from open_cloc.data.shards.urls import download, is_final, lasting, one_line, shown
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ShardCache:
 
     def path(self, url: str) -> Path:
         """Where a shard's copy lies, whatever signature the URL has today."""
-        return self.folder / f"{hashlib.sha256(shown(url).encode()).hexdigest()[:32]}.tar"
+        return self.folder / f"{hashlib.sha256(lasting(url).encode()).hexdigest()[:32]}.tar"
 
     def _fetch_anew(self, url: str, tar: Path) -> None:
         """Download, index and check a shard, trying again with growing pauses."""

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +51,25 @@ class Member(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where indices and remote shards are kept: `$OPEN_CLOC_CACHE`, or `open_cloc` in the user's cache."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("OPEN_CLOC_CACHE") or Path(user) / "open_cloc")
+    """Where indices and remote shards are kept: `$OPEN_CLOC_CACHE`, or `open_cloc` in the user's cache.
+
+    A user without a home, as in a container, has one among the temporary files.
+
+    Raises:
+        UserError: If that is somebody else's.
+    """
+    if own := os.environ.get("OPEN_CLOC_CACHE"):
+        return Path(own)
+    user = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(user) if user else Path.home() / ".cache") / "open_cloc"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        pass
+    folder = Path(tempfile.gettempdir()) / f"open_cloc-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} is somebody else's: name a folder by OPEN_CLOC_CACHE")
+    return folder
 
 
 def index_shard(tar: Path) -> ShardIndex:

@@ -59,7 +59,7 @@ def open_shards(path: str, cache: Path | None = None, cache_gb: float = 100.0) -
     if not any(remote):
         return ShardDataset(path)
     if not all(remote):
-        raise UserError(f"local and remote shards cannot be joined in one name; got {path!r}")
+        raise UserError(f"local and remote shards cannot be joined in one name; got {shown(path)!r}")
     return RemoteShards(path, ShardCache(cache or cache_folder() / "shards", cache_gb * 1e9))
 
 
@@ -98,14 +98,17 @@ class RemoteShards:
         self.urls, sizes = list_shards(path)
         if unknown := [url for url in self.urls if url not in sizes]:
             logger.warning("no sizes.json tells the size of %d shards: each is fetched once", len(unknown))
-            with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+            pool = ThreadPoolExecutor(COUNTING_THREADS)
+            try:
                 indices = pool.map(cache.fetch_index, unknown)
                 sizes |= {url: len(index.keys) for url, index in zip(unknown, indices)}
+            finally:  # who stops waits for no server
+                pool.shutdown(wait=False, cancel_futures=True)
         self.shard_sizes = np.array([sizes[url] for url in self.urls], np.int64)
         self._ends = np.cumsum(self.shard_sizes)
         self._indices: OrderedDict[str, ShardIndex] = OrderedDict()
         if not len(self):
-            raise UserError(f"no samples with a picture ({path})")
+            raise UserError(f"no samples with a picture ({shown(path)})")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -202,13 +205,13 @@ def _read_sizes(folder: str, query: str) -> dict[str, int]:
     except (OSError, ValueError, ImportError) as error:  # also an unknown protocol, a missing s3fs, ...
         if isinstance(error, OSError) and is_final(error):
             return {}
-        raise UserError(f"cannot be read: {one_line(error)} ({folder}/sizes.json)") from error
+        raise UserError(f"cannot be read: {one_line(error)} ({shown(folder)}/sizes.json)") from error
     try:
         document = json.loads(content)
     except ValueError as error:
-        raise UserError(f"not JSON: {error} ({folder}/sizes.json)") from error
+        raise UserError(f"not JSON: {error} ({shown(folder)}/sizes.json)") from error
     if not isinstance(document, dict) or not all(type(count) is int for count in document.values()):
-        raise UserError(f"expected numbers of samples by the tar's name ({folder}/sizes.json)")
+        raise UserError(f"expected numbers of samples by the tar's name ({shown(folder)}/sizes.json)")
     return {f"{folder}/{name}{query}": count for name, count in document.items()}
 
 
@@ -220,6 +223,6 @@ def _list_folder(folder: str) -> list[str]:
         if found:
             return found
     raise MissingFileError(
-        f"no sizes.json and no list of .tar files in {folder}: name the shards, such as "
-        f"{folder}/{{00000..00009}}.tar"
+        f"no sizes.json and no list of .tar files in {shown(folder)}: name the shards, such as "
+        f"{shown(folder)}/{{00000..00009}}.tar"
     )

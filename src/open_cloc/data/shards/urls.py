@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import fsspec
+
+from open_cloc.shown import without_secrets
 
 HTTP_TIMEOUT = 60.0  # seconds without a byte
 GONE = (401, 403, 404, 410)  # HTTP codes that trying again does not change
@@ -22,10 +26,28 @@ def download(url: str, stream: IO[bytes]) -> None:
         with open_url(url) as source:
             shutil.copyfileobj(source, stream, 1 << 20)
         return
-    done = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=stream, stderr=subprocess.PIPE)
-    if done.returncode:
-        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise OSError(f"command ended with code {done.returncode}: {last_line}")
+    code, said = _run(url.removeprefix("pipe:"), stream)
+    if code:
+        last_line = said.decode(errors="replace").strip().rpartition("\n")[2]
+        raise OSError(f"command ended with code {code}: {without_secrets(last_line)}")
+
+
+def _run(command: str, stream: IO[bytes]) -> tuple[int, bytes]:
+    """The exit code of a command whose output goes into a file, and what it says of errors.
+
+    With this process end all that the shell has started.
+    """
+    process = subprocess.Popen(
+        command, shell=True, stdout=stream, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        _, said = process.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode, said
 
 
 @contextmanager
@@ -40,7 +62,12 @@ def open_url(url: str) -> Iterator[IO[bytes]]:
 
 
 def shown(url: str) -> str:
-    """A URL without its query, which may hold a signature."""
+    """A URL or command without what may be secret."""
+    return without_secrets(url)
+
+
+def lasting(url: str) -> str:
+    """What of a URL stays the same tomorrow: all but its query, which may be a signature of today."""
     return url if url.startswith("pipe:") else url.partition("?")[0]
 
 
@@ -52,5 +79,5 @@ def is_final(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error in one line, without the secrets of URLs that it names."""
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__

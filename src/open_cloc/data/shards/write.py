@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import shutil
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,9 +19,14 @@ from open_cloc.canvas import resize
 from open_cloc.data.shards.index import index_file, save_index, scan_shard
 from open_cloc.data.shards.region_json import encode_json
 from open_cloc.errors import ExistingFileError, UserError
-from open_cloc.files import PART, read_json, write_json
+from open_cloc.files import LOCK, PART, is_free, locked, read_json, speaking_of, write_json
 from open_cloc.pictures import by_decoder, open_encoded, read_file
 from open_cloc.samples import RegionSample
+
+UNFINISHED = ".incomplete"  # ends the name of a folder that is being written
+MARK = ".open-cloc"  # in it, says whose it is
+PARTS = re.compile(rf"{re.escape(PART)}.*|\d{{5,}}\.tar\.part")
+OURS = re.compile(rf"{PARTS.pattern}|\d{{5,}}(\.tar|_stats\.json|_index\.npz)|sizes\.json")
 
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> suffix
 RESIZED_QUALITY = 90  # of JPEGs made smaller
@@ -82,8 +87,7 @@ def write_shards(
     if max_side < 0:
         raise UserError(f"max_side must be at least 1, or 0 for no limit; got {max_side}")
     storage = Storage(array_format, max_side)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExistingFileError(f"output folder must be new or empty; got {folder}")
+    _require_free(folder)
     sizes: dict[str, int] = {}
     with _finished_folder(folder, resume) as unfinished:
         stream = _checked_keys(samples, progress)
@@ -121,15 +125,27 @@ def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) ->
         if read_json(stats_file) != stats:
             raise UserError(f"finished shard {tar} holds other samples; start anew without resume")
         return stats["count"]
-    part = tar.with_suffix(".tar.part")
-    with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
-        stats = _stats(_written(samples, writer, storage), storage)
-    index, problems = scan_shard(part)
-    assert not problems, problems
-    save_index(index_file(tar), index, part)
-    write_json(stats_file, stats)
-    part.replace(tar)
+    with _tar_in_the_making(tar) as part:
+        with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+            stats = _stats(_written(samples, writer, storage), storage)
+        index, problems = scan_shard(part)
+        assert not problems, problems
+        save_index(index_file(tar), index, part)
+        write_json(stats_file, stats)
     return stats["count"]
+
+
+@contextmanager
+def _tar_in_the_making(tar: Path) -> Iterator[Path]:
+    """As `write_whole`, under a name that does not change: a tar is large, and a kill leaves one at most."""
+    part = tar.with_suffix(".tar.part")
+    with speaking_of(tar, part):
+        try:
+            yield part
+            part.replace(tar)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def _written(samples: Iterable[RegionSample], writer: TarWriter, storage: Storage) -> Iterator[RegionSample]:
@@ -157,30 +173,58 @@ def _stats(samples: Iterable[RegionSample], storage: Storage) -> dict[str, Any]:
     }
 
 
+def _require_free(folder: Path) -> None:
+    if not is_free(folder):
+        raise ExistingFileError(f"output folder must be new or empty; got {folder}")
+
+
 @contextmanager
 def _finished_folder(folder: Path, resume: bool) -> Iterator[Path]:
-    """A folder to write into that gets its name only if nothing fails."""
-    unfinished = folder.with_name(folder.name + ".incomplete")
-    if unfinished.exists() and not resume:
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    _remove_parts(unfinished)  # of a call that was killed
-    try:
-        yield unfinished
-    except BaseException:
-        if not resume:
-            shutil.rmtree(unfinished)
-        _remove_parts(unfinished)
-        raise
-    if folder.is_dir():
-        folder.rmdir()  # empty, as checked before
-    unfinished.rename(folder)
+    """A folder to write into that gets its name only if nothing fails; one process at a time has it."""
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    _require_ours(unfinished)
+    with locked(unfinished):
+        try:
+            _require_free(folder)  # another process may have finished it just now
+            _require_ours(unfinished)
+            (unfinished / MARK).touch()
+            _remove_files(unfinished, PARTS if resume else OURS)  # of a call that was stopped
+            yield unfinished
+        except BaseException:
+            _remove_files(unfinished, PARTS if resume else OURS)
+            if not any(path.name not in (MARK, LOCK) for path in unfinished.iterdir()):
+                _remove_files(unfinished, re.compile(".*"))
+                unfinished.rmdir()
+            raise
+        (unfinished / MARK).unlink()
+        if folder.is_dir():
+            folder.rmdir()  # empty, as checked before
+        unfinished.rename(folder)
+        (folder / LOCK).unlink(missing_ok=True)
 
 
-def _remove_parts(folder: Path) -> None:
-    """Remove files that were being written."""
-    for part in (*folder.glob("*.part"), *folder.glob(f"{PART}*")):
-        part.unlink()
+def _require_ours(unfinished: Path) -> None:
+    """Refuse what an earlier call has not made: its files are removed, or taken for finished shards.
+
+    Raises:
+        ExistingFileError: If it is no folder, or holds anything that does not stem from a conversion.
+    """
+    if is_free(unfinished) and not unfinished.is_symlink():
+        return
+    names = {path.name: path for path in unfinished.iterdir()} if unfinished.is_dir() else {}
+    others = [name for name, path in names.items() if path.is_symlink() or not OURS.fullmatch(name)]
+    others = [name for name in others if name not in (MARK, LOCK)]
+    if unfinished.is_symlink() or MARK not in names or others:
+        found = f" (it holds {min(others)})" if others else ""
+        raise ExistingFileError(
+            f"{unfinished} is in the way, and no stopped conversion{found}: remove it, or give another folder"
+        )
+
+
+def _remove_files(folder: Path, names: re.Pattern[str]) -> None:
+    for path in folder.iterdir():
+        if names.fullmatch(path.name):
+            path.unlink()
 
 
 def _checked_keys(

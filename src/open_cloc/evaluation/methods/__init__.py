@@ -7,10 +7,11 @@ from typing import get_type_hints
 import torch
 
 from open_cloc.config import call_with_options, lookup, parse_spec
+from open_cloc.errors import UserError
 from open_cloc.evaluation.method import Method, Setup, Weights
 from open_cloc.evaluation.options import EvaluationConfig
 
-__all__ = ["DEFAULT", "METHODS", "grounding_methods", "open_method"]
+__all__ = ["DEFAULT", "METHODS", "check_method", "grounding_methods", "open_method"]
 
 # name -> `module:function` taking (WHAT, Setup, **options) and giving a Method.
 METHODS = {
@@ -23,6 +24,9 @@ METHODS = {
 }
 
 DEFAULT = "prompter"
+
+# Names for ways to find a phrase, which embed regions as `prompter` does, and the task that asks for one.
+FOR_PHRASES, PHRASE_TASK = ("ranked", "head"), "grounding"
 
 
 def open_method(
@@ -46,6 +50,24 @@ def open_method(
     name, what, options = parse_spec(spec, METHODS)
     setup = Setup(weights, config or EvaluationConfig(), device)
     return call_with_options(lookup(METHODS, name, "method"), what, setup, options=options, where=spec)
+
+
+def check_method(spec: str, task: str) -> None:
+    """Refuse a method whose name says what another task measures.
+
+    Args:
+        spec: As `open_method` takes it.
+        task: Name of the task.
+
+    Raises:
+        UserError: If a way to find phrases is asked for where none are looked for.
+    """
+    kind = parse_spec(spec, METHODS).kind
+    if kind in FOR_PHRASES and task != PHRASE_TASK:
+        others = ", ".join(name for name in METHODS if name not in FOR_PHRASES)
+        raise UserError(
+            f"method {kind} finds phrases, which {task} does not ask for; expected one of {others}"
+        )
 
 
 def grounding_methods() -> list[str]:
