@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    # For readers and recipes given as module:name.
-    sys.path.append(os.getcwd())
+    if argv is None:
+        # The process is ours: Python shall not look into the working folder for the modules of its children.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         code = run(args, debug)
         sys.stdout.flush()
