@@ -8,9 +8,10 @@ from typing import Any
 
 from open_cloc.errors import MissingFileError
 from open_cloc.files import read_json
+from open_cloc.model.cloc import CLOC
 from open_cloc.model.towers.open_clip import trained_towers
 from open_cloc.model.towers.tower import StartingTowers
-from open_cloc.model.weights import CONFIG_NAME, load_strictly, read_config, read_folder_state
+from open_cloc.model.weights import CONFIG_NAME, load_strictly, read_config, read_folder_state, require_fit
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -47,6 +48,7 @@ def _open_clip_folder(folder: Path) -> StartingTowers:
 
 def _cloc_folder(folder: Path) -> StartingTowers:
     config = read_config(folder)
+    require_fit(CLOC.shapes_of, config, folder)
     load = partial(_load_cloc, folder=folder)
     return StartingTowers(config["model_cfg"], config["preprocess"], load, prompter=config["prompter"])
 
