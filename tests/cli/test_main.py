@@ -374,6 +374,8 @@ def test_no_module_of_the_working_folder_runs(strangers_folder: Path, entry: str
 
 
 def test_a_module_that_is_named_is_found_last_in_the_working_folder(strangers_folder: Path) -> None:
-    (strangers_folder / "mine.py").write_text("from open_cloc.data.readers.folder import open_folder as mine\n")
+    (strangers_folder / "mine.py").write_text(
+        "from open_cloc.data.readers.folder import open_folder as mine\n"
+    )
     assert _run_in(strangers_folder, "data", "check", "mine:mine:.") == 0
     assert list((strangers_folder / "ran").iterdir()) == []

@@ -89,7 +89,9 @@ def test_code_in_the_list_of_shards_is_one_sentence(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "torch.Size.mro"])
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "torch.Size.mro"]
+)
 def test_only_the_parts_of_such_lists_are_made(tmp_path: Path, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     (write(tmp_path) / "state" / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
