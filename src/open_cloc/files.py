@@ -23,11 +23,17 @@ def write_whole(path: Path) -> Iterator[Path]:
 
     Folders above it are made. The temporary name keeps the suffix, by which libraries choose a format, and
     holds the process's number, so that two processes may write the same file.
+
+    Others may read it as the umask says: some libraries write for their user alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
         yield part
+        if stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

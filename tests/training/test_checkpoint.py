@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import stat
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from open_cloc.cli import main as cli
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
+from open_cloc.model.create import ModelConfig
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
@@ -207,6 +210,23 @@ def test_a_checkpoint_is_a_model_folder_and_old_ones_go(tiny: Recipe) -> None:
     )
     interpolate(found[0], found[1], 1.0, final.with_name("mixed"))
     assert_same_tensors(*(CLOC.from_pretrained(final.with_name(n)).state_dict() for n in ("mixed", "model")))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_all_files_of_a_run_may_be_read_by_whom_the_umask_says(
+    tiny: Recipe, text_tower: Path, tmp_path: Path, mask: int
+) -> None:
+    """A cluster's runs are read by other users than those who train."""
+    towers = ModelConfig(f"timm:test_resnet,text={text_tower},context_length=16", image_size=32)
+    before = os.umask(mask)
+    try:
+        train(replace(with_run(tiny, samples=12, report_to=("tensorboard",)), model=towers))
+    finally:
+        os.umask(before)
+    files = [path for path in Path(tiny.run.output).rglob("*") if path.is_file()]
+    assert {"model.safetensors", ".metadata", "__0_0.distcp", "tokenizer.json"} <= {path.name for path in files}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files}
+    assert {path: mode for path, mode in modes.items() if mode != 0o666 & ~mask} == {}
 
 
 def test_minutes_are_enough_for_a_checkpoint(tiny: Recipe) -> None:
