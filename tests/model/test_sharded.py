@@ -38,7 +38,7 @@ class Leaves:
 
 def write(folder: Path, tensors: dict[str, Any] = TENSORS) -> Path:
     """A checkpoint's shards."""
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder / "state"), no_dist=True)
+    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder / "state"))
     return folder
 
 
@@ -150,7 +150,11 @@ def test_lists_that_do_not_fit_their_files_are_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"N.", pickle.dumps({"a": 1}), b"\x80\x05" * 1000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nonsense", b"N.", pickle.dumps({"a": 1}), b"\x80\x05" * 1000],
+    ids=["empty", "text", "none", "table", "no end"],
+)
 def test_what_is_no_list_is_refused(tmp_path: Path, content: bytes) -> None:
     (write(tmp_path) / "state" / ".metadata").write_bytes(content)
     with pytest.raises(UserError, match="state cannot be read: "):

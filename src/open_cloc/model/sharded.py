@@ -60,6 +60,17 @@ def read_shapes(folder: Path) -> dict[str, torch.Size]:
     return {name: entry.size for name, entry in by_names_of_today(_read_metadata(folder)).items()}
 
 
+def shard_names(folder: Path) -> list[str]:
+    """Names of the files that hold a checkpoint's shards, as its list has them.
+
+    Read from the list itself: what torch returns of saving is not complete in each of its versions.
+
+    Raises:
+        UserError: If the list is missing or damaged.
+    """
+    return sorted({info.relative_path for info in _read_list(folder / SHARDS_FOLDER).storage_data.values()})
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, in this process alone.
 
@@ -127,15 +138,7 @@ class _Reader(dcp.FileSystemReader):
                 folder, or more than the files hold.
         """
         folder = Path(self.path)
-        path = folder / LIST_NAME
-        try:
-            with path.open("rb") as file:
-                metadata = _Unpickler(file).load()
-        except UserError as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-        # Damaged pickles raise whatever their bytes happen to say.
-        except Exception as error:
-            raise UserError(f"{folder} cannot be read: {type(error).__name__} in its {LIST_NAME}") from error
+        metadata = _read_list(folder)
         _require_a_list(metadata, folder)
         # Objects would be unpickled; ours are all tensors.
         entries = metadata.state_dict_metadata.items()
@@ -143,6 +146,19 @@ class _Reader(dcp.FileSystemReader):
         metadata.storage_meta = dcp.metadata.StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def _read_list(shards: Path) -> Any:
+    """What a list of shards holds, made of its own parts."""
+    path = shards / LIST_NAME
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file).load()
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    # Damaged pickles raise whatever their bytes happen to say.
+    except Exception as error:
+        raise UserError(f"{shards} cannot be read: {type(error).__name__} in its {LIST_NAME}") from error
 
 
 class _Unpickler(pickle.Unpickler):
