@@ -229,6 +229,25 @@ def test_all_files_of_a_run_may_be_read_by_whom_the_umask_says(
     assert {path: mode for path, mode in modes.items() if mode != 0o666 & ~mask} == {}
 
 
+@pytest.mark.parametrize(("steps", "stays"), [(0, False), (1, True), (2, True)])
+def test_a_failed_run_keeps_its_folder_from_the_first_step_on(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch, steps: int, stays: bool
+) -> None:
+    """Nothing has been logged or saved yet."""
+    die_in_step(monkeypatch, with_run(tiny, log_steps=10, save_steps=0), steps + 1)
+    assert Path(tiny.run.output).exists() == stays
+
+
+def test_a_first_checkpoint_that_fails_takes_nothing_away(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileSystemWriter, "finish", lambda *args: 1 / 0)
+    with pytest.raises((ValueError, RuntimeError), match="step_00000003 cannot be written"):
+        train(with_run(tiny, log_steps=10))
+    assert (Path(tiny.run.output) / "recipe.json").is_file()
+    assert list((Path(tiny.run.output) / "checkpoints").iterdir()) == []
+
+
 def test_minutes_are_enough_for_a_checkpoint(tiny: Recipe) -> None:
     train(with_run(tiny, samples=8, save_steps=0, save_minutes=1e-9))
     assert len(checkpoint.list_checkpoints(Path(tiny.run.output) / "checkpoints")) == 2
