@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import (
@@ -187,3 +191,22 @@ def test_versions_of_what_is_there_and_what_is_not() -> None:
     assert version_of("no-such-package") == "not installed"
     found = versions("torch", "no-such-package")
     assert found == {"torch": version_of("torch"), "no-such-package": "not installed"}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_others_may_read_what_the_umask_says(tmp_path: Path, mask: int, mode: int) -> None:
+    """Also where a library writes for its user alone, as safetensors does."""
+    before = os.umask(mask)
+    try:
+        with write_whole(tmp_path / "a.safetensors") as part:
+            save_file({"a": torch.zeros(1)}, part)
+        with write_whole(tmp_path / "b") as part:
+            private = os.open(tmp_path / "private", os.O_CREAT | os.O_WRONLY, 0o600)
+            os.close(private)
+            os.replace(tmp_path / "private", part)
+        write_text(tmp_path / "c", "text")
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.safetensors", "b", "c"), mode
+    )

@@ -20,6 +20,9 @@ from open_cloc.errors import UserError
 
 RESIZE_MODES = ("longest", "squash")
 
+MAX_SIDE = 8192  # pixels: the largest canvas is 200 MB
+MAX_LEVEL = 1000.0  # far beyond what a mean or a deviation of pixels may be
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -62,6 +65,14 @@ class CanvasConfig:
             raise UserError(f"unknown resize_mode {self.resize_mode!r}; expected longest or squash")
         if self.interpolation not in TORCH_INTERPOLATIONS:
             raise UserError(f"unknown interpolation {self.interpolation!r}; expected bicubic or bilinear")
+        if not all(1 <= side <= MAX_SIDE for side in self.image_size):
+            raise UserError(f"image_size must lie in [1, {MAX_SIDE}] a side; got {tuple(self.image_size)}")
+        if not all(abs(mean) < MAX_LEVEL for mean in self.mean):
+            raise UserError(f"mean must be of pixels in [0, 1]; got {tuple(self.mean)}")
+        if not all(1 / MAX_LEVEL < std < MAX_LEVEL for std in self.std):
+            raise UserError(f"std must be above 0, of pixels in [0, 1]; got {tuple(self.std)}")
+        if not all(0 <= level <= 255 for level in self.fill):
+            raise UserError(f"fill must lie in [0, 255]; got {tuple(self.fill)}")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 import re
+import sys
 import types
 import typing
+from collections import abc
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +20,9 @@ from open_cloc.errors import UserError
 from open_cloc.shown import without_secrets
 
 T = TypeVar("T")
+
+# Larger than any number that a config means, smaller than what a float holds.
+MAX_NUMBER = 1e300
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T:
@@ -28,12 +34,13 @@ def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T
         where: What is being read, for the message.
 
     Raises:
-        UserError: On a key that is no field of `cls`, or if `values` is no dict.
+        UserError: On a key that is no field of `cls`, one that is lacking, a value of another type than its
+            field's, or if `values` is no dict.
     """
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        got = f"{type(values).__name__} {values!r}"
+        got = f"{type(values).__name__} {values!r:.60}"
         raise UserError(f"{where or cls.__name__} must be a table of keys and values; got {got}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
@@ -42,21 +49,88 @@ def from_dict(cls: type[T], values: Mapping[str, Any] | T, where: str = "") -> T
             f"unknown key {unknown[0]!r} in {where or cls.__name__}; "
             f"expected one of {', '.join(sorted(hints))}"
         )
+    lacking = [f.name for f in dataclasses.fields(typing.cast(Any, cls)) if _is_lacking(f, values)]
+    if lacking:
+        raise UserError(f"{where or cls.__name__} lacks the key {lacking[0]!r}")
     prefix = f"{where}." if where else ""
-    return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
+    return cls(**{name: convert(hints[name], value, prefix + name) for name, value in values.items()})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _is_lacking(field: dataclasses.Field, values: Mapping[str, Any]) -> bool:
+    needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return needed and field.init and field.name not in values
+
+
+# What a value of a plain type is called in messages, and what may stand for it.
+PLAIN = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: _is_number(value) and float(value).is_integer()),
+    float: ("a number", lambda value: _is_number(value)),
+    str: ("a text", lambda value: isinstance(value, str)),
+    types.NoneType: ("null", lambda value: value is None),
+    dict: ("a table of keys and values", lambda value: isinstance(value, Mapping)),
+    list: ("a list", lambda value: isinstance(value, (list, tuple))),
+}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that float can hold; a truth value is none, and nan neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """A value such as a config file's, as an annotation asks for it; what it cannot judge passes unchanged.
+
+    Args:
+        hint: A field's annotation.
+        value: What was given for it.
+        where: The field's name, for the message.
+
+    Raises:
+        UserError: If the value is of another type, or none of those allowed.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType) and isinstance(value, Mapping):
-        for choice in typing.get_args(hint):  # such as `Config | None`
-            if dataclasses.is_dataclass(choice):
-                return from_dict(typing.cast(type, choice), value, where)
-    if isinstance(value, list) and "tuple" in str(hint):
-        inner = (*typing.get_args(hint), None)[0]
-        return tuple(_convert(inner, part, f"{where}[{row}]") for row, part in enumerate(value))
-    return value
+    if origin is typing.Literal:
+        if value not in inner:
+            raise UserError(f"unknown {where} {value!r:.60}; expected one of {', '.join(map(str, inner))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_to_one_of(inner, value, where)
+    if origin is tuple:
+        return _convert_row(inner, value, where)
+    plain = {abc.Mapping: dict}.get(origin, origin or hint)
+    if plain is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(plain, type) and plain in PLAIN and not PLAIN[plain][1](value):
+        raise UserError(f"{where} must be {PLAIN[plain][0]}; got {value!r:.60}")
+    return int(value) if plain is int else value
+
+
+def _convert_to_one_of(hints: tuple[Any, ...], value: Any, where: str) -> Any:
+    """A value for `A | B`: a table where one of them is a dataclass, else the first that takes it."""
+    if isinstance(value, Mapping):
+        hints = tuple(hint for hint in hints if dataclasses.is_dataclass(hint)) or hints
+    problems = []
+    for hint in hints:
+        try:
+            return convert(hint, value, where)
+        except UserError as error:
+            problems.append(error)
+    # The last that is not "must be null" says most.
+    raise next((e for e, hint in zip(problems, hints) if hint is not types.NoneType), problems[0])
+
+
+def _convert_row(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """A list for `tuple[A, ...]` or `tuple[A, B]`."""
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where} must be a list; got {value!r:.60}")
+    if hints[-1:] == (Ellipsis,):
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise UserError(f"{where} must be a list of {len(hints)}; got {value!r:.60}")
+    return tuple(convert(hint, part, f"{where}[{row}]") for row, (hint, part) in enumerate(zip(hints, value)))
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -72,9 +146,10 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """
     if name in table:
         found = table[name]
-        return import_object(found, what) if isinstance(found, str) else found
+        return _import_object(found, what) if isinstance(found, str) else found
     if ":" in name:
-        return import_object(name, what, table)
+        add_working_folder()
+        return _import_object(name, what, table)
     raise _unknown(table, name, what)
 
 
@@ -83,7 +158,7 @@ def check_name(table: Mapping[str, Any], name: str, what: str) -> None:
 
     Args:
         table: Ours, by name.
-        name: What the user gave; `package.module:Name` is taken on trust.
+        name: What the user gave; `package.module:Name` is taken on trust, and may lie in the working folder.
         what: What the table lists, for messages.
 
     Raises:
@@ -91,6 +166,27 @@ def check_name(table: Mapping[str, Any], name: str, what: str) -> None:
     """
     if name not in table and ":" not in name:
         raise _unknown(table, name, what)
+    if name not in table:
+        add_working_folder()
+
+
+def add_working_folder() -> None:
+    """Let modules of the working folder be imported, behind all others.
+
+    Only for who names one of theirs: the folder may be a stranger's data set, in which a file is called as
+    some library that torch or Ray would like to have.
+
+    Raises:
+        UserError: If the folder is not there any more.
+    """
+    # What torch looks for and may not find, it must not find there.
+    importlib.import_module("torch")
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder is not there any more; change to one that is") from None
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _unknown(table: Mapping[str, Any], name: str, what: str) -> UserError:
@@ -105,7 +201,7 @@ def _nearest(table: Iterable[str], name: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def import_object(target: str, what: str, kinds: Iterable[str] = ()) -> Any:
+def _import_object(target: str, what: str, kinds: Iterable[str] = ()) -> Any:
     """Import `package.module:name`.
 
     Args:

@@ -34,6 +34,8 @@ def write_whole(path: Path) -> Iterator[Path]:
     Folders above it are made. The temporary name keeps the suffix, by which libraries choose a format, and
     holds the process's number, so that two processes may write the same file.
 
+    Others may read it as the umask says: some libraries write for their user alone.
+
     Raises:
         UserError: If a folder or a device is there: nothing shall take its place.
         OSError: If it cannot be written; speaks of `path`.
@@ -46,7 +48,11 @@ def write_whole(path: Path) -> Iterator[Path]:
     with speaking_of(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            part.touch()
+            mode = stat.S_IMODE(part.stat().st_mode)
             yield part
+            if stat.S_IMODE(part.stat().st_mode) != mode:
+                part.chmod(mode)
             part.replace(path)
         finally:
             with suppress(OSError):  # what stopped the writing is what is told

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import open_cloc
 from open_cloc.cli import main as cli
 from open_cloc.errors import NotFiniteError, UserError
 from open_cloc.model.create import ModelConfig, build_model
@@ -321,3 +323,58 @@ def test_options_of_0_1_say_what_they_are_now(
     assert now in error
     assert error.endswith("(CHANGELOG.md: Moving from 0.1)\n")
     assert error.count("\n") == 1
+
+
+# --- files of the working folder ------------------------------------------------------------------
+
+# Names of libraries: some that are there, some that others look for in vain, some of Python itself.
+LIBRARIES = ("dill", "numpy", "torch", "PIL", "ray", "wandb", "kernels", "random", "select", "queue", "tyro")
+
+
+@pytest.fixture
+def strangers_folder(tmp_path: Path) -> Path:
+    """A downloaded data set: pictures, and modules that leave a mark when they run."""
+    for name in LIBRARIES:
+        mark = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}, {name!r}).touch()\n"
+        (tmp_path / f"{name}.py").write_text(mark + "raise ImportError('not the library')\n")
+    (tmp_path / "ran").mkdir()
+    Image.fromarray(np.zeros((50, 90, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a dog")
+    return tmp_path
+
+
+def _run_in(folder: Path, *argv: str, python: Sequence[str] = ("-m", "open_cloc.cli")) -> int:
+    """A verb in a process of its own, whose Python path holds the package only."""
+    path = {"PYTHONPATH": str(Path(open_cloc.__file__).parents[1])}
+    made = subprocess.run(
+        [sys.executable, *python, *argv], cwd=folder, env=os.environ | path, capture_output=True, text=True
+    )
+    assert "Traceback" not in made.stderr, made.stderr
+    return made.returncode
+
+
+ENTRIES = {
+    "module": ("-m", "open_cloc.cli"),
+    "script": ("-c", "import sys; del sys.path[0]; from open_cloc.cli.main import main; sys.exit(main())"),
+}
+
+
+def test_no_module_of_the_working_folder_runs_in_workers(strangers_folder: Path) -> None:
+    train = ["train", "scenes-cloc", "--run.samples", "16", "--run.global-batch-size", "16"]
+    train += ["--data.train", "scenes:train,num_samples=16", "--run.device", "cpu", "--run.output", "run"]
+    assert _run_in(strangers_folder, *train, "--data.loader.workers", "1") == 0
+    assert list((strangers_folder / "ran").iterdir()) == []
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_no_module_of_the_working_folder_runs(strangers_folder: Path, entry: str) -> None:
+    assert _run_in(strangers_folder, "data", "check", "folder:.", python=ENTRIES[entry]) == 0
+    assert list((strangers_folder / "ran").iterdir()) == []
+
+
+def test_a_module_that_is_named_is_found_last_in_the_working_folder(strangers_folder: Path) -> None:
+    (strangers_folder / "mine.py").write_text(
+        "from open_cloc.data.readers.folder import open_folder as mine\n"
+    )
+    assert _run_in(strangers_folder, "data", "check", "mine:mine:.") == 0
+    assert list((strangers_folder / "ran").iterdir()) == []

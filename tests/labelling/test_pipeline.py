@@ -122,6 +122,19 @@ def command(labelled: Labelled, output: Path, address: str = "", detectors: int 
     return [sys.executable, "-c", COMMAND, *map(str, arguments)]
 
 
+def test_no_module_of_the_working_folder_runs(labelled: Labelled, tmp_path: Path) -> None:
+    """A worker that looked there first would take a stranger's file for a library."""
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    for name in ("numpy", "pyarrow", "random", "PIL", "torch"):
+        (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
+    arguments = command(labelled, tmp_path / "out")
+    arguments[2] = COMMAND.replace("sys.path.insert(0, sys.argv[1])", "sys.path[0] = sys.argv[1]")
+    subprocess.run(arguments, check=True, capture_output=True, cwd=strangers)
+    assert checksums(tmp_path / "out") == checksums(labelled.output)
+    assert not (tmp_path / "ran").exists()
+
+
 def wait_for_raw_boxes(output: Path) -> None:
     deadline = time.monotonic() + 180
     while not list(output.glob("raw/*.json")) and time.monotonic() < deadline:

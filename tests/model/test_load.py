@@ -61,7 +61,9 @@ def test_the_hub_gets_what_the_user_gave(saved: Path, monkeypatch: pytest.Monkey
         load, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or saved
     )
     load_model("me/model", "cpu", revision="v1", token="secret", cache_dir="/cache")
-    expected = {"revision": "v1", "token": "secret", "cache_dir": "/cache", "allow_patterns": None}
+    texts = [f"text_tower/*.{suffix}" for suffix in ("json", "txt", "model")]
+    patterns = ["config.json", "model.safetensors", *texts]  # what is read, and no `state/`
+    expected = {"revision": "v1", "token": "secret", "cache_dir": "/cache", "allow_patterns": patterns}
     assert asked == [(("me/model",), expected)]
     assert find_folder("me/model", patterns=["*.json"]) == saved
     assert asked[1][1]["allow_patterns"] == ["*.json"]

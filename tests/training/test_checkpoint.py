@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import stat
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from open_cloc.cli import main as cli
 from open_cloc.errors import RunError
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
+from open_cloc.model.create import ModelConfig
 from open_cloc.model.interpolate import interpolate
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
@@ -208,6 +211,44 @@ def test_a_checkpoint_is_a_model_folder_and_old_ones_go(tiny: Recipe) -> None:
     )
     interpolate(found[0], found[1], 1.0, final.with_name("mixed"))
     assert_same_tensors(*(CLOC.from_pretrained(final.with_name(n)).state_dict() for n in ("mixed", "model")))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_all_files_of_a_run_may_be_read_by_whom_the_umask_says(
+    tiny: Recipe, text_tower: Path, tmp_path: Path, mask: int
+) -> None:
+    """A cluster's runs are read by other users than those who train."""
+    towers = ModelConfig(f"timm:test_resnet,text={text_tower},context_length=16", image_size=32)
+    before = os.umask(mask)
+    try:
+        train(replace(with_run(tiny, samples=12, report_to=("tensorboard",)), model=towers))
+    finally:
+        os.umask(before)
+    files = [path for path in Path(tiny.run.output).rglob("*") if path.is_file()]
+    assert {"model.safetensors", ".metadata", "__0_0.distcp", "tokenizer.json"} <= {
+        path.name for path in files
+    }
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files}
+    assert {path: mode for path, mode in modes.items() if mode != 0o666 & ~mask} == {}
+
+
+@pytest.mark.parametrize(("steps", "stays"), [(0, False), (1, True), (2, True)])
+def test_a_failed_run_keeps_its_folder_from_the_first_step_on(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch, steps: int, stays: bool
+) -> None:
+    """Nothing has been logged or saved yet."""
+    die_in_step(monkeypatch, with_run(tiny, log_steps=10, save_steps=0), steps + 1)
+    assert Path(tiny.run.output).exists() == stays
+
+
+def test_a_first_checkpoint_that_fails_takes_nothing_away(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileSystemWriter, "finish", lambda *args: 1 / 0)
+    with pytest.raises((ValueError, RuntimeError), match="step_00000003 cannot be written"):
+        train(with_run(tiny, log_steps=10))
+    assert (Path(tiny.run.output) / "recipe.json").is_file()
+    assert list((Path(tiny.run.output) / "checkpoints").iterdir()) == []
 
 
 def test_minutes_are_enough_for_a_checkpoint(tiny: Recipe) -> None:

@@ -17,7 +17,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from open_cloc.cli import screen
 from open_cloc.cli.failures import Stopped, explain
@@ -55,13 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = [arg for arg in args if arg != "--debug"]
     stops = Stops(f"open-cloc {args[0]}" if args and args[0] in VERBS else "open-cloc")
     if argv is None:
+        # The process is ours: Python shall not look into the working folder for the modules of its children.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
         screen.use_utf8()
         screen.prepare_streams()
         stops.listen()
     screen.show_warnings_as_text()
-    # For readers and recipes given as module:name.
-    with suppress(FileNotFoundError):  # the folder has been removed
-        sys.path.append(os.getcwd())
     try:
         return run(args, stops, debug)
     finally:

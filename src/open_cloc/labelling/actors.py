@@ -70,7 +70,9 @@ def connected(address: str) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         place = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        ray.init(**place, logging_level="ERROR", log_to_driver=False)
+        # Else Ray has its workers look into the working folder before all libraries, as it does for scripts.
+        own = require("ray.job_config", "label").JobConfig(_client_job=True)
+        ray.init(**place, job_config=own, logging_level="ERROR", log_to_driver=False)
     try:
         yield
     except ray.exceptions.RayError as error:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
+from open_cloc.model.foreign import open_model
 from open_cloc.model.load import find_folder
 
 # Suffixes of all files that a model is made of.
-SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".distcp"}
+SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
 class Checkpoint(NamedTuple):
@@ -74,6 +75,8 @@ def read_model_type(checkpoint: Checkpoint) -> str:
     """
     path = checkpoint.folder / "config.json"
     config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must be a table of keys and values; got {config!r:.60}")
     if "model_cfg" in config and "prompter" in config:
         return "cloc"
     if not isinstance(config.get("model_type"), str):
@@ -91,16 +94,15 @@ def load_safetensors(auto_model: Any, checkpoint: Checkpoint, without: str | Non
 
     Raises:
         MissingFileError: If there are no safetensors.
-        UserError: If weights are missing, which the library would draw at random.
+        UserError: If weights are missing, which the library would draw at random, or absurd, or the configs
+            ask for more than the files hold, or for code or other folders.
     """
     folder = checkpoint.folder
     if not any(folder.glob("*.safetensors")):
         raise MissingFileError(
             f"{folder} holds no .safetensors; other weights are not opened: they may run code"
         )
-    model, info = auto_model.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True
-    )
+    model, info = open_model(auto_model, folder, use_safetensors=True, output_loading_info=True)
     missing = sorted(name for name in info["missing_keys"] if without is None or without not in name)
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of its model, such as {missing[0]}")

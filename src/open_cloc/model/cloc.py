@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
-from open_cloc.errors import MissingFileError
 from open_cloc.model import weights
 from open_cloc.model.features import compute_features, encode_distinct_texts
 from open_cloc.model.prompter import Prompter, PrompterConfig
@@ -29,6 +27,16 @@ from open_cloc.model.towers import image_tower_of, text_tower_of
 from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.tokenizer import TextTokenizer
 from open_cloc.samples import PAPER_NEEDS, Features, RegionBatch
+
+# Options of `from_pretrained` that concern the hub.
+HUB_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
+
+
+def build_parts(model_cfg: Mapping[str, Any], prompter: PrompterConfig) -> tuple[Any, Prompter]:
+    """The two towers and the Prompter, untrained: all of a CLOC that has weights."""
+    clip: Any = build_clip(model_cfg)
+    width = image_tower_of(clip.visual).token_width
+    return clip, Prompter(width, model_cfg["embed_dim"], prompter)
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,9 @@ class CLOC(
             "prompter": asdict(prompter_config),
             "preprocess": asdict(self.preprocess),
         }
-        self.clip: Any = build_clip(self.model_cfg)
+        self.clip, self.prompter = build_parts(self.model_cfg, prompter_config)
         self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(self.clip.text).padding_id)
         self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
-        width = image_tower_of(self.clip.visual).token_width
-        self.prompter = Prompter(width, self.model_cfg["embed_dim"], prompter_config)
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
 
@@ -191,20 +197,31 @@ class CLOC(
             MissingFileError: If there is no such folder or repository, or a file of it is missing.
             UserError: If its config or weights are not CLOC's, or do not fit each other.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            # The mixin reads it too, but does not say what is wrong with it.
-            weights.read_config(folder)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            raise MissingFileError(
-                f"model {str(folder)!r} is neither a local folder nor a hub repository that can be reached"
-            ) from error
+        name, folder = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            given = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
+            folder = weights.fetch(name, **given)
+        # The mixin reads it too, but does not say what is wrong with it.
+        weights.read_config(folder)
+        return super().from_pretrained(folder, **kwargs)
+
+    @classmethod
+    def shapes_of(
+        cls, model_cfg: Mapping[str, Any], prompter: Mapping[str, Any], preprocess: Mapping[str, Any]
+    ) -> dict[str, torch.Size]:
+        """Names and shapes of the weights that a config asks for; on torch's `meta` device without memory.
+
+        Raises:
+            UserError: If it is no config of a CLOC.
+        """
+        from_dict(CanvasConfig, preprocess, "preprocess")
+        parts = build_parts(model_cfg, from_dict(PrompterConfig, prompter, "prompter"))
+        states = zip(("clip", "prompter"), (part.state_dict() for part in parts))
+        return {f"{part}.{name}": tensor.shape for part, state in states for name, tensor in state.items()}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights.save_folder(self, save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> CLOC:
-        return weights.load_folder(cls, model_id, **kwargs)
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> CLOC:
+        return weights.load_folder(cls, cls.shapes_of, Path(model_id), map_location)

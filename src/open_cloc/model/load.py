@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model.cloc import CLOC
+from open_cloc.model.weights import FILES
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -50,7 +51,7 @@ def load_model(
         )
     target, weights = choose_device(device), choose_dtype(dtype)
     model = CLOC.from_pretrained(
-        find_folder(path_or_hub_id, revision=revision, token=token, cache_dir=cache_dir)
+        find_folder(path_or_hub_id, revision=revision, token=token, cache_dir=cache_dir, patterns=FILES)
     )
     model.clip.visual.to(weights)
     model.clip.text.to(weights)

@@ -69,6 +69,10 @@ class PrompterConfig:
                 raise UserError(
                     f"unknown prompter.{name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
                 )
+        ranges = {"width": (0, 2**20), "mlp_ratio": (0.01, 100.0), "dropout": (0, 0.99), "layer_drop": (0, 1)}
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"prompter.{name} must lie in [{least}, {most}]; got {getattr(self, name)}")
 
 
 class Prompter(nn.Module):

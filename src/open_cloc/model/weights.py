@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,12 +25,19 @@ from torch import Tensor, nn
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json, write_text, write_whole
 from open_cloc.model import sharded
+from open_cloc.model.limits import no_larger_than, read_header, require_sound_weights
 from open_cloc.model.old_names import by_names_of_today
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 # Holds config and tokenizer of a Hugging Face text tower.
 TEXT_TOWER_FOLDER = "text_tower"
+# All that is read of a model folder; nothing else is fetched from the hub.
+FILES = [
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    *(f"{TEXT_TOWER_FOLDER}/*.{suffix}" for suffix in ("json", "txt", "model")),
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -79,42 +88,74 @@ def save_config(model: Savable, folder: Path) -> None:
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def fetch(name: str, **options: Any) -> Path:
+    """What is read of a model on the hub, in a folder.
+
+    Args:
+        name: `owner/name`.
+        **options: The hub's: `revision`, `cache_dir`, `token`, ...
+
+    Raises:
+        MissingFileError: If there is none, or the hub cannot be reached.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise MissingFileError(
+            f"model {name!r} is neither a local folder nor a hub repository that can be reached"
+        ) from error
+
+
 def load_folder(
     build: Callable[..., Model],
-    model_id: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    shapes_of: Callable[..., dict[str, torch.Size]],
+    folder: Path,
     map_location: str = "cpu",
-    strict: bool = True,
-    **model_kwargs: Any,
 ) -> Model:
-    """Build a model from a folder or hub repository; the mixin's `from_pretrained` calls this.
+    """Build the model of a folder, with its weights; the mixin's `from_pretrained` calls this.
+
+    Args:
+        build: Makes a model of a config's tables.
+        shapes_of: Says which tensors it would have, without memory.
+        folder: The model's folder.
+        map_location: Device.
 
     Raises:
         MissingFileError: If the folder lacks a config or weights.
-        UserError: If the weights are of another architecture.
+        UserError: If the weights are of another architecture, damaged or absurd.
     """
-    if Path(model_id).is_dir():
-        folder = Path(model_id)
-    else:
-        folder = Path(
-            snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        )
     config = read_config(folder)
+    require_fit(shapes_of, config, folder)
     model = build(**config)
     load_strictly(model, read_folder_state(folder), str(folder))
     return model.to(map_location).eval()
+
+
+def require_fit(
+    shapes_of: Callable[..., dict[str, torch.Size]], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Compare what a folder's config asks for with its weights, before memory is taken for either.
+
+    Raises:
+        MissingFileError: If there are no weights.
+        UserError: If they are of another architecture.
+    """
+    given = read_folder_shapes(folder)
+    with no_larger_than(given.values(), str(folder)), torch.device("meta"):
+        own = shapes_of(**config)
+    require_same_shapes(own, given, str(folder))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether weights lie in shards, as training writes them; never where a model's own file is."""
+    return (folder / sharded.SHARDS_FOLDER).is_dir() and not (folder / WEIGHTS_NAME).exists()
+
+
+def read_folder_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Shapes of the tensors that `read_folder_state` reads, which are not read; errors as there."""
+    if is_checkpoint(folder):
+        return sharded.of_model(sharded.read_shapes(folder))
+    return by_names_of_today(read_header(folder / WEIGHTS_NAME))
 
 
 def read_folder_state(folder: Path) -> dict[str, Tensor]:
@@ -126,7 +167,7 @@ def read_folder_state(folder: Path) -> dict[str, Tensor]:
         MissingFileError: If there are none.
         UserError: If they are cut short.
     """
-    if (folder / sharded.SHARDS_FOLDER).is_dir():
+    if is_checkpoint(folder):
         return sharded.read_weights(folder)
     return by_names_of_today(read_state(folder / WEIGHTS_NAME))
 
@@ -136,7 +177,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: If there is no `config.json`.
-        UserError: If it is not a CLOC config.
+        UserError: If it is not a CLOC config, or its text tower lies outside of the folder.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -147,15 +188,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or set(config) != {"model_cfg", "prompter", "preprocess"}:
         found = sorted(config) if isinstance(config, dict) else type(config).__name__
-        raise UserError(f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found}")
-    model_cfg = config["model_cfg"]
-    text_cfg = model_cfg.get("text_cfg") if isinstance(model_cfg, dict) else None
+        raise UserError(
+            f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found!s:.200}"
+        )
+    for name, part in config.items():
+        if not isinstance(part, dict):
+            raise UserError(f"{path} is not a CLOC config: expected a table {name}; got {part!r:.60}")
+    text_cfg = config["model_cfg"].get("text_cfg")
     if not isinstance(text_cfg, dict):
-        raise UserError(f"{path} is not a CLOC config: expected a table model_cfg.text_cfg; got {text_cfg!r}")
+        raise UserError(
+            f"{path} is not a CLOC config: expected a table model_cfg.text_cfg; got {text_cfg!r:.60}"
+        )
     for name in ("hf_model_name", "hf_tokenizer_name"):
-        if text_cfg.get(name) == TEXT_TOWER_FOLDER:
-            text_cfg[name] = str(folder / TEXT_TOWER_FOLDER)
+        if text_cfg.get(name):
+            text_cfg[name] = _text_tower(folder, name, text_cfg[name])
     return config
+
+
+def _text_tower(folder: Path, key: str, name: Any) -> str:
+    """The folder of a text tower that a config names: the model's own, or none."""
+    own = folder / TEXT_TOWER_FOLDER
+    if name != TEXT_TOWER_FOLDER or not own.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{folder / CONFIG_NAME} names {name!r:.60} as its {key}; a model's text tower lies in its own "
+            f"folder {TEXT_TOWER_FOLDER!r}, and no other is opened"
+        )
+    return str(own)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -169,10 +227,12 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingFileError(f"weights not found: {path}")
     if path.suffix == ".safetensors":
+        read_header(path)
         try:
             return load_file(path)
         except SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    _require_unpacked(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises half a dozen types for broken files.
@@ -189,13 +249,24 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
+def _require_unpacked(path: Path) -> None:
+    """torch stores its files as they are; one that is packed may hold a thousand times its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as packed:
+        size = sum(member.file_size for member in packed.infolist())
+    if size > path.stat().st_size:
+        raise UserError(f"{path} is not a torch checkpoint of plain tensors: it is packed, to {size:,} bytes")
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load every tensor of a state dict, or say which first one does not fit.
 
     Raises:
-        UserError: If names or shapes differ.
+        UserError: If names or shapes differ, or a tensor is no trained weight.
     """
     require_same_shapes(_shapes(module.state_dict()), _shapes(state), where)
+    require_sound_weights(state, where)
     module.load_state_dict(dict(state))
 
 

@@ -121,15 +121,15 @@ class Saver:
         target = self.folder / temporary.name.removeprefix(WRITING)
 
         def give_name() -> None:
-            _require_all_shards(metadata, temporary / sharded.SHARDS_FOLDER)
+            _require_all_shards(temporary)
             weights.save_config(self.state.model, temporary)
             (temporary / STATE_NAME).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
             temporary.rename(target)
 
         try:
-            metadata = written.result()
+            written.result()
             self.ranks.on_first(give_name, self.ranks.saving)
-        except (OSError, dcp.CheckpointException) as error:
+        except (OSError, UserError, dcp.CheckpointException) as error:
             if self.ranks.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)  # what is there of it takes the space that lacks
             whole = list_checkpoints(self.folder)
@@ -180,14 +180,14 @@ class Saver:
             self.thread.shutdown()
 
 
-def _require_all_shards(metadata: dcp.Metadata, folder: Path) -> None:
+def _require_all_shards(folder: Path) -> None:
     """Each rank's file must be where the first rank looks: on several machines `/tmp` is not.
 
     Raises:
         MissingFileError: If one is elsewhere.
     """
-    names = sorted({info.relative_path for info in metadata.storage_data.values()})
-    lacking = [name for name in names if not (folder / name).is_file()]
+    names = sharded.shard_names(folder)
+    lacking = [name for name in names if not (folder / sharded.SHARDS_FOLDER / name).is_file()]
     if lacking:
         raise MissingFileError(
             f"{lacking[0]} is not where the first rank looks; the run folder must lie on storage that all "

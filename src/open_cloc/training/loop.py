@@ -201,6 +201,8 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
             optim.set_learning_rate(run.optimizer, factor)
             losses = train_step(run, batch, step)
             step += 1
+            if ranks.is_first:  # from the first step on there is something to keep
+                saver.folder.mkdir(exist_ok=True)
             report.advance()
             if step % config.log_steps == 0 or step == num_steps:
                 scalars = {name: value.item() for name, value in losses.items()}
@@ -310,7 +312,7 @@ def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
 def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple[Path, Path | None]]:
     """The run folder, which is this run's alone, and the checkpoint to go on from.
 
-    A new run that fails before it has logged or saved anything leaves no folder behind.
+    A new run that fails in its first step, or before, leaves no folder behind. What was trained is kept.
     """
     folder = Path(recipe.run.output)
     with ExitStack() as held:
@@ -326,7 +328,7 @@ def _removed_if_nothing_came(folder: Path, resume: str, ranks: Ranks) -> Iterato
     except BaseException:
         log = folder / LOG_NAME
         logged = log.is_file() and log.stat().st_size > 0
-        kept = resume or logged or checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)
+        kept = resume or logged or (folder / CHECKPOINTS_FOLDER).is_dir()
         if ranks.is_first and not kept:
             shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -179,8 +179,8 @@ def join_ranks(device: str = "") -> Iterator[Ranks]:
         _initialize(own_device, place)
     if place.rank > 0:
         logging.getLogger("open_cloc").setLevel(logging.ERROR)  # warnings are the same everywhere
-    # Each gloo group connects every rank with every other, hence no more of them than are needed: on the CPU the
-    # model's own group carries the messages too, since both come from the main thread, in one order.
+    # Each gloo group connects every rank with every other, hence no more of them than are needed: on the CPU
+    # the model's own group carries the messages too, since both come from the main thread, in one order.
     shares = own_device.type != "cuda" and not joined_before
     control: Any = dist.group.WORLD if shares else _new_gloo()
     saving: Any = _new_gloo()

@@ -105,9 +105,9 @@ def test_wrong_folders(model: CLOC, hf_clip: Path, text_tower: Path, tmp_path: P
         open_method("hf_clip")
     with pytest.raises(UserError, match="leave --weights out"):
         open_method(f"hf_clip:{hf_clip}", model)
-    with pytest.raises(MissingFileError, match="image processor"):
+    with pytest.raises(UserError, match="model of type 'bert'; expected a CLIP"):
         open_folder(text_tower)
-    shutil.copytree(text_tower, tmp_path / "bert")
-    shutil.copy(hf_clip / "preprocessor_config.json", tmp_path / "bert")
-    with pytest.raises(UserError, match="BertModel; expected a CLIP"):
-        open_folder(tmp_path / "bert")
+    shutil.copytree(hf_clip, tmp_path / "blind")
+    (tmp_path / "blind" / "preprocessor_config.json").unlink()
+    with pytest.raises(MissingFileError, match="image processor"):
+        open_folder(tmp_path / "blind")

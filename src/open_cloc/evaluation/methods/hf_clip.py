@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,13 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.methods.crop import cut_out
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.model.load import choose_device
+from open_cloc.files import read_json
+from open_cloc.model.foreign import open_model, open_safely
+from open_cloc.model.load import choose_device, find_folder
 
 TEXTS_PER_CHUNK = 256
+# Of a hub's model, beside its weights.
+FILES = ("*.json", "*.txt", "*.model")
 
 
 class HfClipMethod:
@@ -31,6 +36,7 @@ class HfClipMethod:
 
     Args:
         folder: Where it was saved, together with its image processor and its tokenizer.
+        name: What it is called in results.
         config: How to measure.
         device: Where it runs.
     """
@@ -38,13 +44,13 @@ class HfClipMethod:
     # The processor wants the pictures themselves, so that nothing need be drawn for it.
     canvas = CanvasConfig((1, 1))
 
-    def __init__(self, folder: str, config: EvaluationConfig, device: torch.device) -> None:
+    def __init__(self, folder: Path, name: str, config: EvaluationConfig, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self.folder, self.config, self.device = folder, config, device
-        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
-        self.processor: Any = AutoImageProcessor.from_pretrained(folder)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.name, self.config, self.device = name, config, device
+        self.model: Any = open_model(AutoModel, folder).to(device).eval()
+        self.processor: Any = open_safely(AutoImageProcessor, folder)
+        self.tokenizer: Any = open_safely(AutoTokenizer, folder)
 
     def describe(self) -> dict[str, Any]:
         """What made the numbers, as plain JSON."""
@@ -53,7 +59,7 @@ class HfClipMethod:
         return {
             "method": "hf_clip",
             "model": f"{self.model.config.model_type} ViT-{size}",
-            "pretrained": self.folder,
+            "pretrained": self.name,
             "precision": self.config.precision,
             "device": self.device.type,
             "processor": json.loads(self.processor.to_json_string()),
@@ -109,22 +115,40 @@ def open_hf_clip(what: str, setup: Setup) -> HfClipMethod:
         setup: How to measure, and where.
 
     Raises:
-        UserError: If it is no CLIP or SigLIP, or CLOC weights are given too.
+        UserError: If it is no CLIP or SigLIP, is damaged, or CLOC weights are given too.
         MissingFileError: If the model, its image processor or its tokenizer is not there.
     """
     if setup.weights is not None:
         raise UserError(f"method hf_clip:{what} brings its own model; leave --weights out")
     if not what:
         raise UserError("method hf_clip needs the folder of a model: hf_clip:FOLDER")
-    device = choose_device(setup.device)
-    try:
-        method = HfClipMethod(what, setup.config, device)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MissingFileError(f"no CLIP or SigLIP of transformers at {what}: {reason}") from error
+    device, folder = choose_device(setup.device), _find_clip(what)
+    method = HfClipMethod(folder, what, setup.config, device)
     if not hasattr(method.model, "get_image_features") or not hasattr(method.model, "get_text_features"):
         raise UserError(f"{what} holds a {type(method.model).__name__}; expected a CLIP or SigLIP")
     return method
+
+
+def _find_clip(what: str) -> Path:
+    """The folder of a model that embeds pictures and texts; of a hub's model, what is read of it.
+
+    Raises:
+        MissingFileError: If it is not there, or is no model of transformers.
+        UserError: If it is a model of another kind.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    folder = find_folder(what, patterns=[*FILES, "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):  # of old models, as plain tensors
+        folder = find_folder(what, patterns=[*FILES, "pytorch_model*.bin"])
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingFileError(f"no CLIP or SigLIP of transformers at {what}: it holds no config.json")
+    config = read_json(path)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise UserError(f"{what} holds a model of type {kind!r:.60}; expected a CLIP or SigLIP")
+    return folder
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

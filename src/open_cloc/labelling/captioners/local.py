@@ -14,6 +14,7 @@ from open_cloc.labelling.captioners.pictures import decoded, one_line
 from open_cloc.labelling.hub import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
+from open_cloc.model.foreign import open_safely
 
 # Trained to caption a picture and nothing else: a prompt would become part of the caption.
 PROMPTLESS = ("blip", "blip-2", "git", "vision-encoder-decoder")
@@ -72,14 +73,13 @@ class LocalCaptioner:
     def _load_processor(self, checkpoint: Checkpoint, model_type: str) -> None:
         from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         self._promptless = model_type in PROMPTLESS
         self._prompt: str | None = None
         if self._promptless:
-            self._processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, **options)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
+            self._processor: Any = open_safely(AutoImageProcessor, checkpoint.folder)
+            self._tokenizer: Any = open_safely(AutoTokenizer, checkpoint.folder)
             return
-        self._processor = AutoProcessor.from_pretrained(checkpoint.folder, **options)
+        self._processor = open_safely(AutoProcessor, checkpoint.folder)
         self._tokenizer = getattr(self._processor, "tokenizer", None)
         if self._tokenizer is None:
             raise UserError(f"{checkpoint.folder} has no processor for pictures with text")

@@ -10,6 +10,7 @@ import torch
 from open_cloc.errors import UserError
 from open_cloc.labelling.hub import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import DetectorConfig
+from open_cloc.model.foreign import open_safely
 
 
 def open_checkpoint(
@@ -43,10 +44,7 @@ def load_transformers(checkpoint: Checkpoint, device: torch.device) -> tuple[Any
     from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
     model = load_safetensors(AutoModelForZeroShotObjectDetection, checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint.folder, trust_remote_code=False, local_files_only=True
-    )
-    return model.float().to(device).eval(), tokenizer
+    return model.float().to(device).eval(), open_safely(AutoTokenizer, checkpoint.folder)
 
 
 def in_precision(config: DetectorConfig, device: torch.device) -> torch.autocast:

@@ -6,17 +6,29 @@ registry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import open_clip
+import timm
 from torch import nn
 
+from open_cloc.config import convert
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.model.foreign import open_safely
 from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.timm import allow_any_image_size, fit_projection
+from open_cloc.model.towers.tokenizer import check_tokenizer
+
+# Longest text in tokens: beyond all text towers, and short enough to be padded in memory.
+MAX_CONTEXT = 2**16
+# What a config may give to an activation or a norm.
+PART_OPTIONS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "act_kwargs": {"approximate": lambda value: value in ("none", "tanh")},
+    "norm_kwargs": {"eps": lambda value: isinstance(value, float) and 0 < value < 1},
+}
 
 
 def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
@@ -30,11 +42,14 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
             tokens.
         MissingFileError: If it names a text tower's folder that holds no config.
     """
-    cfg = _checked(model_cfg)
+    cfg = check_model_cfg(model_cfg)
     try:
         clip = open_clip.model.CustomTextCLIP(**cfg, nonscalar_logit_scale=True)
-    except (TypeError, KeyError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except UserError:
+        raise
+    # A config may say anything, and open_clip checks little of it.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):  # its table of Hugging Face architectures
             reason = f"text towers of type {error} are not among those it knows"
         raise UserError(f"open_clip cannot build this model_cfg: {reason}") from error
@@ -45,22 +60,56 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
     return clip
 
 
-def _checked(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that open_clip builds without downloading weights."""
+def check_model_cfg(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config that open_clip builds without downloading weights and without foreign code.
+
+    Raises:
+        UserError: If a value is of another type than open_clip's, or asks for what a CLOC cannot do.
+        MissingFileError: If it names a text tower's folder that holds no config.
+    """
     cfg = deepcopy(dict(model_cfg))
     cfg.pop("custom_text", None)
     for part in ("embed_dim", "vision_cfg", "text_cfg"):
         if part not in cfg:
-            raise UserError(f"model_cfg lacks {part!r}; got keys {sorted(cfg)}")
-    if cfg["vision_cfg"].get("patch_dropout"):
+            raise UserError(f"model_cfg lacks {part!r}; got keys {sorted(cfg)!s:.200}")
+    cfg["embed_dim"] = convert(int, cfg["embed_dim"], "model_cfg.embed_dim")
+    for name, hint in (("quick_gelu", bool), ("init_logit_scale", float), ("init_logit_bias", float | None)):
+        if name in cfg:
+            cfg[name] = convert(hint, cfg[name], f"model_cfg.{name}")
+    vision = cfg["vision_cfg"] = _check_part(open_clip.CLIPVisionCfg, cfg["vision_cfg"], "vision_cfg")
+    text = cfg["text_cfg"] = _check_part(open_clip.CLIPTextCfg, cfg["text_cfg"], "text_cfg")
+    if vision.get("patch_dropout"):
         raise UserError("patch_dropout must be 0: regions need every image token")
     if "multimodal_cfg" in cfg:
         raise UserError("CoCa models are not supported: their captioning decoder has no place in CLOC")
-    cfg["vision_cfg"]["timm_model_pretrained"] = False
-    if cfg["text_cfg"].get("hf_model_name"):
-        cfg["text_cfg"]["hf_model_pretrained"] = False
-        require_config(cfg["text_cfg"]["hf_model_name"])
+    if not 3 <= text.get("context_length", MAX_CONTEXT) <= MAX_CONTEXT:
+        raise UserError(
+            f"model_cfg.text_cfg.context_length must lie in [3, {MAX_CONTEXT}]; got {text['context_length']}"
+        )
+    check_tokenizer(text)
+    name = vision.get("timm_model_name")
+    if name and not timm.is_model(name):  # such as one from the hub
+        raise UserError(f"open_clip cannot build this model_cfg: timm has no network {name!r:.60}")
+    vision["timm_model_pretrained"] = False
+    if text.get("hf_model_name"):
+        text["hf_model_pretrained"] = False
+        check_text_tower(text["hf_model_name"])
     return cfg
+
+
+def _check_part(cls: type, part: Any, name: str) -> dict[str, Any]:
+    """The values of a tower's config by open_clip's own annotations; keys that it lacks it names itself."""
+    if not isinstance(part, Mapping):
+        raise UserError(f"model_cfg.{name} must be a table of keys and values; got {part!r:.60}")
+    hints, checked = get_type_hints(cls), {}
+    for key, value in part.items():
+        where = f"model_cfg.{name}.{key}"
+        # open_clip's own configs say null for what their kind of tower has not.
+        checked[key] = value if value is None else convert(hints.get(key, Any), value, where)
+        for option, given in (checked[key] or {}).items() if key in PART_OPTIONS else ():
+            if option not in PART_OPTIONS[key] or not PART_OPTIONS[key][option](given):
+                raise UserError(f"{where} takes no {option} of {given!r:.60}")
+    return checked
 
 
 def require_config(text_tower: str) -> None:
@@ -71,3 +120,21 @@ def require_config(text_tower: str) -> None:
     """
     if Path(text_tower).is_dir() and not (Path(text_tower) / "config.json").is_file():
         raise MissingFileError(f"text tower folder {text_tower} holds no config.json")
+
+
+def check_text_tower(name: str) -> Any:
+    """The config of a Hugging Face text tower, read without its code.
+
+    open_clip opens it again by itself. Where the library knows the type, it takes its own code by itself.
+
+    Args:
+        name: A folder, or a name on the hub.
+
+    Raises:
+        MissingFileError: If the folder holds no config.
+        UserError: If the library does not know the type, or the config asks for other folders or code.
+    """
+    from transformers import AutoConfig
+
+    require_config(name)
+    return open_safely(AutoConfig, name)

@@ -6,13 +6,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from open_cloc.errors import MissingFileError
+import torch
+
+from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
+from open_cloc.model.cloc import CLOC
+from open_cloc.model.limits import no_larger_than, read_header
+from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.open_clip import trained_towers
 from open_cloc.model.towers.tower import StartingTowers
-from open_cloc.model.weights import CONFIG_NAME, load_strictly, read_config, read_folder_state
+from open_cloc.model.weights import (
+    CONFIG_NAME,
+    TEXT_TOWER_FOLDER,
+    load_strictly,
+    read_config,
+    read_folder_state,
+    read_state,
+    require_fit,
+)
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+# Which of a folder's files tell that it holds what open_clip's config names.
+OWN_TEXTS = {
+    "hf_model_name": ("config.json",),
+    "hf_tokenizer_name": ("tokenizer.json", "tokenizer_config.json"),
+}
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -38,15 +56,54 @@ def saved_towers(path: str) -> StartingTowers:
 
 
 def _open_clip_folder(folder: Path) -> StartingTowers:
-    config = read_json(folder / OPEN_CLIP_CONFIG)
+    path = folder / OPEN_CLIP_CONFIG
+    config = read_json(path)
+    model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
+    preprocess = config.get("preprocess_cfg") if isinstance(config, dict) else None
+    if not isinstance(model_cfg, dict) or not isinstance(preprocess or {}, dict):
+        raise UserError(f"{path} is not an open_clip config: expected tables model_cfg and preprocess_cfg")
     existing = [folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()]
     if not existing:
         raise MissingFileError(f"{folder} holds no weights; expected {' or '.join(OPEN_CLIP_WEIGHTS)}")
-    return trained_towers(config["model_cfg"], existing[0], config.get("preprocess_cfg"))
+    towers = trained_towers(_with_own_texts(model_cfg, folder), existing[0], preprocess)
+    with no_larger_than(_shapes(existing[0]).values(), str(folder)), torch.device("meta"):
+        build_clip(towers.model_cfg)
+    return towers
+
+
+def _shapes(path: Path) -> dict[str, torch.Size]:
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    return {name: tensor.shape for name, tensor in read_state(path).items()}
+
+
+def _with_own_texts(model_cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A config whose text tower and tokenizer are the folder's, as it would be on the hub.
+
+    Raises:
+        UserError: If they are not there: other folders and the hub are not asked.
+    """
+    text_cfg = model_cfg.get("text_cfg")
+    if not isinstance(text_cfg, dict):
+        return model_cfg
+    own = dict(text_cfg)
+    places = (folder / TEXT_TOWER_FOLDER, folder)
+    for key, files in OWN_TEXTS.items():
+        if not own.get(key):
+            continue
+        found = [place for place in places if any((place / name).is_file() for name in files)]
+        if not found:
+            raise UserError(
+                f"{folder / OPEN_CLIP_CONFIG} names {own[key]!r:.60} as its {key}, which is not opened; "
+                f"expected {' or '.join(files)} in the folder or in its {TEXT_TOWER_FOLDER}/"
+            )
+        own[key] = str(found[0])
+    return {**model_cfg, "text_cfg": own}
 
 
 def _cloc_folder(folder: Path) -> StartingTowers:
     config = read_config(folder)
+    require_fit(CLOC.shapes_of, config, folder)
     load = partial(_load_cloc, folder=folder)
     return StartingTowers(config["model_cfg"], config["preprocess"], load, prompter=config["prompter"])
 

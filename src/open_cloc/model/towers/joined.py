@@ -12,7 +12,8 @@ import timm
 from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.model.towers.build import require_config
+from open_cloc.model.foreign import open_model
+from open_cloc.model.towers.build import check_text_tower
 from open_cloc.model.towers.tower import StartingTowers
 from open_cloc.model.weights import load_in_order, load_strictly, read_state
 
@@ -48,7 +49,6 @@ def joined_towers(
         raise UserError(f"unknown timm model {name!r}; nearest names: {', '.join(near)}")
     if not Path(text).is_dir():
         raise MissingFileError(f"text tower folder not found: {text}")
-    require_config(text)
     model_cfg = {
         "embed_dim": embed_dim,
         "vision_cfg": _vision_cfg(name),
@@ -63,9 +63,7 @@ def _vision_cfg(name: str) -> dict[str, Any]:
 
 
 def _text_cfg(folder: str, embed_dim: int, context_length: int) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    width = AutoConfig.from_pretrained(folder).hidden_size
+    width = getattr(check_text_tower(folder), "hidden_size", None)
     return {
         "hf_model_name": folder,
         "hf_tokenizer_name": folder,
@@ -131,7 +129,7 @@ def load_text_tower(transformer: nn.Module, folder: str) -> None:
 
     # A pooler in the file that this tower lacks is no news.
     transformers.logging.set_verbosity_error()
-    loaded, report = AutoModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    loaded, report = open_model(AutoModel, Path(folder), add_pooling_layer=False, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):  # transformers would start them at random
         raise UserError(
             f"weights of another architecture: {folder} lack {len(missing)} tensors such as {missing[0]!r}"

@@ -10,8 +10,12 @@ from typing import Any
 
 import open_clip
 
+from open_cloc.canvas import CanvasConfig
+from open_cloc.config import from_dict
 from open_cloc.errors import UserError
 from open_cloc.files import read_json
+from open_cloc.model.limits import require_sound_weights
+from open_cloc.model.towers.build import check_model_cfg
 from open_cloc.model.towers.tower import OPENAI_CANVAS, StartingTowers
 from open_cloc.model.weights import read_state
 
@@ -65,7 +69,12 @@ def _weights_file(name: str, pretrained: str) -> Path:
 
 
 def written_towers(model_cfg: Mapping[str, Any]) -> StartingTowers:
-    """Towers of a written-out config, untrained."""
+    """Towers of a written-out config, untrained.
+
+    Raises:
+        UserError: If it is no model config of open_clip's.
+    """
+    check_model_cfg(model_cfg)
     return StartingTowers(_copy(model_cfg), OPENAI_CANVAS)
 
 
@@ -82,8 +91,13 @@ def trained_towers(
         model_cfg: open_clip's config of the towers.
         weights: The checkpoint.
         preprocess: What open_clip says of their input: `mean`, `std`, `interpolation`; others are ignored.
+
+    Raises:
+        UserError: If one of them is not what it must be.
     """
+    check_model_cfg(model_cfg)
     given = {name: (preprocess or {})[name] for name in OPENAI_CANVAS if name in (preprocess or {})}
+    from_dict(CanvasConfig, given, "preprocess_cfg")
     load = partial(load_checkpoint, path=weights)
     return StartingTowers(_copy(model_cfg), {**OPENAI_CANVAS, **given}, load, is_clip=True)
 
@@ -101,7 +115,7 @@ def load_checkpoint(model: Any, path: Path) -> None:
     from open_clip.factory import load_checkpoint as load
 
     if path.suffix not in (".npz", ".npy"):
-        read_state(path)  # a clear error for a broken file
+        require_sound_weights(read_state(path), str(path))
     try:
         load(model.clip, str(path), strict=True)
     except (RuntimeError, KeyError, AttributeError) as error:

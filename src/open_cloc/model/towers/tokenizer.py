@@ -6,12 +6,14 @@ Shapes: U texts, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from open_cloc.errors import MissingFileError
+from open_cloc.config import convert
+from open_cloc.errors import UserError
+from open_cloc.model.foreign import open_safely
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
 
@@ -63,23 +65,47 @@ def trim_padding(token_ids: Tensor, pad_id: int | None) -> Tensor:
     return token_ids[:, :longest]
 
 
+# What a config may say of its tokenizer; all else would go on to libraries that open files or run code.
+TOKENIZER_OPTIONS: Mapping[str, Any] = {
+    "clean": Literal["lower", "whitespace", "canonicalize"],
+    "strip_sep_token": bool,
+    "language": str,
+}
+TOKENIZER_MODES = (None, "", "clips")
+
+
+def check_tokenizer(text_cfg: Mapping[str, Any]) -> None:
+    """Refuse options of a tokenizer that are not known to be harmless.
+
+    Raises:
+        UserError: Names the option.
+    """
+    for name, value in (text_cfg.get("tokenizer_kwargs") or {}).items():
+        if name not in TOKENIZER_OPTIONS:
+            known = ", ".join(TOKENIZER_OPTIONS)
+            raise UserError(f"tokenizer_kwargs of a model take no {name!r}; expected {known}")
+        convert(TOKENIZER_OPTIONS[name], value, f"tokenizer_kwargs.{name}")
+    if text_cfg.get("tokenizer_mode") not in TOKENIZER_MODES:
+        raise UserError(f"unknown tokenizer_mode {text_cfg['tokenizer_mode']!r:.60}; expected clips or none")
+
+
 def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
     """open_clip's tokenizer for a model config: texts -> (U, T) padded to the context length.
 
     Raises:
         MissingFileError: If a Hugging Face tokenizer is neither a local folder nor cached.
+        UserError: If it would run code of its folder, or an option is not a tokenizer's.
     """
     from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
     cfg = model_cfg["text_cfg"]
-    context_length = cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
-    kwargs = cfg.get("tokenizer_kwargs") or {}
+    check_tokenizer(cfg)
+    options = {"context_length": cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)}
+    options |= cfg.get("tokenizer_kwargs") or {}
     name = cfg.get("hf_tokenizer_name")
     if not name:
-        return SimpleTokenizer(context_length=context_length, **kwargs)
-    try:
-        return HFTokenizer(
-            name, context_length=context_length, tokenizer_mode=cfg.get("tokenizer_mode"), **kwargs
-        )
-    except OSError as error:
-        raise MissingFileError(f"tokenizer {name!r} is neither a local folder nor cached: {error}") from error
+        try:
+            return SimpleTokenizer(**options)
+        except TypeError as error:
+            raise UserError(f"tokenizer_kwargs do not fit open_clip's own tokenizer: {error}") from error
+    return open_safely(HFTokenizer, name, tokenizer_mode=cfg.get("tokenizer_mode"), **options)
