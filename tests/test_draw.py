@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from open_cloc.draw import contact_sheet, draw_regions, shorten
+from open_cloc.draw import SUFFIXES, check_output, contact_sheet, draw_regions, shorten, write_picture
 from open_cloc.samples import Region, RegionSample
 
 REGIONS = (Region((0.1, 0.1, 0.5, 0.6), "a red mug"), Region((0.2, 0.4, 0.9, 0.8), "mug"))
@@ -46,3 +50,37 @@ def test_contact_sheet_layout_and_long_captions() -> None:
     assert shorten("word " * 100, 12, 100).endswith("…")
     with pytest.raises(ValueError, match="at least one sample"):
         contact_sheet([])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_picture_is_replaced_only_by_who_drew_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    pixels = np.full((20, 30, 3), 200, np.uint8)
+    write_picture(path, pixels)
+    write_picture(path, pixels // 2)
+    with Image.open(path) as drawn:
+        assert np.asarray(drawn).mean() == pytest.approx(100, abs=1)
+    for content in (b"", b"a text", png_of_somebody_else()):
+        path.write_bytes(content)
+        with pytest.raises(FileExistsError, match="is there already, and was not drawn here"):
+            write_picture(path, pixels)
+        assert path.read_bytes() == content
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_picture_takes_no_links_and_folders_place(tmp_path: Path) -> None:
+    write_picture(tmp_path / "theirs.png", np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "link.png").symlink_to(tmp_path / "theirs.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("link.png", "gone.png", "folder.png"):
+        with pytest.raises(FileExistsError, match="is there already"):
+            check_output(tmp_path / name)
+    check_output(tmp_path / "theirs.png")
+    check_output(tmp_path / "new" / "a.webp")
+
+
+def png_of_somebody_else() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import logging
@@ -158,7 +159,7 @@ def parse_json(content: bytes, where: str, without: str = "") -> Any:
             is meant, nobody can say.
     """
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=partial(_as_table, without))
+        return json.loads(_decoded(content), object_pairs_hook=partial(_as_table, without))
     except RecursionError:
         raise UserError(f"{where} is not valid JSON: nested too deeply") from None
     except ValueError as error:  # also text that is not UTF-8, and numbers of thousands of digits
@@ -173,6 +174,11 @@ def _as_table(without: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"key {repeated!r} comes twice in one object")
     table.pop(without, None)
     return table
+
+
+def _decoded(content: bytes) -> str:
+    """UTF-8 as text, without the mark that some editors put before it."""
+    return content.removeprefix(codecs.BOM_UTF8).decode()
 
 
 def read_bytes(path: Path) -> bytes:
@@ -202,7 +208,7 @@ def read_text(path: Path) -> str:
         UserError: If it is no regular file, may not be read, or is not UTF-8.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return _decoded(read_bytes(path))
     except UnicodeDecodeError as error:
         raise UserError(f"text is not UTF-8: {error} ({path})") from error
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from open_cloc.cli import demo
 from open_cloc.cli import main as cli
+from open_cloc.cli.demo import Options, check_output_folder, remove_earlier, train_both
+from open_cloc.errors import RunError
+from open_cloc.files import locked
 
 ROWS = {
     "region accuracy, seen pairs": {"CLIP crop", "CLIP RoIAlign", "CLOC Prompter"},
@@ -46,13 +55,82 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     assert "is not empty: give --overwrite, or another --output" in capfd.readouterr().err
 
 
-def test_overwriting_removes_a_demo_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def made(output: Path) -> None:
+    """What a demo leaves that was stopped while it trained."""
+    for name in ("clip", "cloc"):
+        (output / name / "checkpoints").mkdir(parents=True)
+        (output / name / "recipe.json").write_text(json.dumps({"name": f"scenes-{name}"}))
+
+
+def test_overwriting_removes_an_earlier_demo(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "demo.png").touch()
+    check_output_folder(Options(tmp_path, overwrite=True))
+    remove_earlier(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def someone_elses(output: Path, what: str) -> None:
+    """A demo's output, and something else."""
+    made(output)
+    if what == "a file":
+        (output / "thesis.txt").touch()
+    elif what == "a picture of that name":
+        shutil.rmtree(output / "cloc")
+        (output / "demo.png").touch()
+    elif what == "a folder of that name":
+        (output / "cloc" / "recipe.json").write_text('{"name": "mine"}')
+    elif what == "a file in a run":
+        (output / "clip" / "notes.txt").touch()
+    elif what == "a link":
+        (output / "clip").rename(output.parent / "theirs")
+        (output / "clip").symlink_to(output.parent / "theirs")
+
+
+@pytest.mark.parametrize(
+    "what", ["a file", "a picture of that name", "a folder of that name", "a file in a run", "a link"]
+)
+def test_a_folder_that_holds_anything_else_stays_as_it_is(
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("clip/model", "cloc"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "demo.png").touch()  # stopped before the report
-    (tmp_path / "thesis.txt").touch()
-    assert cli.main(["demo", "--output", str(tmp_path), "--overwrite"]) == 2
-    assert "is not empty" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    output = tmp_path / "demo"
+    someone_elses(output, what)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["demo", "--output", str(output), "--overwrite"]) == 2
+    assert "which no demo has made: give another --output" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_demo_at_work_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path)
+    with locked(tmp_path):
+        assert cli.main(["demo", "--output", str(tmp_path), "--overwrite"]) == 2
+        assert (tmp_path / "clip" / "recipe.json").exists()
+    assert "another process works in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
+def test_both_trainings_end_with_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None
+) -> None:
+    """When it is stopped, and when one of them fails."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *rest: object) -> subprocess.Popen[bytes]:
+        fails = name == "cloc" and error is None
+        argv = ["false"] if fails else ["sh", "-c", "trap '' TERM; sleep 60 & wait"]
+        started.append(subprocess.Popen(argv, start_new_session=True))
+        return started[-1]
+
+    def sleep(seconds: float) -> None:
+        if error is not None and len(started) == 2:
+            raise error
+
+    monkeypatch.setattr(demo, "_start_training", start)
+    monkeypatch.setattr(demo.time, "sleep", sleep)
+    with pytest.raises(error or RunError):
+        train_both(Options(tmp_path), 8, 1)
+    assert all(process.poll() is not None for process in started)
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the shell's sleep

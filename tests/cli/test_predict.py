@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from open_cloc.cli import predict as command
+from open_cloc.errors import UserError
 from open_cloc.inference.predictor import load
 from tests.tiny import BOXES, picture, tiny_model
 
@@ -61,8 +62,31 @@ def test_command_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--boxes", "0,0,10", "--labels", "a"], "four numbers"),
         (["--boxes", "0,0,10,200", "--labels", "a"], "inside the picture"),
         (["--phrases", "a", "--output", "out.txt"], "output must end in"),
+        (["--boxes", "30,0,10,20", "--labels", "a"], "say so by .*--box-format xywh"),
     ],
 )
 def test_command_errors(folder: Path, options: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         command.main(predict_argv(folder, *options))
+
+
+@pytest.mark.parametrize("form", ["the name", "another way", "a link", "a hard link", "another picture"])
+def test_no_picture_is_drawn_over(folder: Path, tmp_path: Path, form: str) -> None:
+    image, output = tmp_path / "a.png", tmp_path / "b.png"
+    image.write_bytes((folder / "a.png").read_bytes())
+    if form == "the name":
+        output = image
+    elif form == "another way":
+        output = tmp_path / ".." / tmp_path.name / "a.png"
+    elif form == "a link":
+        output.symlink_to(image)
+    elif form == "a hard link":
+        output.hardlink_to(image)
+    else:
+        output.write_bytes(image.read_bytes())
+    argv = ["--weights", "no model is looked for", str(image), "--phrases", "a", "--output", str(output)]
+    with pytest.raises(
+        UserError, match="output (must not be the picture|is there already, and was not drawn)"
+    ):
+        command.main(argv)
+    assert image.read_bytes() == (folder / "a.png").read_bytes()

@@ -52,6 +52,10 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         hints = "".join(f"; {hint}" for hint in error.args)
         return f"{STOPPED_BY[signal.Signals(number)]}{hints}", code_of_signal(number)
+    if isinstance(error, RuntimeError) and "DataLoader" in str(error):
+        from open_cloc.data.workers import death_of_worker  # torch, which is there by now
+
+        error = death_of_worker(error) or error
     if isinstance(error, RunError):
         return str(error), 1
     if isinstance(error, UserError):

@@ -23,6 +23,7 @@ from open_cloc.cli.failures import Stopped, explain
 from open_cloc.cli.moved import check_options
 from open_cloc.cli.screen import say
 from open_cloc.cli.stops import Stops
+from open_cloc.errors import UserError
 from open_cloc.memory import keep_freed_memory
 
 # verb -> (module:function taking argv, one line for the help). A module is imported only when its verb runs.
@@ -109,11 +110,20 @@ def _run_verb(args: Sequence[str], stops: Stops) -> int:
     if verb not in VERBS:
         say(f"{stops.name}: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", to_errors=True)
         return 2
+    _require_working_folder()
     keep_freed_memory()
     check_options(args[1:])
     function = _function_of(verb)
     stops.is_working = True
     return function(args[1:])
+
+
+def _require_working_folder() -> None:
+    """Libraries end the process with words of their own where there is none."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder has been removed: change to one that is there") from None
 
 
 def _function_of(verb: str) -> Callable[[Sequence[str]], int]:

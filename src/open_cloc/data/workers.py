@@ -79,12 +79,20 @@ def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeo
             f"data worker {worker} (process {pid}) has given no batch for {timeout:g} s{at}: look at the "
             "storage and that sample, or raise loader.timeout"
         )
-    if "DataLoader worker" in str(error) and "Caught" not in str(error):
-        what = " ".join(str(error).split()).removeprefix("DataLoader worker ").rstrip(". ")
-        return WorkerDiedError(
-            f"data worker {what}: often for lack of memory; try fewer loader.workers, or --resume latest"
-        )
-    return error
+    return death_of_worker(error) or error
+
+
+def death_of_worker(error: BaseException) -> WorkerDiedError | None:
+    """One sentence about a worker that has died; None for other errors.
+
+    torch raises its own wherever the main process stands just then, such as in the middle of a step.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error) or "Caught" in str(error):
+        return None
+    what = " ".join(str(error).split()).removeprefix("DataLoader worker ").rstrip(". ")
+    return WorkerDiedError(
+        f"data worker {what}: often for lack of memory; try fewer loader.workers, or --resume latest"
+    )
 
 
 def _require_shared_memory(workers: int, batch_bytes: int) -> None:
