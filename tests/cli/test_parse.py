@@ -59,7 +59,7 @@ def test_what_the_parser_says_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (
             ["--count", "9223372036854775808"],
-            r"count must be a number below 2\*\*63; got a number of 19 digits",
+            r"count must be a number below .*; got a number of 19 digits",
         ),
         (["--inner.size", "1" + 400 * "0"], r"inner.size must be .*; got a number of 401 digits"),
         (["--inner.sizes", "1", "-9999999999999999999"], r"inner.sizes\[1\] must be"),
@@ -105,7 +105,7 @@ def test_a_function_is_called_after_it_was_parsed(capsys: pytest.CaptureFixture[
         ("train scenes-cloc --optim.lr -1", "optim.lr must be above 0; got -1.0"),
         (
             "train scenes-cloc --objectives image_text,weight=x",
-            "weight in 'image_text,weight=x' must be a number",
+            "weight in 'image_text,weight=x' must be",
         ),
         ("plan scenes-cloc --hardware.devices 0", "a plan needs devices >= 1"),
         ("eval grounding --data scenes:val --candidates 0", "candidates must be at least 1; got 0"),

@@ -86,7 +86,7 @@ def test_no_picture_is_drawn_over(folder: Path, tmp_path: Path, form: str) -> No
         output.write_bytes(image.read_bytes())
     argv = ["--weights", "no model is looked for", str(image), "--phrases", "a", "--output", str(output)]
     with pytest.raises(
-        UserError, match="output (must not be the picture|is there already, and was not drawn)"
+        UserError, match=r"^output (must not be the picture|is there already, and was not drawn)"
     ):
         command.main(argv)
     assert image.read_bytes() == (folder / "a.png").read_bytes()

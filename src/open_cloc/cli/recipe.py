@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
@@ -82,6 +83,16 @@ def parse_options(options: type[T], verb: str, argv: Sequence[str]) -> T:
         verb: Name of the verb, for the usage.
         argv: Name of the recipe, then the options.
     """
+    for text in _terms_in(argv):  # of a list of texts, the parser would only say that it cannot parse it
+        Term.parse(text, OBJECTIVES)
     default = options(find_recipe(argv[0]))  # type: ignore[call-arg]
     prog = f"open-cloc {verb} {argv[0]}"
     return parse(options, argv[1:], prog, default=default, registry=registry)
+
+
+def _terms_in(argv: Sequence[str]) -> list[str]:
+    """The texts behind `--objectives`."""
+    if "--objectives" not in argv:
+        return []
+    behind = argv[list(argv).index("--objectives") + 1 :]
+    return list(itertools.takewhile(lambda text: not text.startswith("--"), behind))
