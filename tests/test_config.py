@@ -87,7 +87,8 @@ def test_lookup_gives_what_a_table_lists_or_a_module_holds() -> None:
     [
         ("three", r"unknown thing 'three'; expected one of one, two or package\.module:Name$"),
         ("twoo", r"unknown thing 'twoo'; expected .*; did you mean two\?$"),
-        ("no.such:Thing", r"no thing at 'no\.such:Thing': No module named 'no'"),
+        ("no.such:Thing", r"no thing at 'no\.such:Thing': No module named 'no'$"),
+        ("twoo:vit", r"no thing at 'twoo:vit': No module named 'twoo'; did you mean two\?$"),
         ("json:nothing", r"no thing at 'json:nothing': module 'json' has no attribute 'nothing'"),
     ],
 )

@@ -145,3 +145,19 @@ def test_missing_captions_broken_pictures_and_empty_groups_fail(model: CLOC, sam
         evaluate(model, Samples([RegionSample("bad", b"nothing", ("a",))]), "zeroshot_retrieval")
     with pytest.raises(UserError, match="group 'rare'"):
         evaluate(model, samples, "grounding", EvaluationConfig(groups={"rare": ["unicorn"]}, candidates=20))
+
+
+@pytest.mark.parametrize("task", ["zeroshot-region-classification", "region_retrieval", "zeroshot_retrieval"])
+@pytest.mark.parametrize("method", ["ranked", "head", "ranked,grounding=head"])
+def test_ways_to_find_phrases_are_for_phrases(model: CLOC, samples: Samples, task: str, method: str) -> None:
+    with pytest.raises(UserError, match=r"^method (ranked|head) finds phrases, which .*; expected one of"):
+        evaluate(model, samples, task, method=method)
+
+
+def test_results_hold_no_secrets_of_urls(model: CLOC, samples: Samples) -> None:
+    spec = "shards:https://me:hunter2@host/{0..9}.tar?sig=hunter2,cache=here"
+    result = evaluate(
+        model, samples, "zeroshot_retrieval", dataset_name=spec, pretrained="s3://me:hunter2@b/m"
+    )
+    assert result["dataset"] == "shards:https://***@host/{0..9}.tar,cache=here"
+    assert "hunter2" not in json.dumps(result)

@@ -36,6 +36,20 @@ def test_unknown_box_format_and_pixels_called_normalised() -> None:
         boxes_of_picture(BOXES, (50, 90), normalized=True)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "how", "message"),
+    [
+        ([[0.5, 0.1, 0.2, 0.9]], {"normalized": True}, r"got \[0\.5, 0\.1, 0\.2, 0\.9\] in row 0"),
+        ([[0, 0, 1, 1], [0.25, 0, 1, 7]], {"normalized": True}, r"got \[0\.25, 0, 1, 7\] in row 1"),
+        ([[80, 10, 20, 9]], {"box_format": "xywh"}, r"got \[80, 10, 20, 9\] in row 0 \(xywh pixels\)"),
+        ([[30, 0, 10, 20]], {}, r"got \[30, 0, 10, 20\] .*: if these are x, y, .*--box-format xywh"),
+    ],
+)
+def test_the_numbers_are_told_as_they_were_given(boxes: Any, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        boxes_of_picture(boxes, (50, 90), **how)
+
+
 def test_rounding_at_the_border_is_clipped() -> None:
     assert boxes_of_picture([[-0.01, 0, 90.02, 50]], (50, 90)).tolist() == [[0, 0, 1, 1]]
 

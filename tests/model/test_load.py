@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from open_cloc.errors import MissingFileError
 from open_cloc.model import load
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.embed import embed_regions, embed_texts
@@ -85,3 +87,15 @@ def test_what_is_no_model_is_one_sentence(saved: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"a revision is for models on the hub; got 'v1' with the folder"):
         load_model(saved, "cpu", revision="v1")
+
+
+def test_a_run_folder_names_the_model_in_it(saved: Path, tmp_path: Path) -> None:
+    """The trained one, or else the newest checkpoint."""
+    run = tmp_path / "run"
+    hint = ""
+    for name in ("start", "checkpoints/step_00000003", "checkpoints/step_00000006", "model"):
+        shutil.copytree(saved, run / name)
+        hint = f"; did you mean {run / name}?" if name != "start" else ""
+        with pytest.raises(MissingFileError) as caught:
+            load_model(run, "cpu")
+        assert str(caught.value) == f"{run} is not a CLOC model: it holds no config.json{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tiny_recipes import SCENES, log_of, with_run
 
 from open_cloc.cli import main as cli
 from open_cloc.data.readers import open_reader
+from open_cloc.errors import UserError
+from open_cloc.files import LOCK, locked
 from open_cloc.model.create import ModelConfig
 from open_cloc.samples import RegionSample
 from open_cloc.training.loop import train
@@ -98,3 +101,44 @@ def test_too_many_bad_samples_end_the_command(
     assert not any(path.is_dir() and path.name == "model" for path in Path(project.run.output).glob("*"))
     assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.5", "--run.output", "tolerant"]) == 0
     assert log_of("tolerant")[-1]["bad_samples"] > 0
+
+
+def test_a_run_folder_is_one_runs_alone(tiny: Recipe) -> None:
+    """A second run is refused, new or resumed, and touches nothing."""
+    folder = Path(tiny.run.output)
+    train(with_run(tiny, samples=12), stop_at=3)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with locked(folder):
+        for resume in ("auto", "latest", str(folder / "checkpoints" / "step_00000003")):
+            with pytest.raises(UserError, match=r"another process works in .*run: wait until it ends"):
+                train(tiny, resume=resume)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(tiny)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert train(tiny, resume="latest") == folder / "model"
+    assert not list(folder.glob(".*"))
+
+
+def test_a_folder_that_holds_only_the_lock_of_a_dead_run_is_new(tiny: Recipe) -> None:
+    folder = Path(tiny.run.output)
+    folder.mkdir()
+    (folder / LOCK).touch()
+    assert train(with_run(tiny, samples=4)) == folder / "model"
+
+
+@pytest.mark.parametrize(("warmup", "is_told"), [(0, False), (1, False), (2, True), (100, True)])
+def test_a_warmup_that_takes_most_of_the_run_is_told(
+    tiny: Recipe, warmup: int, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of six steps."""
+    train(replace(tiny, optim=replace(tiny.optim, warmup=warmup)), stop_at=1)
+    assert (f"optim.warmup of {warmup} steps is more than a quarter of the run's 6" in caplog.text) == is_told
+
+
+def test_a_recipe_that_is_saved_holds_no_secrets(tiny: Recipe) -> None:
+    url = "shards:https://me:hunter2@host/{0..9}.tar?sig=hunter2"
+    recipe = with_run(replace(tiny, data=replace(tiny.data, train=(url,))), samples=4)
+    train(recipe, dataset=open_reader(SCENES))
+    saved = (Path(tiny.run.output) / "recipe.json").read_text()
+    assert "hunter2" not in saved
+    assert json.loads(saved)["data"]["train"] == ["shards:https://***@host/{0..9}.tar"]

@@ -41,7 +41,7 @@ def boxes_of_picture(
         raise UserError(f"boxes must be (R, 4), a row of 4 numbers per box; got shape {array.shape}")
     xyxy = convert_boxes(array, box_format)
     boxes_px = denormalize_boxes(xyxy, size_hw) if normalized else xyxy
-    form = f"{box_format}, {'normalised' if normalized else 'pixels'}"
+    form = f"normalised {box_format}" if normalized else f"{box_format} pixels"
     validate_boxes_px(boxes_px, size_hw, form, given=array)
     return normalize_boxes(boxes_px, size_hw).clip(0, 1)
 

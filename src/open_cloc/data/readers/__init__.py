@@ -71,10 +71,11 @@ def guess_spec(text: str) -> str:
         found = [LAST]
     if len(found) == 1:
         return f"{found[0]}:{text}"
+    exists, text = Path(text).exists(), without_secrets(text)
     if found:
         raise UserError(f"{text!r} looks like {' and like '.join(found)}; give the format as FORMAT:{text}")
     formats = ", ".join(READERS)
-    if not Path(text).exists():
+    if not exists:
         raise MissingFileError(f"{text!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
     raise UserError(f"{text!r} holds nothing known; give the format as FORMAT:{text} (FORMAT: {formats})")
 
