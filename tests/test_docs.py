@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 
 import open_cloc
 from benchmarks.docs_stats import MAX_LINE, measure
+from open_cloc.cli import parse
 from open_cloc.cli.main import VERBS, main
 from open_cloc.evaluation.run import TASKS
 from open_cloc.training.recipes import RECIPES
@@ -131,6 +133,33 @@ def test_options_exist(page: Path) -> None:
         of = what if verb == "data" or what in ("diff", "report") else known.get(verb, "")
         for option in re.findall(r"--[\w.-]+", " ".join(words)):
             assert option in options_of(verb, of) | PLACEHOLDERS, " ".join(words)
+
+
+class ParsedError(BaseException):
+    """A command was understood; nothing of it shall be done."""
+
+
+@pytest.mark.parametrize("page", NEW_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by its verb's own parser, with its values and what its configs say of them."""
+
+    def stop(parsed: object) -> None:
+        raise ParsedError
+
+    monkeypatch.setattr(parse, "check_numbers", stop)
+    for line in "\n".join(blocks(read(page), "sh")).replace("\\\n", " ").splitlines():
+        if not line.startswith("open-cloc ") or "[" in line:  # a line of usage
+            continue
+        words = [word for word in shlex.split(line, comments=True)[1:] if word != "..."]
+        # A recipe of the reader's own, or any.
+        if words[0] in ("train", "plan", "label") and (":" in words[1] or words[1] == "RECIPE"):
+            words[1] = "vesl" if words[0] == "label" else "finetune"
+        try:
+            assert main(words) == 0, line  # help
+        except ParsedError:
+            continue
+        except SystemExit as end:
+            assert end.code == 0, line
 
 
 def test_make_targets_exist() -> None:

@@ -121,6 +121,18 @@ def test_only_the_command_line_prints_and_parses() -> None:
     assert found == set()
 
 
+def test_the_command_line_prints_in_one_place() -> None:
+    """Where control characters and secrets are taken out."""
+    found = {
+        module
+        for module, file in MODULES.items()
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    }
+    assert found == {"open_cloc.cli.screen"}
+
+
 def test_no_page_is_cited_that_is_not_here() -> None:
     cited = re.compile(r"\b(METHOD|FORMATS)\b")
     texts = [
