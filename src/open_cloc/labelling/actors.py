@@ -11,10 +11,12 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,9 @@ LIGHT = 0.1
 RAY_UNITS = 10_000
 # Most tasks that read; each reads its units one after the other.
 READ_TASKS = 4096
+
+# Characters of a folder below which Ray's sockets have names that the system takes.
+LONGEST_TEMPORARY = 30
 
 # A stage, and what it is made with.
 Step = tuple[type[Stage], tuple[Any, ...]]
@@ -68,18 +73,36 @@ def connected(address: str) -> Iterator[None]:
     context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
-    if started:
-        place = {"address": address} if address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        # Else Ray has its workers look into the working folder before all libraries, as it does for scripts.
-        own = require("ray.job_config", "label").JobConfig(_client_job=True)
-        ray.init(**place, job_config=own, logging_level="ERROR", log_to_driver=False)
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        raise WorkerDiedError(f"the Ray cluster failed: {error}") from error
-    finally:
+    with ExitStack() as made:
         if started:
-            ray.shutdown()
+            place: dict[str, Any] = {"address": address}
+            if not address:
+                place = {"num_cpus": os.cpu_count(), "include_dashboard": False}
+                place |= made.enter_context(_folder_for_sockets())
+            # Else Ray has its workers look into the working folder before all libraries, as for scripts.
+            own = require("ray.job_config", "label").JobConfig(_client_job=True)
+            ray.init(**place, job_config=own, logging_level="ERROR", log_to_driver=False)
+        try:
+            yield
+        except ray.exceptions.RayError as error:
+            raise WorkerDiedError(f"the Ray cluster failed: {error}") from error
+        finally:
+            if started:
+                ray.shutdown()
+
+
+@contextmanager
+def _folder_for_sockets() -> Iterator[dict[str, str]]:
+    """What to tell Ray of its own folder: nothing, unless the path for temporary files is too long for it."""
+    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    if usual.is_dir() and len(str(usual)) <= LONGEST_TEMPORARY:
+        yield {}
+        return
+    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        yield {"_temp_dir": short}
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:
