@@ -42,7 +42,7 @@ class RunError(Exception):
 
 
 class NotFiniteError(RunError, FloatingPointError):
-    """A loss or a gradient is no number any more."""
+    """What a model computes is no number any more: a loss, a gradient, an answer."""
 
 
 class WorkerTimeoutError(RunError, TimeoutError):
