@@ -51,3 +51,9 @@ class WorkerTimeoutError(RunError, TimeoutError):
 
 class WorkerDiedError(RunError, ChildProcessError):
     """A process of the run has died."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line of no more than 200 characters."""
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0][:200]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from open_cloc.config import convert
-from open_cloc.errors import UserError
+from open_cloc.errors import UserError, first_line
 from open_cloc.model.foreign import open_safely
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
@@ -41,17 +41,24 @@ class TextTokenizer:
             self._rows.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if new:
-            self._rows.update(zip(new, self._known(self.full(new), new)))
+            self._rows.update(zip(new, self._token_ids(new)))
         if not texts:
             return torch.zeros(0, 1, dtype=torch.int64)
         return trim_padding(torch.stack([self._rows[text] for text in texts]), self.pad_id)
 
-    def _known(self, token_ids: Tensor, texts: list[str]) -> Tensor:
-        """Token ids (U, T) of texts, if the text tower knows all of them.
+    def _token_ids(self, texts: list[str]) -> Tensor:
+        """Texts -> (U, T) token ids, all of which the text tower knows.
 
         Raises:
-            UserError: If the tokenizer is another tower's.
+            UserError: If the tokenizer fails, or is another tower's.
         """
+        try:
+            token_ids = self.full(texts)
+        # Tokenizers are what a folder's files make of them, and fail when they are used.
+        except Exception as error:
+            raise UserError(
+                f"this model's tokenizer cannot read {texts[0]!r:.60}: {first_line(error)}"
+            ) from error
         largest = token_ids.amax(1)
         if self.vocab_size and int(largest.max()) >= self.vocab_size:
             text = texts[int(largest.argmax())]
