@@ -125,16 +125,14 @@ def _reason_against(key: str, value: Any, table: Mapping[str, Any]) -> str:
     """What is wrong with a value; empty if nothing is."""
     if key == "checkpoint_path" and value:
         return "a file that the library would unpickle"
-    if key in ("use_pretrained_backbone", "pretrained") and value:
+    if key == "use_pretrained_backbone" and value:
         return "and weights of other places are not fetched"
     if key == "backbone" and value and not table.get("use_timm_backbone"):
         return "a model of another place, which is not opened"
     if isinstance(value, str) and ELSEWHERE.fullmatch(value):
         return "which lies outside of the folder and is not opened"
-    numbers = value if isinstance(value, list) else [value]
-    if COUNTS.search(key) and any(
-        isinstance(number, (int, float)) and abs(number) > MOST for number in numbers
-    ):
+    numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, (int, float))]
+    if COUNTS.search(key) and any(abs(number) > MOST for number in numbers):
         return f"and no model has more than {MOST:,}"
     if key in SIZES and any(abs(number) > LARGEST_SIDE for number in numbers):
         return f"and no picture has more than {LARGEST_SIDE} pixels a side here"

@@ -87,7 +87,8 @@ def check_model_cfg(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model_cfg.text_cfg.context_length must lie in [3, {MAX_CONTEXT}]; got {context}")
     check_tokenizer(text)
     network = vision.get("timm_model_name")
-    if network and not timm.is_model(network):  # such as one from the hub
+    # timm would go to the hub, or to a folder, for some names.
+    if network and (not timm.is_model(network) or set(network) & set("/:\\")):
         raise UserError(f"open_clip cannot build this model_cfg: timm has no network {network!r:.60}")
     vision["timm_model_pretrained"] = False
     if text.get("hf_model_name"):
