@@ -207,6 +207,5 @@ def test_others_may_read_what_the_umask_says(tmp_path: Path, mask: int, mode: in
         write_text(tmp_path / "c", "text")
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(
-        ("a.safetensors", "b", "c"), mode
-    )
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("a.safetensors", "b", "c"), mode)

@@ -42,7 +42,7 @@ class RunError(Exception):
 
 
 class NotFiniteError(RunError, FloatingPointError):
-    """A loss or a gradient is no number any more."""
+    """What a model computes is no number any more: a loss, a gradient, an answer."""
 
 
 class WorkerTimeoutError(RunError, TimeoutError):
@@ -51,3 +51,9 @@ class WorkerTimeoutError(RunError, TimeoutError):
 
 class WorkerDiedError(RunError, ChildProcessError):
     """A process of the run has died."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line of no more than 200 characters."""
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0][:200]

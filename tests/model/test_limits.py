@@ -176,7 +176,7 @@ def test_types_that_are_no_weights_are_named(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(header({"a": entry([1], 0, 8, "C64")}, 8))
     # Old versions of safetensors do not know this one themselves.
-    with pytest.raises(UserError, match=r"holds a as C64; expected one of F64, F32|not a whole safetensors"):
+    with pytest.raises(UserError, match=r"holds a as C64; expected one of|not a whole safetensors"):
         read_header(path)
 
 
@@ -254,3 +254,28 @@ def test_sharp_but_sound_models_are_taken(folder: Path) -> None:
     _set("clip.visual.proj", 5e3)(state)
     save_file(state, path)
     assert load(folder, "cpu").model.clip.logit_scale.item() == pytest.approx(math.log(118))
+
+
+def test_weights_that_overflow_give_no_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of them is sound by itself."""
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    for name, tensor in state.items():
+        if name.startswith("clip.visual.") and tensor.ndim:
+            tensor.fill_(9e5)
+    save_file(state, path)
+    assert cli.main([*PREDICT, "--weights", str(folder)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "the model gives no numbers for the picture" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_tower_is_one_sentence(tmp_path: Path) -> None:
+    model = tiny_model(
+        text_cfg={"width": 32, "heads": 2, "layers": 1, "context_length": 16, "vocab_size": 99}
+    )
+    model.save_pretrained(tmp_path / "model")
+    predictor = load(tmp_path / "model", "cpu")
+    with pytest.raises(UserError, match=r"the text 'a dog' has token 49\d\d\d .* its text tower knows 99"):
+        predictor.encode_text(["a dog"])

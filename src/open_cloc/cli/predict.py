@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
     if command.output is not None:
         write_picture(command.output, draw_regions(pixels, regions_to_draw(answer), show_scores=True))
     document = {"image": str(command.image), **answer.as_json()}
-    say(json.dumps(document, indent=2) if command.json else "\n".join(answer_lines(answer)))
+    lines = [json.dumps(document, indent=2, allow_nan=False)] if command.json else answer_lines(answer)
+    say("\n".join(lines))
     return 0
 
 

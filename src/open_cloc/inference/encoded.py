@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from open_cloc.boxes import denormalize_boxes
 from open_cloc.canvas import Geometry
-from open_cloc.errors import UserError
+from open_cloc.errors import NotFiniteError, UserError
 from open_cloc.inference.answer import FoundPhrase, Label, NamedRegion
 from open_cloc.inference.inputs import (
     boxes_of_masks,
@@ -42,6 +42,19 @@ class _Regions(NamedTuple):
 
     features: Tensor
     boxes: np.ndarray
+
+
+def require_numbers(values: Tensor, what: str) -> Tensor:
+    """What a model gives, unless it is no number: of weights that overflow an answer would be nonsense.
+
+    Raises:
+        NotFiniteError: If there is a nan or an infinity in it.
+    """
+    if not bool(values.isfinite().all()):
+        raise NotFiniteError(
+            f"the model gives no numbers for {what}: its weights are damaged, or overflow in their type"
+        )
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +172,9 @@ class EncodedImage:
             UserError: If there is no phrase, one is empty, or `candidates` is negative.
         """
         check_texts(phrases, "phrases")
-        features = torch.stack(self.texts(phrases))
+        features = torch.stack(self.texts(phrases))  # (T, D)
         found = ground_phrases(self.model, self.state, features[None], self.content_box, candidates)
+        require_numbers(found.boxes, "phrases")
         boxes = self.geometry.from_canvas(found.boxes[0].double().cpu()).clamp(0, 1)
         boxes_px = denormalize_boxes(boxes, self.size_hw).tolist()
         return [
@@ -186,7 +200,8 @@ class EncodedImage:
     def _embedded(self, prompts: dict[str, np.ndarray], boxes: np.ndarray) -> _Regions:
         """Prompts of the canvas, embedded."""
         given = {kind: torch.from_numpy(own)[None].to(self.model.device) for kind, own in prompts.items()}
-        return _Regions(embed_regions(self.model, self.state, given)[0], boxes)
+        features = embed_regions(self.model, self.state, given)[0]
+        return _Regions(require_numbers(features, "regions"), boxes)
 
     def _probabilities(self, cosines: Tensor) -> Tensor:
         clip: Any = self.model.clip

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from open_cloc.canvas import Geometry
 from open_cloc.inference.answer import FoundPhrase, Label
-from open_cloc.inference.encoded import EncodedImage
+from open_cloc.inference.encoded import EncodedImage, require_numbers
 from open_cloc.inference.inputs import check_texts
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_texts
@@ -101,6 +101,7 @@ class Predictor:
         Raises:
             MissingFileError: If a picture is a path that does not exist.
             UserError: If one cannot be decoded, or is an array of another form.
+            NotFiniteError: If the model has no number for it.
         """
         if not isinstance(pictures, (list, tuple)):
             return self._encode([pictures])[0]
@@ -119,7 +120,7 @@ class Predictor:
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> list[Tensor]:
         # Copies: a row that is remembered does not keep those beside it.
-        return [row.clone() for row in embed_texts(self.model, texts)]
+        return [row.clone() for row in require_numbers(embed_texts(self.model, texts), "texts")]
 
     def _encode(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
         preprocess, device = self.model.preprocess, self.model.device
@@ -134,6 +135,7 @@ class Predictor:
         images = torch.from_numpy(canvases).permute(0, 3, 1, 2).to(device)  # (B, 3, H, W)
         content_boxes = torch.tensor([geometry.content_box for geometry in geometries], device=device)
         state = self.model.encode_image(images, content_boxes)
+        require_numbers(state.image_features, "the picture")
         # An index of numbers copies: one picture that is kept does not keep those beside it.
         rows = [torch.tensor([i], device=device) for i in range(len(decoded))]
         return [

@@ -106,7 +106,8 @@ class CLOC(
             "preprocess": asdict(self.preprocess),
         }
         self.clip, self.prompter = build_parts(self.model_cfg, prompter_config)
-        self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(self.clip.text).padding_id)
+        text: Any = self.clip.text
+        self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(text).padding_id, text.vocab_size)
         self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)

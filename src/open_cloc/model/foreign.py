@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.files import read_json
 from open_cloc.model.limits import no_larger_than, read_header, require_sound_weights
 
@@ -34,6 +34,8 @@ ELSEWHERE = re.compile(
 # Configs list as many things for each of these.
 COUNTS = re.compile(r"layer|depth|block|stage|num_labels", re.IGNORECASE)
 MOST = 100_000
+# Pixels of pictures as they enter a model.
+SIZES, LARGEST_SIDE = ("height", "width", "size", "crop_size", "image_size"), 8192
 
 
 def open_safely(kind: Any, name: str | Path, **options: Any) -> Any:
@@ -58,12 +60,12 @@ def open_safely(kind: Any, name: str | Path, **options: Any) -> Any:
     except UserError:
         raise
     except OSError as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MissingFileError(f"{str(name)!r} is neither a local folder nor cached: {reason}") from error
+        raise MissingFileError(
+            f"{str(name)!r} is neither a local folder nor cached: {first_line(error)}"
+        ) from error
     # A folder may say anything, and the library checks little of it.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"transformers cannot open {name}: {reason}") from error
+        raise UserError(f"transformers cannot open {name}: {first_line(error)}") from error
 
 
 def open_model(kind: Any, folder: Path, **options: Any) -> Any:
@@ -123,17 +125,17 @@ def _reason_against(key: str, value: Any, table: Mapping[str, Any]) -> str:
     """What is wrong with a value; empty if nothing is."""
     if key == "checkpoint_path" and value:
         return "a file that the library would unpickle"
-    if key in ("use_pretrained_backbone", "pretrained") and value:
+    if key == "use_pretrained_backbone" and value:
         return "and weights of other places are not fetched"
     if key == "backbone" and value and not table.get("use_timm_backbone"):
         return "a model of another place, which is not opened"
     if isinstance(value, str) and ELSEWHERE.fullmatch(value):
         return "which lies outside of the folder and is not opened"
-    numbers = value if isinstance(value, list) else [value]
-    if COUNTS.search(key) and any(
-        isinstance(number, (int, float)) and abs(number) > MOST for number in numbers
-    ):
+    numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, (int, float))]
+    if COUNTS.search(key) and any(abs(number) > MOST for number in numbers):
         return f"and no model has more than {MOST:,}"
+    if key in SIZES and any(abs(number) > LARGEST_SIDE for number in numbers):
+        return f"and no picture has more than {LARGEST_SIDE} pixels a side here"
     return ""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.canvas import CanvasConfig
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.methods.crop import cut_out
@@ -64,6 +64,12 @@ class HfClipMethod:
             "device": self.device.type,
             "processor": json.loads(self.processor.to_json_string()),
         }
+
+    def try_out(self) -> None:
+        """Embed a text and a picture, whose sizes must agree; raises whatever the library does."""
+        texts, pictures = self._embed_some_texts(["a"]), self._embed_pictures([np.zeros((8, 8, 3), np.uint8)])
+        if texts.shape != pictures.shape:
+            raise ValueError(f"texts of {tuple(texts.shape)}, pictures of {tuple(pictures.shape)}")
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, D) float32 of unit length."""
@@ -126,6 +132,11 @@ def open_hf_clip(what: str, setup: Setup) -> HfClipMethod:
     method = HfClipMethod(folder, what, setup.config, device)
     if not hasattr(method.model, "get_image_features") or not hasattr(method.model, "get_text_features"):
         raise UserError(f"{what} holds a {type(method.model).__name__}; expected a CLIP or SigLIP")
+    try:
+        method.try_out()
+    # What a folder's files make of a tokenizer, a processor and a model shows when they are used.
+    except Exception as error:
+        raise UserError(f"{what} cannot embed a text and a picture: {first_line(error)}") from error
     return method
 
 
@@ -146,7 +157,7 @@ def _find_clip(what: str) -> Path:
         raise MissingFileError(f"no CLIP or SigLIP of transformers at {what}: it holds no config.json")
     config = read_json(path)
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(f"{what} holds a model of type {kind!r:.60}; expected a CLIP or SigLIP")
     return folder
 

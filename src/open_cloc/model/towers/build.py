@@ -16,7 +16,7 @@ import timm
 from torch import nn
 
 from open_cloc.config import convert
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.model.foreign import open_safely
 from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.timm import allow_any_image_size, fit_projection
@@ -49,7 +49,7 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         raise
     # A config may say anything, and open_clip checks little of it.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, KeyError):  # its table of Hugging Face architectures
             reason = f"text towers of type {error} are not among those it knows"
         raise UserError(f"open_clip cannot build this model_cfg: {reason}") from error
@@ -82,14 +82,14 @@ def check_model_cfg(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("patch_dropout must be 0: regions need every image token")
     if "multimodal_cfg" in cfg:
         raise UserError("CoCa models are not supported: their captioning decoder has no place in CLOC")
-    if not 3 <= text.get("context_length", MAX_CONTEXT) <= MAX_CONTEXT:
-        raise UserError(
-            f"model_cfg.text_cfg.context_length must lie in [3, {MAX_CONTEXT}]; got {text['context_length']}"
-        )
+    context = text.get("context_length")
+    if context is not None and not 3 <= context <= MAX_CONTEXT:
+        raise UserError(f"model_cfg.text_cfg.context_length must lie in [3, {MAX_CONTEXT}]; got {context}")
     check_tokenizer(text)
-    name = vision.get("timm_model_name")
-    if name and not timm.is_model(name):  # such as one from the hub
-        raise UserError(f"open_clip cannot build this model_cfg: timm has no network {name!r:.60}")
+    network = vision.get("timm_model_name")
+    # timm would go to the hub, or to a folder, for some names.
+    if network and (not timm.is_model(network) or set(network) & set("/:\\")):
+        raise UserError(f"open_clip cannot build this model_cfg: timm has no network {network!r:.60}")
     vision["timm_model_pretrained"] = False
     if text.get("hf_model_name"):
         text["hf_model_pretrained"] = False

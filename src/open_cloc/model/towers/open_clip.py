@@ -118,6 +118,7 @@ def load_checkpoint(model: Any, path: Path) -> None:
         require_sound_weights(read_state(path), str(path))
     try:
         load(model.clip, str(path), strict=True)
-    except (RuntimeError, KeyError, AttributeError) as error:
-        first_line = str(error).strip().splitlines()[:2]
-        raise UserError(f"weights of another architecture: {path}: {' '.join(first_line)}") from error
+    # open_clip asserts, looks up and reshapes what it expects to find.
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"weights of another architecture: {path}: {said:.200}") from error

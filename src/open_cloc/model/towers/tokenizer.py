@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from open_cloc.config import convert
-from open_cloc.errors import UserError
+from open_cloc.errors import UserError, first_line
 from open_cloc.model.foreign import open_safely
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
@@ -27,11 +27,12 @@ class TextTokenizer:
     Attributes:
         full: Texts -> (U, context length) token ids, padded.
         pad_id: The token that may be cut, or None where the text tower needs its whole context.
+        vocab_size: Tokens that the text tower knows; 0 where that is not known.
     """
 
-    def __init__(self, model_cfg: Mapping[str, Any], pad_id: int | None) -> None:
+    def __init__(self, model_cfg: Mapping[str, Any], pad_id: int | None, vocab_size: int = 0) -> None:
         self.model_cfg = {"text_cfg": model_cfg["text_cfg"]}
-        self.pad_id = pad_id
+        self.pad_id, self.vocab_size = pad_id, vocab_size
         self.full = build_tokenizer(self.model_cfg)
         self._rows: dict[str, Tensor] = {}
 
@@ -40,10 +41,32 @@ class TextTokenizer:
             self._rows.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if new:
-            self._rows.update(zip(new, self.full(new)))
+            self._rows.update(zip(new, self._token_ids(new)))
         if not texts:
             return torch.zeros(0, 1, dtype=torch.int64)
         return trim_padding(torch.stack([self._rows[text] for text in texts]), self.pad_id)
+
+    def _token_ids(self, texts: list[str]) -> Tensor:
+        """Texts -> (U, T) token ids, all of which the text tower knows.
+
+        Raises:
+            UserError: If the tokenizer fails, or is another tower's.
+        """
+        try:
+            token_ids = self.full(texts)
+        # Tokenizers are what a folder's files make of them, and fail when they are used.
+        except Exception as error:
+            raise UserError(
+                f"this model's tokenizer cannot read {texts[0]!r:.60}: {first_line(error)}"
+            ) from error
+        largest = token_ids.amax(1)
+        if self.vocab_size and int(largest.max()) >= self.vocab_size:
+            text = texts[int(largest.argmax())]
+            raise UserError(
+                f"the text {text!r:.60} has token {int(largest.max())} by this model's tokenizer, and its "
+                f"text tower knows {self.vocab_size}"
+            )
+        return token_ids
 
     def lengths(self, token_ids: Tensor) -> Tensor:
         """How many tokens of each row (U, T) the text tower needs: (U,); all, where cutting is not exact."""
@@ -52,8 +75,8 @@ class TextTokenizer:
         places = torch.arange(1, token_ids.shape[1] + 1)
         return ((token_ids != self.pad_id) * places).amax(1).clamp(min=1)
 
-    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None]]:
-        return TextTokenizer, (self.model_cfg, self.pad_id)
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None, int]]:
+        return TextTokenizer, (self.model_cfg, self.pad_id, self.vocab_size)
 
 
 def trim_padding(token_ids: Tensor, pad_id: int | None) -> Tensor:
