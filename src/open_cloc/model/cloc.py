@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
+from open_cloc.errors import UserError
 from open_cloc.model import weights
 from open_cloc.model.features import compute_features, encode_distinct_texts
 from open_cloc.model.prompter import Prompter, PrompterConfig
@@ -119,21 +120,38 @@ class CLOC(
     def embed_dim(self) -> int:
         return self.model_cfg["embed_dim"]
 
-    def normalize_pixels(self, images: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) -> floats with the tower's mean and standard deviation."""
-        floats = images.to(torch.float32, copy=True)
-        return floats.div_(255).sub_(self.mean).div_(self.std)  # in place: fresh memory costs more
+    def normalize_pixels(self, images: Tensor, *, unit_range: bool = False) -> Tensor:
+        """Images (B, 3, H, W) -> floats with the tower's mean and standard deviation.
 
-    def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> ImageState:
+        Args:
+            images: uint8, or floats in [0, 1] where `unit_range` says so.
+            unit_range: Take floats in place of uint8.
+
+        Raises:
+            UserError: If they are of another shape or type, or floats outside [0, 1].
+        """
+        check_pixels(images, unit_range)
+        floats = images.to(torch.float32, copy=True)
+        # In place: fresh memory costs more.
+        return (floats if unit_range else floats.div_(255)).sub_(self.mean).div_(self.std)
+
+    def encode_image(
+        self, images: Tensor, content_boxes: Tensor | None = None, *, unit_range: bool = False
+    ) -> ImageState:
         """Run the image tower and the prompt-independent part of the Prompter, once per image.
 
         Args:
-            images: (B, 3, H, W) uint8. H and W may differ from the training size: position embeddings are
-                resized.
+            images: (B, 3, H, W) uint8, not normalised: the model does that. H and W may differ from the
+                training size: position embeddings are resized.
             content_boxes: (B, 4) normalised `xyxy` of the picture inside padding; the whole canvas if None.
                 Tokens that see nothing of it are masked out of the Prompter's attention.
+            unit_range: The images are floats in [0, 1], as torchvision's `ToTensor` gives them.
+
+        Raises:
+            UserError: If images are of another shape or type, or floats outside [0, 1].
         """
-        output = image_tower_of(self.clip.visual).encode(self.normalize_pixels(images))
+        pixels = self.normalize_pixels(images, unit_range=unit_range)
+        output = image_tower_of(self.clip.visual).encode(pixels)
         mask = None if content_boxes is None else self.tokens_in_picture(output.grid_size, content_boxes)
         prompted = self.prompter.prepare(output.image_tokens, output.grid_size, mask)
         return ImageState(output.image_features, output.image_tokens, output.grid_size, prompted)
@@ -225,3 +243,33 @@ class CLOC(
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> CLOC:
         return weights.load_folder(cls, cls.shapes_of, Path(model_id), map_location)
+
+
+def check_pixels(images: Tensor, unit_range: bool) -> None:
+    """Refuse what would be encoded without complaint, and wrongly.
+
+    Args:
+        images: (B, 3, H, W) uint8, or floats in [0, 1].
+        unit_range: Whether they are said to be floats.
+
+    Raises:
+        UserError: If they are of another shape, type or range.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
+    dtype = str(images.dtype).removeprefix("torch.")
+    if not unit_range:
+        if images.dtype != torch.uint8:
+            raise UserError(
+                f"images must be uint8 pixels from 0 to 255; got {dtype} (for floats in [0, 1], say "
+                "unit_range=True; the model normalises by itself)"
+            )
+        return
+    if not images.is_floating_point():
+        raise UserError(f"with unit_range, images must be floats in [0, 1]; got {dtype}")
+    if images.numel():
+        low, high = (value.item() for value in images.aminmax())
+        if not (low >= 0 and high <= 1):  # this way round, NaN is refused too
+            raise UserError(
+                f"with unit_range, images must lie in [0, 1]; got values from {low:g} to {high:g}"
+            )
