@@ -1,6 +1,6 @@
 """Dropout of Hugging Face text towers, which their configs set for the training of language models.
 
-A CLIP trains without, and a locked tower that drops numbers gives other features of the same text at each step.
+A CLIP trains without, and a locked tower that drops numbers gives a text other features at each step.
 """
 
 from __future__ import annotations
