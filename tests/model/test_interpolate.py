@@ -72,6 +72,15 @@ def test_towers_of_another_activation_are_not_averaged(tmp_path: Path) -> None:
             interpolate(one, other, 0.5, tmp_path / "mixed", towers_only=towers_only)
 
 
+def test_towers_that_read_texts_another_way_are_not_averaged(tmp_path: Path) -> None:
+    one = save(tmp_path / "one", 1)
+    torch.manual_seed(1)
+    config = ModelConfig(TOWERS, prompter=PROMPTERS["prompt"], lower_case=False)
+    build_model(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"texts.lower_case is True in .*one and False in"):
+        interpolate(one, tmp_path / "other", 0.5, tmp_path / "mixed")
+
+
 def test_what_only_training_reads_may_differ(tmp_path: Path) -> None:
     one = save(tmp_path / "one", 1)
     other = save(tmp_path / "other", 1, replace(PROMPTERS["prompt"], dropout=0.1, layer_drop=0.5))

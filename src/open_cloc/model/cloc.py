@@ -28,6 +28,7 @@ from open_cloc.model.towers import image_tower_of, text_tower_of
 from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.tokenizer import TextTokenizer
 from open_cloc.samples import PAPER_NEEDS, Features, RegionBatch
+from open_cloc.texts import TextCleaning
 
 # Options of `from_pretrained` that concern the hub.
 HUB_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
@@ -79,10 +80,12 @@ class CLOC(
         model_cfg: open_clip's model config of the towers.
         prompter: How prompts are read out, as a `PrompterConfig` or its dict.
         preprocess: What the tower expects of its input, as a `CanvasConfig` or its dict.
+        texts: How texts are cleaned, as a `TextCleaning` or its dict.
 
     Attributes:
         clip: open_clip's `CustomTextCLIP` with `visual`, `text`, `logit_scale` (shape (1,)), `logit_bias`.
         prompter: The Prompter.
+        cleaning: What a text becomes before it is tokenized.
         tokenizer: Texts -> (U, context length) token ids.
         tokenize: The same, cut to the longest text where the text tower allows it exactly.
     """
@@ -95,19 +98,23 @@ class CLOC(
         model_cfg: Mapping[str, Any],
         prompter: PrompterConfig | Mapping[str, Any] | None = None,
         preprocess: CanvasConfig | Mapping[str, Any] | None = None,
+        texts: TextCleaning | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model_cfg = dict(model_cfg)
         self.preprocess = from_dict(CanvasConfig, preprocess or {}, "preprocess")
+        self.cleaning = from_dict(TextCleaning, texts or {}, "texts")
         prompter_config = from_dict(PrompterConfig, prompter or {}, "prompter")
         # What save_pretrained writes: everything that changes numbers, and nothing of this machine.
         self._hub_mixin_config = {
             "model_cfg": self.model_cfg,
             "prompter": asdict(prompter_config),
             "preprocess": asdict(self.preprocess),
+            "texts": asdict(self.cleaning),
         }
         self.clip, self.prompter = build_parts(self.model_cfg, prompter_config)
-        self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(self.clip.text).padding_id)
+        padding = text_tower_of(self.clip.text).padding_id
+        self.tokenize = TextTokenizer(self.model_cfg, padding, self.cleaning)
         self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
@@ -225,7 +232,11 @@ class CLOC(
 
     @classmethod
     def shapes_of(
-        cls, model_cfg: Mapping[str, Any], prompter: Mapping[str, Any], preprocess: Mapping[str, Any]
+        cls,
+        model_cfg: Mapping[str, Any],
+        prompter: Mapping[str, Any],
+        preprocess: Mapping[str, Any],
+        texts: Mapping[str, Any],
     ) -> dict[str, torch.Size]:
         """Names and shapes of the weights that a config asks for; on torch's `meta` device without memory.
 
@@ -233,6 +244,7 @@ class CLOC(
             UserError: If it is no config of a CLOC.
         """
         from_dict(CanvasConfig, preprocess, "preprocess")
+        from_dict(TextCleaning, texts, "texts")
         parts = build_parts(model_cfg, from_dict(PrompterConfig, prompter, "prompter"))
         states = zip(("clip", "prompter"), (part.state_dict() for part in parts))
         return {f"{part}.{name}": tensor.shape for part, state in states for name, tensor in state.items()}

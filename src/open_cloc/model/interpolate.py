@@ -85,6 +85,7 @@ def _reading(config: Mapping[str, Any], towers_only: bool) -> dict[str, Any]:
         "model_cfg.quick_gelu": bool(config["model_cfg"].get("quick_gelu", False)),
         "preprocess.mean": tuple(canvas.mean),
         "preprocess.std": tuple(canvas.std),
+        "texts.lower_case": config["texts"]["lower_case"],
     }
     if towers_only:
         return reading

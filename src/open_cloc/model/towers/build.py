@@ -91,9 +91,9 @@ def check_model_cfg(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
             f"model_cfg.text_cfg.context_length must lie in [3, {MAX_CONTEXT}]; got {text['context_length']}"
         )
     check_tokenizer(text)
-    name = vision.get("timm_model_name")
-    if name and not timm.is_model(name):  # such as one from the hub
-        raise UserError(f"open_clip cannot build this model_cfg: timm has no network {name!r:.60}")
+    network = vision.get("timm_model_name")
+    if network and not timm.is_model(network):  # such as one from the hub
+        raise UserError(f"open_clip cannot build this model_cfg: timm has no network {network!r:.60}")
     vision["timm_model_pretrained"] = False
     if text.get("hf_model_name"):
         text["hf_model_pretrained"] = False

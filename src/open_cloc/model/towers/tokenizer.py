@@ -5,7 +5,7 @@ Shapes: U texts, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,33 +14,46 @@ from torch import Tensor
 from open_cloc.config import convert
 from open_cloc.errors import UserError
 from open_cloc.model.foreign import open_safely
+from open_cloc.texts import TextCleaning
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
+
+CLEANING = TextCleaning()
 
 
 class TextTokenizer:
     """Texts -> (U, T) token ids, cut to the longest text where the text tower allows it exactly.
 
+    Every text of a model comes through here, so here it is cleaned.
+
     Small to pickle: a spawned loader worker gets the text tower's config, not the model, and reads the
     vocabulary itself. Region phrases come back in every batch, so token ids are kept for a while.
 
     Attributes:
-        full: Texts -> (U, context length) token ids, padded.
         pad_id: The token that may be cut, or None where the text tower needs its whole context.
+        clean: What a text becomes first; for those who must know which texts are the same.
+        raw: open_clip's tokenizer.
     """
 
-    def __init__(self, model_cfg: Mapping[str, Any], pad_id: int | None) -> None:
+    def __init__(
+        self, model_cfg: Mapping[str, Any], pad_id: int | None, cleaning: TextCleaning = CLEANING
+    ) -> None:
         self.model_cfg = {"text_cfg": model_cfg["text_cfg"]}
-        self.pad_id = pad_id
-        self.full = build_tokenizer(self.model_cfg)
+        self.pad_id, self.clean = pad_id, cleaning
+        self.raw: Any = build_tokenizer(self.model_cfg)
         self._rows: dict[str, Tensor] = {}
 
+    def full(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (U, context length) token ids, padded."""
+        return self.raw(list(map(self.clean, texts)))
+
     def __call__(self, texts: list[str]) -> Tensor:
+        texts = list(map(self.clean, texts))
         if len(self._rows) > CACHED_TEXTS:
             self._rows.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if new:
-            self._rows.update(zip(new, self.full(new)))
+            self._rows.update(zip(new, self.raw(new)))
         if not texts:
             return torch.zeros(0, 1, dtype=torch.int64)
         return trim_padding(torch.stack([self._rows[text] for text in texts]), self.pad_id)
@@ -52,8 +65,8 @@ class TextTokenizer:
         places = torch.arange(1, token_ids.shape[1] + 1)
         return ((token_ids != self.pad_id) * places).amax(1).clamp(min=1)
 
-    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None]]:
-        return TextTokenizer, (self.model_cfg, self.pad_id)
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None, TextCleaning]]:
+        return TextTokenizer, (self.model_cfg, self.pad_id, self.clean)
 
 
 def trim_padding(token_ids: Tensor, pad_id: int | None) -> Tensor:
