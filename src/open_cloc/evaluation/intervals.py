@@ -21,7 +21,7 @@ LEVEL = 0.95
 SEED = 0
 NUMBERS_AT_ONCE = 2**22  # of a draw's weights or sums: 32 MiB
 
-METHOD = {
+HOW = {
     "kind": "percentile bootstrap over images; classes and galleries stay whole",
     "level": LEVEL,
     "resamples": RESAMPLES,

@@ -29,7 +29,7 @@ class TaskResult(NamedTuple):
 def measured(estimates: Mapping[str, Estimate], num_images: int, protocol: Mapping[str, Any]) -> TaskResult:
     """Values with their intervals, and the protocol that says how those came about."""
     values, found = intervals.measure(estimates, num_images)
-    said = {"intervals": intervals.METHOD} if found else {}
+    said = {"intervals": intervals.HOW} if found else {}
     return TaskResult(values, {**protocol, **said}, found)
 
 
