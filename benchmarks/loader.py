@@ -35,6 +35,7 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.readers import open_reader
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
+from open_cloc.texts import TextCleaning
 
 IMAGE_SIZE = 224
 AIMS = {
@@ -56,7 +57,9 @@ class Canvas:
 
 
 class NoTokenizer:
-    """Texts cost nothing here."""
+    """Texts cost nothing here but their cleaning."""
+
+    clean = TextCleaning()
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         return torch.zeros(len(texts), 1, dtype=torch.int64)

@@ -76,8 +76,9 @@ def test_a_checkpoint_stands_in_for_a_model_folder(checkpoint: Path) -> None:
 
 
 def test_a_run_goes_on_as_if_never_interrupted(checkpoint: Path, tmp_path: Path) -> None:
-    """The third step depends on the moments of the first two."""
+    """The third step depends on the moments of the first two, and on the dropout of BERT's config then."""
     config = read_config(checkpoint)
+    config["model_cfg"]["text_cfg"]["hf_dropout"] = 0.1
     recipe = Recipe(
         name="v0.1",
         model=ModelConfig(towers=config["model_cfg"], prompter=from_dict(PrompterConfig, config["prompter"])),

@@ -6,11 +6,14 @@ import html
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
 from typing import Generic, TypeVar
 
 import numpy as np
+
+from open_cloc.errors import UserError
 
 T = TypeVar("T")
 
@@ -118,6 +121,28 @@ def clean_text(text: str, lower_case: bool) -> str:
     """One line, single spaces, lower case where asked for."""
     text = " ".join(text.split())
     return text.lower() if lower_case else text
+
+
+@dataclass(frozen=True)
+class TextCleaning:
+    """How a model wants its texts: part of its config and saved with it, as the canvas is for its pictures.
+
+    Whoever reads texts for a model asks the model: training, evaluation, prediction and labelling then see
+    the same ones.
+
+    Attributes:
+        lower_case: Lower-case texts, as the paper does.
+    """
+
+    lower_case: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lower_case, bool):
+            raise UserError(f"texts.lower_case must be true or false; got {self.lower_case!r}")
+
+    def __call__(self, text: str) -> str:
+        """The text as the model reads it: sound, on one line, with single spaces."""
+        return clean_text(sound_text(text), self.lower_case)
 
 
 def text_id(text: str) -> int:

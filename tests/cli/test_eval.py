@@ -25,14 +25,14 @@ def test_eval_prints_a_table_and_writes_a_file(
 ) -> None:
     output = tmp_path / "new" / "result.json"
     argv = ["--weights", weights, "--data", "scenes:val", "--limit", "3", "--device", "cpu"]
-    options = ["--recall_k", "1", "10", "--batch-size", "2", "--method", "roialign", "--no-lower-case"]
+    options = ["--recall_k", "1", "10", "--batch-size", "2", "--method", "roialign", "--duplicates", "any"]
     assert command.main(["region-retrieval", *argv, *options, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     assert [path.name for path in output.parent.iterdir()] == ["result.json"]
     assert (result["dataset"], result["pretrained"]) == ("scenes:val", weights)
     protocol = result["protocol"]
     assert (protocol["num_images"], protocol["limit"], protocol["batch_size"]) == (3, 3, 2)
-    assert (protocol["method"], protocol["lower_case"], protocol["device"]) == ("roialign", False, "cpu")
+    assert (protocol["method"], protocol["duplicates"], protocol["device"]) == ("roialign", "any", "cpu")
     assert "text_to_region_recall@1 " in capsys.readouterr().out
 
 

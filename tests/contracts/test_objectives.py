@@ -20,6 +20,7 @@ TERMS = [
     *(Term(kind, options={"form": "sigmoid"}) for kind in ("image_text", "region_text")),
 ]
 TERMS.append(Term("grounding", options={"form": "l1_giou"}))
+TERMS.append(Term("grounding", options={"target": "nearest"}))
 SCALARS = ("logit_scale", "logit_bias")
 CASES = {
     "ragged": ([3, 0, 1, 2, 0, 0, 3, 1], [1, 1, 0, 1, 1, 0, 1, 1]),

@@ -25,6 +25,9 @@ def test_it_gives_finite_numbers_and_says_how(task: str, tiny_model_cfg: dict[st
     assert result["task"] == task
     assert result["metrics"]
     assert all(math.isfinite(value) for value in result["metrics"].values())
+    assert set(result["intervals"]) == set(result["metrics"])
+    assert all(low <= high for low, high in result["intervals"].values())
+    assert result["protocol"]["intervals"]["resamples"] == 1000
     protocol = result["protocol"]
     assert protocol["method"] in ("prompter", "ranked")
     assert protocol["num_images"] == 5

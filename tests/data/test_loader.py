@@ -27,6 +27,7 @@ from open_cloc.data.shards.remote import open_shards
 from open_cloc.data.shards.write import write_shards
 from open_cloc.evaluation.batches import evaluation_batches
 from open_cloc.samples import Region, RegionBatch, RegionSample
+from open_cloc.texts import TextCleaning
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Canvas:
 
 class Tokenize:
     """One token a character, padded to the longest: texts can be read back."""
+
+    clean = TextCleaning()
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         width = max(1, *map(len, texts))
@@ -165,13 +168,14 @@ def test_starting_workers_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_texts_are_encoded_once_per_batch() -> None:
+def test_texts_are_encoded_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     region = Region((0, 0, 1, 1), "A  red\nMug")
     data = [replace(sample(i), captions=("a red mug",), regions=(region,) * 5) for i in range(4)]
     (batch,) = load(data)
     assert [read_back(row) for row in batch.texts] == ["a red mug"]
     assert (batch.region_mask.sum(1) == 3).all()
-    (kept,) = load(data, replace(CONFIG, lower_case=False))
+    monkeypatch.setattr(tokenize, "clean", TextCleaning(lower_case=False))
+    (kept,) = load(data)
     assert {read_back(row) for row in kept.texts} == {"a red mug", "A red Mug"}
 
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, top_matches
+from open_cloc.errors import UserError
+from open_cloc.evaluation.intervals import Estimate
+from open_cloc.evaluation.metrics import (
+    Ranks,
+    classification_estimates,
+    find_own_ranks,
+    find_ranks,
+    top_matches,
+)
 
 
-def test_classification_metrics_equal_loops() -> None:
+def values_of(estimates: dict[str, Estimate]) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in estimates.items()}
+
+
+def classify(top: Tensor, targets: Tensor) -> dict[str, float]:
+    images = torch.arange(len(targets)) // 3
+    return values_of(classification_estimates(top, targets, images, int(images.max()) + 2))
+
+
+def recall(ranks: Ranks, ks: Sequence[int]) -> dict[int, float]:
+    return {k: ranks.hits(k).mean().item() for k in ks}
+
+
+def test_classification_equals_loops() -> None:
     rng = np.random.default_rng(1)
     features, classes = torch.tensor(rng.normal(size=(50, 8))), torch.tensor(rng.normal(size=(9, 8)))
     targets = rng.choice([0, 1, 2, 3, 5, 8], 50)
@@ -20,7 +45,7 @@ def test_classification_metrics_equal_loops() -> None:
         first.append(order[0] == target)
         five.append(target in order[:5])
         per_class.setdefault(target, []).append(order[0] == target)
-    found = classification_metrics(top_matches(features, classes, 5), torch.tensor(targets))
+    found = classify(top_matches(features, classes, 5), torch.tensor(targets))
     assert found["acc1"] == pytest.approx(np.mean(first))
     assert found["acc5"] == pytest.approx(np.mean(five))
     assert found["mean_per_class_recall"] == pytest.approx(np.mean([np.mean(v) for v in per_class.values()]))
@@ -29,7 +54,7 @@ def test_classification_metrics_equal_loops() -> None:
 
 def test_acc5_is_left_out_where_it_says_nothing() -> None:
     top = top_matches(torch.eye(3), torch.eye(3), 5)
-    assert classification_metrics(top, torch.arange(3)) == {"acc1": 1.0, "mean_per_class_recall": 1.0}
+    assert classify(top, torch.arange(3)) == {"acc1": 1.0, "mean_per_class_recall": 1.0}
 
 
 def test_retrieval_of_3_images_with_5_captions_each_by_hand() -> None:
@@ -42,24 +67,98 @@ def test_retrieval_of_3_images_with_5_captions_each_by_hand() -> None:
     scores[11, 0] = 0.6  # the best caption of image 0 is another's, 5; so is that of image 1, caption 0
     # So that dot products give these scores: images are the axes, captions the rows.
     images = torch.eye(3)
-    to_image = recall_at_k(scores, images, owners, torch.arange(3), (1, 2, 3))
+    to_image = recall(find_ranks(scores, images, owners, torch.arange(3)), (1, 2, 3))
     assert to_image == {1: 12 / 15, 2: 14 / 15, 3: 1.0}
     # image 0: 5 (0.8), 11 (0.6), then its own four at 0.5; image 1: 0 (0.9), own; image 2: 5 (0.7), own
-    to_text = recall_at_k(images, scores, torch.arange(3), owners, (1, 2, 3, 5))
+    to_text = recall(find_ranks(images, scores, torch.arange(3), owners), (1, 2, 3, 5))
     assert to_text == {1: 0.0, 2: 2 / 3, 3: 1.0, 5: 1.0}
 
 
 def test_recall_with_repeated_labels_equals_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     queries, gallery = torch.tensor(rng.normal(size=(40, 6))), torch.tensor(rng.normal(size=(30, 6)))
-    query_labels, gallery_labels = rng.integers(0, 8, 40), rng.integers(0, 8, 30)
-    monkeypatch.setattr("open_cloc.evaluation.metrics.ROWS_PER_CHUNK", 7)
-    found = recall_at_k(
-        queries, gallery, torch.tensor(query_labels), torch.tensor(gallery_labels), (1, 4, 99)
-    )
+    query_labels, gallery_labels = rng.integers(0, 8, 40), rng.integers(0, 7, 30)  # one label has no entry
+    monkeypatch.setattr("open_cloc.evaluation.metrics.SCORES_AT_ONCE", 210)
+    ranks = find_ranks(queries, gallery, torch.tensor(query_labels), torch.tensor(gallery_labels))
     for k in (1, 4, 99):
         hits = []
         for query, label in zip(queries.numpy(), query_labels):
             order = sorted(range(30), key=lambda g: -float(query @ gallery[g].numpy()))
             hits.append(any(gallery_labels[g] == label for g in order[:k]))
-        assert found[k] == pytest.approx(np.mean(hits))
+        assert recall(ranks, [k])[k] == pytest.approx(np.mean(hits))
+    assert not ranks.hits(99)[torch.tensor(query_labels == 7)].any()
+
+
+# --- entries that tie, and entries that stand there several times ----------------------------------
+
+
+def mean_over_orders(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
+    """Share of all orders of a gallery, most similar first, with a right entry among the first k."""
+    hits = []
+    for order in itertools.permutations(range(len(scores))):
+        if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
+            hits.append(any(right[g] for g in order[:k]))
+    return float(np.mean(hits))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ties_stand_in_any_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, 6) / 4
+    labels = rng.integers(0, 2, 6)
+    labels[0] = 1
+    gallery = torch.tensor(scores)[:, None]
+    ranks = find_ranks(torch.ones(1, 1).double(), gallery, torch.tensor([1]), torch.tensor(labels))
+    for k in range(1, 8):
+        expected = mean_over_orders(scores.tolist(), (labels == 1).tolist(), k)
+        assert ranks.hits(k).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["any copy", "own copy"])
+def test_copies_count_like_entries_of_their_own(own: bool) -> None:
+    rng = np.random.default_rng(3)
+    queries, distinct = torch.tensor(rng.normal(size=(5, 4))), torch.tensor(rng.normal(size=(4, 4)))
+    copies, labels = torch.tensor([1, 3, 2, 1]), torch.tensor([0, 1, 1, 2, 3])
+    ranks = find_ranks(queries, distinct, labels, torch.arange(4), copies=copies, own_copy=own)
+    for row, label in enumerate(labels.tolist()):
+        entries = torch.arange(4).repeat_interleave(copies)
+        scores = [float(queries[row] @ distinct[entry]) for entry in entries]
+        right = (entries == label).tolist()
+        if own:  # the first copy: all of them tie
+            right = [r and g == right.index(True) for g, r in enumerate(right)]
+        for k in (1, 2, 3, 5):
+            assert ranks.hits(k)[row].item() == pytest.approx(mean_over_orders(scores, right, k), abs=1e-12)
+
+
+def test_own_ranks_equal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    texts, regions = torch.tensor(rng.normal(size=(4, 3))), torch.tensor(rng.normal(size=(7, 3)))
+    regions[5] = regions[2]  # two boxes of the same features tie
+    labels = torch.tensor([2, 0, 1, 1, 1, 1, 0])  # text 3 has no region
+    monkeypatch.setattr("open_cloc.evaluation.metrics.SCORES_AT_ONCE", 14)
+    ranks = find_own_ranks(texts, regions, labels)
+    for row, label in enumerate(labels.tolist()):
+        scores = (regions @ texts[label]).tolist()
+        for k in (1, 2, 4, 7):
+            expected = mean_over_orders(scores, [other == row for other in range(7)], k)
+            assert ranks.hits(k)[row].item() == pytest.approx(expected, abs=1e-12)
+
+
+# --- what is no number -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_features_that_are_no_numbers_have_no_accuracy(value: float, which: int) -> None:
+    """They scored 1: whatever comes first in the list counts as the best match."""
+    pair = [torch.eye(6), torch.eye(6)]
+    pair[which] = pair[which].clone()
+    pair[which][4, 2] = value
+    labels = torch.arange(6)
+    for call in (
+        lambda: top_matches(pair[0], pair[1], 5),
+        lambda: find_ranks(pair[0], pair[1], labels, labels),
+        lambda: find_own_ranks(pair[0], pair[1], labels),
+    ):
+        with pytest.raises(UserError, match=rf"must be finite; got {value} in row 4 of 6"):
+            call()

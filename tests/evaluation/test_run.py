@@ -65,7 +65,8 @@ def test_bf16_runs_and_says_so_and_ranks_boxes_in_full_precision(model: CLOC, sa
 
 def test_a_result_has_the_keys_of_clip_benchmark_and_a_protocol(model: CLOC, samples: Samples) -> None:
     result = evaluate(model, samples, "region_retrieval", dataset_name="mine:x", pretrained="p")
-    assert set(result) == {"dataset", "model", "pretrained", "task", "metrics", "language", "protocol"}
+    keys = "dataset model pretrained task metrics intervals language protocol"
+    assert set(result) == set(keys.split())
     assert set(result["metrics"]) == {"region_to_text_recall@10", "text_to_region_recall@10"}
     assert (result["dataset"], result["model"], result["pretrained"]) == ("mine:x", "ViT-64x2-patch16", "p")
     told = (
@@ -74,6 +75,20 @@ def test_a_result_has_the_keys_of_clip_benchmark_and_a_protocol(model: CLOC, sam
     assert set(told.split()) <= set(result["protocol"])
     assert "num_texts" in result_table(result)
     assert "region_retrieval (prompter) on mine:x\n" in result_table(result)
+
+
+def test_the_table_shows_intervals_and_where_they_come_from(model: CLOC, samples: Samples) -> None:
+    result = evaluate(model, samples, "zeroshot_region_classification")
+    (value, (low, high)) = result["metrics"]["acc1"], result["intervals"]["acc1"]
+    assert low <= value <= high
+    assert result["protocol"]["intervals"]["resamples"] == 1000
+    assert f"{value:.4f}  [{low:.4f}, {high:.4f}]\n" in result_table(result)
+    assert "95% intervals, 1000 resamples of the images" in result_table(result)
+    assert evaluate(model, samples, "zeroshot_region_classification")["intervals"] == result["intervals"]
+    single = evaluate(model, samples[2:3], "zeroshot_region_classification")
+    assert single["intervals"] == {}
+    assert "intervals" not in single["protocol"]
+    assert "[" not in result_table(single)
 
 
 def test_folders_and_specs_do_as_well_as_models_and_data_sets(model: CLOC, tmp_path: Path) -> None:

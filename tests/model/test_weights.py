@@ -103,7 +103,7 @@ def test_the_config_holds_all_that_changes_numbers(tiny_model_cfg: dict[str, Any
     tiny_model_cfg["quick_gelu"] = True
     build_model(ModelConfig(towers=tiny_model_cfg, resize_mode="squash")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert set(config) == {"model_cfg", "prompter", "preprocess"}
+    assert set(config) == {"model_cfg", "prompter", "preprocess", "texts"}
     assert config["model_cfg"]["quick_gelu"] is True
     assert config["model_cfg"]["vision_cfg"]["patch_size"] == 16  # with the image size: the grid
     assert config["model_cfg"]["text_cfg"]["context_length"] == 16

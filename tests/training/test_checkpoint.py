@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 
 from open_cloc.cli import main as cli
-from open_cloc.errors import RunError
+from open_cloc.errors import RunError, UserError
 from open_cloc.model import sharded
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig
@@ -299,6 +299,13 @@ def test_resume_refuses_what_would_not_be_the_same_run(tiny: Recipe, tmp_path: P
     with pytest.raises(ValueError, match="weights of another architecture"):
         train(replace(tiny, model=replace(tiny.model, prompter=PrompterConfig(width=16))), resume="latest")
     assert (Path(tiny.run.output) / "recipe.json").read_text() == recipe_json
+
+
+def test_resume_refuses_another_reading_of_texts(tiny: Recipe) -> None:
+    train(tiny, stop_at=3)
+    other = replace(tiny, model=replace(tiny.model, lower_case=False))
+    with pytest.raises(UserError, match=r"trained with model.lower_case True; got False"):
+        train(other, resume="latest")
 
 
 @pytest.mark.parametrize("name", ["training_state.json", "state/.metadata", "state/__0_0.distcp"])

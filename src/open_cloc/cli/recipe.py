@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
+from open_cloc.cli.moved import explain_fields
 from open_cloc.cli.parse import parse
 from open_cloc.config import lookup
 from open_cloc.errors import UserError
@@ -69,7 +70,8 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UserError: If there is none, or the function returns something else.
     """
-    recipe = lookup(RECIPES, name, "recipe")()
+    with explain_fields():
+        recipe = lookup(RECIPES, name, "recipe")()
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe {name!r} must return a Recipe; got {type(recipe).__name__}")
     return recipe

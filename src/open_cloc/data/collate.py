@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
 from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionBatch, RegionSample, Wants
-from open_cloc.texts import clean_text, text_id
+from open_cloc.texts import text_id
 
 NOTHING_MORE = Wants()
 
@@ -31,6 +31,10 @@ class Tokenize(Protocol):
 
     def lengths(self, token_ids: Tensor) -> Tensor:
         """How many tokens of each row count, (U,)."""
+        ...
+
+    def clean(self, text: str) -> str:
+        """The text as the model reads it; texts that become equal are one, an empty one says nothing."""
         ...
 
 
@@ -52,6 +56,7 @@ def prepare(
     pixels: np.ndarray,
     preprocess: CanvasConfig,
     config: LoaderConfig,
+    clean: Callable[[str], str],
     rng: np.random.Generator,
     wants: Wants = NOTHING_MORE,
 ) -> Prepared:
@@ -61,16 +66,16 @@ def prepare(
         sample: With boxes of the whole picture.
         pixels: (H, W, 3) uint8 of the sample.
         preprocess: The canvas.
-        config: Number of regions, least size, cleaning of texts.
+        config: Number of regions, least size.
+        clean: A text as the model reads it.
         rng: Source of every random choice.
         wants: Texts with roles and further crops to make.
 
     Raises:
         UserError: If a box is not finite, inverted or outside the picture.
     """
-    regions = [(region, clean_text(region.text, config.lower_case)) for region in sample.regions]
-    captions = [text for text in (clean_text(c, config.lower_case) for c in sample.captions) if text]
-    texts = [text for _, text in regions]
+    captions = [text for text in map(clean, sample.captions) if text]
+    texts = [clean(region.text) for region in sample.regions]
     if not captions and config.caption_from_regions:
         captions = [", ".join(dict.fromkeys(filter(None, texts)))] if any(texts) else []
     geometry = Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
@@ -87,7 +92,7 @@ def prepare(
         caption=captions[int(rng.integers(len(captions)))] if captions else None,
         boxes=boxes[drawn].astype(np.float32),
         texts=[texts[row] for row in drawn],
-        role_texts=draw_texts(sample, drawn.tolist(), wants.roles, config.lower_case, rng),
+        role_texts=draw_texts(sample, drawn.tolist(), wants.roles, clean, rng),
         views=make_views(pixels, own_boxes[drawn], preprocess, config.augment, wants.views, rng),
     )
 
@@ -155,7 +160,6 @@ class LoaderConfig:
         timeout: Seconds without a batch after which a worker counts as hung; 0 waits for ever.
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
-        lower_case: Lower-case captions and phrases, as the paper does.
         caption_from_regions: Join a picture's distinct phrases to a caption where it has none.
         augment: Random crop and flip.
     """
@@ -169,7 +173,6 @@ class LoaderConfig:
     timeout: float = 600.0
     max_bad_fraction: float = 0.01
     min_box_area: float = 1e-5
-    lower_case: bool = True
     caption_from_regions: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

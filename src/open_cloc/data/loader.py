@@ -54,7 +54,7 @@ class RegionLoader:
         Args:
             dataset: Samples by number; several go into a `Mixture`.
             preprocess: Canvas size, resize mode, interpolation and fill colour.
-            tokenize: Texts to (T, length) int64 ids; picklable where workers are spawned.
+            tokenize: The model's: cleans texts and makes ids of them; picklable where workers are spawned.
             config: Rules by which batches are made.
             num_samples: Samples that all ranks together see in the whole run; None is one epoch.
             start_sample: Samples that all ranks together have seen already.
@@ -179,7 +179,9 @@ class _Batches:
             try:
                 if sample is not None:
                     pixels = sample.pixels()
-                    prepared = prepare(sample, pixels, self.preprocess, self.config, rng, self.wants)
+                    prepared = prepare(
+                        sample, pixels, self.preprocess, self.config, self.tokenize.clean, rng, self.wants
+                    )
                     bad += [BadSample(*problem, last_draw=False) for problem in problems[:1]]
                     return prepared, bad, not problems
             except (

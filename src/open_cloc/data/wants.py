@@ -5,7 +5,7 @@ Shapes: B samples, R regions, K texts of a role, V crops of a view, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.augment import AugmentConfig, random_crop, visible_boxes
 from open_cloc.samples import OF_REGIONS, RegionSample, Text, View, ViewConfig
-from open_cloc.texts import clean_text
 
 
 class PreparedView(NamedTuple):
@@ -31,7 +30,7 @@ def draw_texts(
     sample: RegionSample,
     regions: Sequence[int],
     roles: Mapping[str, int],
-    lower_case: bool,
+    clean: Callable[[str], str],
     rng: np.random.Generator,
 ) -> dict[str, list[list[str]]]:
     """Texts by role: one list for the picture or, under `regions.ROLE`, one for each of the drawn regions."""
@@ -39,13 +38,15 @@ def draw_texts(
     for role, count in roles.items():
         name = role.removeprefix(OF_REGIONS)
         pools = [sample.texts] if name == role else [sample.regions[row].texts for row in regions]
-        drawn[role] = [_draw([t for t in pool if t.role == name], count, lower_case, rng) for pool in pools]
+        drawn[role] = [_draw([t for t in pool if t.role == name], count, clean, rng) for pool in pools]
     return drawn
 
 
-def _draw(pool: Sequence[Text], count: int, lower_case: bool, rng: np.random.Generator) -> list[str]:
+def _draw(
+    pool: Sequence[Text], count: int, clean: Callable[[str], str], rng: np.random.Generator
+) -> list[str]:
     """At most so many different texts, likelier those of larger weight."""
-    weights = {clean_text(text.text, lower_case): text.weight for text in pool if text.weight > 0}
+    weights = {clean(text.text): text.weight for text in pool if text.weight > 0}
     weights.pop("", None)
     if not weights:
         return []

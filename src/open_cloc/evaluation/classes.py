@@ -13,9 +13,8 @@ from torch import Tensor
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
-from open_cloc.evaluation.method import Method
+from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.texts import clean_text
 
 
 class Classes(NamedTuple):
@@ -40,21 +39,23 @@ class Classes(NamedTuple):
         return torch.tensor([index[text] for text in texts])
 
 
-def class_names(dataset: SampleDataset, texts: Sequence[str], config: EvaluationConfig) -> Classes:
+def class_names(
+    method: Method, dataset: SampleDataset, texts: Sequence[str], config: EvaluationConfig
+) -> Classes:
     """What a region may be: the config's classes, else the data set's, else its distinct texts."""
     given = config.classes or getattr(dataset, "class_names", ())
     if given:
-        names = list(dict.fromkeys(clean_text(name, config.lower_case) for name in given))
+        names = list(dict.fromkeys(map(cleaning_of(method), given)))
         return Classes(names, "given" if config.classes else "categories of the data set")
     return Classes(sorted(set(texts)), "distinct texts of the data set")
 
 
 def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig) -> Tensor:
-    """Class names in their template -> (C, D) of unit length."""
-    return method.embed_texts([config.template.replace("{}", name) for name in names])
+    """Class names in their template -> (C, D) of unit length, on the CPU."""
+    return method.embed_texts([config.template.replace("{}", name) for name in names]).cpu()
 
 
-def group_masks(texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:
+def group_masks(method: Method, texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:
     """Which regions each group of the config holds, by their texts: name -> (X,) bool.
 
     Raises:
@@ -62,7 +63,7 @@ def group_masks(texts: Sequence[str], config: EvaluationConfig) -> dict[str, Ten
     """
     masks = {}
     for name, members in config.groups.items():
-        cleaned = {clean_text(member, config.lower_case) for member in members}
+        cleaned = set(map(cleaning_of(method), members))
         masks[name] = torch.tensor([text in cleaned for text in texts])
         if not masks[name].any():
             raise UserError(f"group {name!r} holds no region of the data set; expected at least one")

@@ -13,10 +13,9 @@ from torch import Tensor
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import read_batches
-from open_cloc.evaluation.method import Method
+from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.samples import RegionSample
-from open_cloc.texts import clean_text
 
 
 class RegionFeatures(NamedTuple):
@@ -60,7 +59,7 @@ def collect_regions(method: Method, dataset: SampleDataset, config: EvaluationCo
     texts: list[str] = []
     counts: list[int] = []
     for batch in read_batches(dataset, method.canvas, config):
-        texts += [text for sample in batch.samples for text in region_texts(sample, config)]
+        texts += [text for sample in batch.samples for text in region_texts(sample, method)]
         counts += [len(sample.regions) for sample in batch.samples]
         features.append(method.embed_regions(batch, batch.boxes).cpu())
     if not texts:
@@ -69,13 +68,13 @@ def collect_regions(method: Method, dataset: SampleDataset, config: EvaluationCo
     return RegionFeatures(torch.cat(features), texts, image_index, len(counts))
 
 
-def region_texts(sample: RegionSample, config: EvaluationConfig) -> list[str]:
-    """Cleaned texts of a sample's regions.
+def region_texts(sample: RegionSample, method: Method) -> list[str]:
+    """Texts of a sample's regions, as a method reads them.
 
     Raises:
         UserError: If one is empty; an evaluation leaves no region out.
     """
-    texts = [clean_text(region.text, config.lower_case) for region in sample.regions]
+    texts = list(map(cleaning_of(method), (region.text for region in sample.regions)))
     if not all(texts):
         raise UserError(f"region without text: region {texts.index('')} of sample {sample.key!r}")
     return texts

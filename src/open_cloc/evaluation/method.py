@@ -17,6 +17,7 @@ from open_cloc.canvas import CanvasConfig
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC
+from open_cloc.texts import TextCleaning
 
 Weights: TypeAlias = CLOC | str | Path
 
@@ -26,6 +27,9 @@ class Method(Protocol):
 
     Boxes are normalised `xyxy` of the sample's own picture, (R, 4) float64 for each sample of a batch, with
     any R: they need not be the sample's own regions.
+
+    A method may also have `cleaning`, a `TextCleaning`: how its texts are read. Without it they are
+    lower-cased, as in the paper.
     """
 
     @property
@@ -53,6 +57,11 @@ class Method(Protocol):
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length, picture by picture."""
         ...
+
+
+def cleaning_of(method: Method) -> TextCleaning:
+    """How a method's texts are read, before they are compared or embedded."""
+    return getattr(method, "cleaning", TextCleaning())
 
 
 class FoundBoxes(NamedTuple):

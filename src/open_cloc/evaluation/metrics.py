@@ -1,58 +1,188 @@
-"""Numbers from features: accuracy and recall, in bounded memory.
+"""Metrics from features: accuracy and recall, in bounded memory, ready for their intervals.
 
-Shapes: X things to recognise, C classes, Q queries, G gallery entries, D shared embedding.
+Shapes: X things to recognise, C classes, Q queries, G gallery entries, I images, D shared embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-ROWS_PER_CHUNK = 1024
+from open_cloc.errors import UserError
+from open_cloc.evaluation.intervals import Estimate, mean_over, mean_over_classes
+
+SCORES_AT_ONCE = 2**24
+
+TIES = "in random order: the expected recall"  # for protocols
+
+
+def require_finite(features: Tensor, what: str) -> None:
+    """Refuse features that are no numbers: ranked, they would look like good answers.
+
+    Args:
+        features: (X, D).
+        what: What they are of, for the message.
+
+    Raises:
+        UserError: Names the first row that is wrong.
+    """
+    good = features.isfinite().all(1)
+    if not good.all():
+        row = int((~good).int().argmax())
+        bad = features[row][~features[row].isfinite()][0].item()
+        raise UserError(f"{what} must be finite; got {bad} in row {row} of {len(features)}")
 
 
 def top_matches(features: Tensor, others: Tensor, count: int) -> Tensor:
-    """Rows of `others` (G, D) most similar to each of `features` (Q, D): (Q, min(count, G)), best first."""
+    """Rows of `others` (G, D) most similar to each of `features` (Q, D): (Q, min(count, G)), best first.
+
+    Raises:
+        UserError: If features are not finite.
+    """
+    require_finite(features, "features to recognise")
+    require_finite(others, "features to choose from")
     count = min(count, len(others))
-    rows = [(chunk @ others.T).topk(count, dim=1).indices for chunk in features.split(ROWS_PER_CHUNK)]
+    rows = [(chunk @ others.T).topk(count, dim=1).indices for chunk in _chunks(features, len(others))]
     return torch.cat(rows) if rows else torch.zeros(0, count, dtype=torch.int64)
 
 
-def classification_metrics(top: Tensor, targets: Tensor) -> dict[str, float]:
+def classification_estimates(
+    top: Tensor, targets: Tensor, images: Tensor, num_images: int
+) -> dict[str, Estimate]:
     """Accuracy of ranked guesses.
 
     Args:
         top: (X, 5) classes, best first; fewer columns where there are fewer classes.
         targets: (X,) true classes; at least one.
+        images: (X,) the image of each thing.
+        num_images: I.
 
     Returns:
         `acc1` and, with at least 5 classes, `acc5`, over all X (micro); `mean_per_class_recall`, the mean of
         each class's own accuracy over the classes that occur (macro, mAcc).
     """
     hits = top == targets[:, None]  # (X, 5)
-    right = hits[:, 0].double()
-    metrics = {"acc1": right.mean().item()}
+    estimates = {"acc1": mean_over(hits[:, 0], images, num_images)}
     if top.shape[1] >= 5:
-        metrics["acc5"] = hits[:, :5].any(1).double().mean().item()
-    counts = torch.bincount(targets)
-    recalls = torch.bincount(targets, weights=right)[counts > 0] / counts[counts > 0]
-    return {**metrics, "mean_per_class_recall": recalls.mean().item()}
+        estimates["acc5"] = mean_over(hits[:, :5].any(1), images, num_images)
+    return estimates | {"mean_per_class_recall": mean_over_classes(hits[:, 0], targets, images, num_images)}
 
 
-def recall_at_k(
-    queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]
-) -> dict[int, float]:
-    """Share of queries with at least one right entry among the K most similar ones.
+class Ranks(NamedTuple):
+    """Where the best right entry of each query stands in its gallery.
+
+    Attributes:
+        above: (Q,) entries that are more similar to the query.
+        tied: (Q,) entries that are exactly as similar, right ones included.
+        right: (Q,) right ones among those.
+    """
+
+    above: Tensor
+    tied: Tensor
+    right: Tensor
+
+    def hits(self, k: int) -> Tensor:
+        """(Q,) chance that a right entry is among the first `k`, with entries that tie in random order."""
+        tied, wrong = self.tied.double(), (self.tied - self.right).double()
+        places = (k - self.above).clamp(min=0).double().minimum(tied)  # among those that tie
+        left = (wrong - places).clamp(min=0)
+        # Chance that all of these places go to wrong entries: C(wrong, places) / C(tied, places).
+        misses = _log_factorial(wrong) - _log_factorial(left) - _log_factorial(tied)
+        misses = (misses + _log_factorial(tied - places)).exp()
+        return 1 - misses.where(places <= wrong, 0.0)
+
+
+def find_ranks(
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    *,
+    copies: Tensor | None = None,
+    own_copy: bool = False,
+) -> Ranks:
+    """Rank a gallery for each query; an entry of the same label is right.
 
     Args:
         queries: (Q, D) of unit length.
         gallery: (G, D) of unit length.
         query_labels: (Q,) int.
-        gallery_labels: (G,) int; an entry is right for a query of the same label.
-        ks: The values of K; beyond G, all entries count.
+        gallery_labels: (G,) int.
+        copies: (G,) how often each entry stands in the gallery; once unless told.
+        own_copy: Of the copies of an entry only one is right.
+
+    Raises:
+        UserError: If features are not finite.
     """
-    top = top_matches(queries, gallery, max(ks))
-    hits = gallery_labels[top] == query_labels[:, None]  # (Q, K)
-    return {k: hits[:, :k].any(1).double().mean().item() for k in ks}
+    require_finite(queries, "features that ask")
+    require_finite(gallery, "features that are searched")
+    counts = torch.ones(len(gallery)) if copies is None else copies.float()
+    found: list[tuple[Tensor, ...]] = []
+    for chunk, labels in zip(_chunks(queries, len(gallery)), _chunks(query_labels, len(gallery))):
+        scores = chunk @ gallery.T  # (q, G)
+        is_right = labels[:, None] == gallery_labels
+        best = scores.where(is_right, -torch.inf).amax(1, keepdim=True)
+        ties = scores == best
+        right = (ties & is_right).float() @ (torch.ones_like(counts) if own_copy else counts)
+        found.append(((scores > best).float() @ counts, ties.float() @ counts, right))
+    return Ranks(*(torch.cat(parts) for parts in zip(*found)))
+
+
+def find_own_ranks(texts: Tensor, regions: Tensor, labels: Tensor) -> Ranks:
+    """Rank all regions for each region's text, of which only that region is right: X queries.
+
+    Args:
+        texts: (T, D) distinct texts, of unit length.
+        regions: (X, D) of unit length.
+        labels: (X,) each region's text.
+
+    Raises:
+        UserError: If features are not finite.
+    """
+    require_finite(texts, "features that ask")
+    require_finite(regions, "features that are searched")
+    members = labels.argsort(stable=True).split(torch.bincount(labels, minlength=len(texts)).tolist())
+    above, tied = torch.zeros_like(labels), torch.zeros_like(labels)
+    first = 0
+    for chunk in _chunks(texts, len(regions)):
+        scores = chunk @ regions.T  # (t, X)
+        ordered = scores.sort(dim=1).values
+        for row, own in enumerate(members[first : first + len(chunk)]):
+            up_to = torch.searchsorted(ordered[row], scores[row, own], right=True)
+            above[own] = len(regions) - up_to
+            tied[own] = up_to - torch.searchsorted(ordered[row], scores[row, own])
+        first += len(chunk)
+    return Ranks(above, tied, torch.ones_like(labels))
+
+
+def recall_estimates(
+    name: str,
+    ranks: Ranks,
+    ks: Sequence[int],
+    images: Tensor,
+    num_images: int,
+    weights: Tensor | None = None,
+) -> dict[str, Estimate]:
+    """Share of queries with a right entry among the K most similar ones.
+
+    Args:
+        name: What is found; the metrics are `{name}_recall@{K}`.
+        ranks: Of Q queries.
+        ks: The values of K; beyond G, all entries count.
+        images: (Q,) the image of each query.
+        num_images: I.
+        weights: (Q,) what each query counts; 1 unless told.
+    """
+    return {f"{name}_recall@{k}": mean_over(ranks.hits(k), images, num_images, weights) for k in ks}
+
+
+def _chunks(rows: Tensor, width: int) -> Iterator[Tensor]:
+    """Rows, so many at once that a matrix of `width` columns stays in memory."""
+    return iter(rows.split(max(1, SCORES_AT_ONCE // max(1, width))) if len(rows) else ())
+
+
+def _log_factorial(counts: Tensor) -> Tensor:
+    return torch.lgamma(counts + 1)

@@ -9,6 +9,8 @@ from typing import Literal
 from open_cloc.errors import UserError
 from open_cloc.model.search import CANDIDATES
 
+DUPLICATES = ("own", "any", "merge")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -20,7 +22,9 @@ class EvaluationConfig:
         recall_k: The K of recall@K; empty takes the task's own.
         classes: Class names to choose from; empty takes the data set's categories, else its distinct texts.
         template: How a class name becomes a text, such as `a photo of a {}`; the paper uses bare names.
-        lower_case: Lower-case all texts, as training does.
+        duplicates: How region retrieval reads texts that repeat. `own`: every region against every region's
+            text, and only its own is right (the paper); `any`: the same, and an equal text is right too;
+            `merge`: equal texts are one entry and one query.
         candidates: Size of the grid of boxes that `ranked` grounding looks at, at most.
         precision: `bf16` runs the towers under autocast.
         groups: Texts by the name of a group; metrics are also given for the regions of each group alone.
@@ -31,7 +35,7 @@ class EvaluationConfig:
     recall_k: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     template: str = "{}"
-    lower_case: bool = True
+    duplicates: Literal["own", "any", "merge"] = "own"
     candidates: int = CANDIDATES
     precision: Literal["fp32", "bf16"] = "fp32"
     groups: Mapping[str, Collection[str]] = field(default_factory=dict)
@@ -43,5 +47,7 @@ class EvaluationConfig:
             raise UserError(f"recall_k must be at least 1; got {self.recall_k}")
         if "{}" not in self.template:
             raise UserError(f"template must hold {{}} for the class name; got {self.template!r}")
+        if self.duplicates not in DUPLICATES:
+            raise UserError(f"duplicates must be one of {', '.join(DUPLICATES)}; got {self.duplicates!r}")
         if self.candidates < 1:
             raise UserError(f"candidates must be at least 1; got {self.candidates}; for none use method head")

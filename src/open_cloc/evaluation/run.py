@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
-from open_cloc.evaluation.method import Method, Weights
+from open_cloc.evaluation.checked import checked
+from open_cloc.evaluation.method import Method, Weights, cleaning_of
 from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocol import common_protocol
@@ -77,10 +78,12 @@ def evaluate(
         language: For the result: the language of the data set's texts.
 
     Returns:
-        `dataset`, `model`, `pretrained`, `task`, `metrics`, `language` and `protocol`; plain JSON types.
+        `dataset`, `model`, `pretrained`, `task`, `metrics`, `intervals` (lower and upper end of each metric),
+        `language` and `protocol`; plain JSON types.
 
     Raises:
-        UserError: On an unknown task or method, or a sample that cannot be used.
+        UserError: On an unknown task or method, a sample that cannot be used, or a feature that is not finite
+            or not of unit length.
         MissingFileError: If weights, data or a picture are missing.
     """
     config = config or EvaluationConfig()
@@ -89,7 +92,7 @@ def evaluate(
     data = open_reader(dataset) if isinstance(dataset, str) else dataset
     opened = _as_method(model, method, config, device)
     with _eval_mode(model), torch.inference_mode():
-        result = run_task(opened, data, config)
+        result = run_task(checked(opened), data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
     made = {
@@ -98,8 +101,9 @@ def evaluate(
         "pretrained": pretrained or origin,
         "task": task_name(task),
         "metrics": result.metrics,
+        "intervals": {name: list(ends) for name, ends in result.intervals.items()},
         "language": language,
-        "protocol": common_protocol(described, data, config) | result.protocol,
+        "protocol": common_protocol(described, cleaning_of(opened), data, config) | result.protocol,
     }
     return hide_secrets(made)
 
@@ -130,10 +134,21 @@ def _eval_mode(model: Any) -> Iterator[None]:
 
 
 def result_table(result: dict[str, Any]) -> str:
-    """Metrics and counts of a result as aligned lines."""
-    counts = {k: v for k, v in result["protocol"].items() if k.startswith("num_")}
-    rows = [(name, f"{value:.4f}") for name, value in result["metrics"].items()]
-    rows += [(name, str(value)) for name, value in counts.items()]
+    """Metrics with their intervals, and counts, of a result as aligned lines."""
+    protocol = result["protocol"]
+    rows = [
+        (name, f"{value:8.4f}{_ends(result['intervals'].get(name))}")
+        for name, value in result["metrics"].items()
+    ]
+    rows += [(name, f"{value:>8}") for name, value in protocol.items() if name.startswith("num_")]
     width = max(len(name) for name, _ in rows)
-    title = f"{result['task']} ({result['protocol']['method']}) on {result['dataset']}"
-    return "\n".join([title, *(f"  {name:{width}}  {value:>8}" for name, value in rows)])
+    title = f"{result['task']} ({protocol['method']}) on {result['dataset']}"
+    lines = [title, *(f"  {name:{width}}  {value}" for name, value in rows)]
+    if "intervals" in protocol:
+        level, resamples = protocol["intervals"]["level"], protocol["intervals"]["resamples"]
+        lines.append(f"  in brackets: {level:.0%} intervals, {resamples} resamples of the images")
+    return "\n".join(lines)
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -124,7 +124,8 @@ class EncodedImage:
         """Name each region, or the picture.
 
         Args:
-            labels: Distinct names to choose from, used as they are, without a prompt template.
+            labels: Distinct names to choose from, read as the model reads texts (in lower case unless it was
+                trained otherwise), without a prompt template.
             boxes: (R, 4) boxes, as `embed` takes them.
             masks: (R, H, W) masks in place of boxes, as `embed` takes them.
             box_format: `xyxy`, `xywh` or `cxcywh`.
@@ -141,8 +142,8 @@ class EncodedImage:
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise UserError(f"top_k must be a whole number, at least 1; got {top_k!r}")
-        check_texts(labels, "labels")
-        check_distinct(labels)
+        check_texts(labels, "labels", self.model.cleaning)
+        check_distinct(labels, self.model.cleaning)
         regions = self._regions(boxes, masks, box_format, normalized)
         cosines = regions.features @ torch.stack(self.texts(labels)).T  # (R, T)
         scores, order = self._probabilities(cosines).topk(min(top_k, len(labels)), dim=-1)
@@ -171,7 +172,7 @@ class EncodedImage:
         Raises:
             UserError: If there is no phrase, one is empty, or `candidates` is negative.
         """
-        check_texts(phrases, "phrases")
+        check_texts(phrases, "phrases", self.model.cleaning)
         features = torch.stack(self.texts(phrases))  # (T, D)
         found = ground_phrases(self.model, self.state, features[None], self.content_box, candidates)
         require_numbers(found.boxes, "phrases")

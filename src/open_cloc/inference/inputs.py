@@ -5,7 +5,7 @@ Shapes: H W pixels of the picture, R regions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,12 +87,13 @@ def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     return np.stack([x1, y1, x2, y2], axis=-1)
 
 
-def check_texts(texts: Sequence[str], what: str) -> None:
-    """Refuse an empty list, empty texts, and one string where a list belongs.
+def check_texts(texts: Sequence[str], what: str, clean: Callable[[str], str]) -> None:
+    """Refuse an empty list, texts that say nothing, and one string where a list belongs.
 
     Args:
         texts: What the user gave.
         what: What the texts are, for the message, such as `labels`.
+        clean: A text as the model reads it.
 
     Raises:
         UserError: Names the first text that is wrong.
@@ -102,16 +103,25 @@ def check_texts(texts: Sequence[str], what: str) -> None:
     if not texts:
         raise UserError(f"{what} must hold at least one text; got none")
     for row, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not clean(text):
             raise UserError(f"{what} must be non-empty strings; got {text!r} in row {row}")
 
 
-def check_distinct(labels: Sequence[str]) -> None:
-    """Refuse labels of which two are the same.
+def check_distinct(labels: Sequence[str], clean: Callable[[str], str]) -> None:
+    """Refuse labels of which two are the same to the model: they would share one answer's score.
+
+    Args:
+        labels: What the user gave.
+        clean: A text as the model reads it.
 
     Raises:
         UserError: Names the first one that is repeated.
     """
-    if len(set(labels)) < len(labels):
+    known: dict[str, str] = {}
+    for label in labels:
+        other = known.setdefault(clean(label), label)
+        if other != label:
+            raise UserError(f"labels must be distinct; this model reads {other!r} and {label!r} alike")
+    if len(known) < len(labels):
         repeated = next(label for label in labels if list(labels).count(label) > 1)
         raise UserError(f"labels must be distinct; got {repeated!r} more than once")

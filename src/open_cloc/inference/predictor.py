@@ -109,12 +109,12 @@ class Predictor:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts, taken as they are -> (T, D) float32 of unit length.
+        """Texts, in lower case unless the model was trained otherwise -> (T, D) float32 of unit length.
 
         Raises:
             UserError: If there is no text, one is empty, or this is one string instead of a list.
         """
-        check_texts(texts, "texts")
+        check_texts(texts, "texts", self.model.cleaning)
         return torch.stack(self.texts(texts)).cpu().numpy()
 
     @torch.inference_mode()

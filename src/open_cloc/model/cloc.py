@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from open_cloc.boxes import grid_cells, overlap_fraction
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
+from open_cloc.errors import UserError
 from open_cloc.model import weights
 from open_cloc.model.features import compute_features, encode_distinct_texts
 from open_cloc.model.prompter import Prompter, PrompterConfig
@@ -27,6 +28,7 @@ from open_cloc.model.towers import image_tower_of, text_tower_of
 from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.tokenizer import TextTokenizer
 from open_cloc.samples import PAPER_NEEDS, Features, RegionBatch
+from open_cloc.texts import TextCleaning
 
 # Options of `from_pretrained` that concern the hub.
 HUB_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
@@ -78,10 +80,12 @@ class CLOC(
         model_cfg: open_clip's model config of the towers.
         prompter: How prompts are read out, as a `PrompterConfig` or its dict.
         preprocess: What the tower expects of its input, as a `CanvasConfig` or its dict.
+        texts: How texts are cleaned, as a `TextCleaning` or its dict.
 
     Attributes:
         clip: open_clip's `CustomTextCLIP` with `visual`, `text`, `logit_scale` (shape (1,)), `logit_bias`.
         prompter: The Prompter.
+        cleaning: What a text becomes before it is tokenized.
         tokenizer: Texts -> (U, context length) token ids.
         tokenize: The same, cut to the longest text where the text tower allows it exactly.
     """
@@ -94,20 +98,24 @@ class CLOC(
         model_cfg: Mapping[str, Any],
         prompter: PrompterConfig | Mapping[str, Any] | None = None,
         preprocess: CanvasConfig | Mapping[str, Any] | None = None,
+        texts: TextCleaning | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model_cfg = dict(model_cfg)
         self.preprocess = from_dict(CanvasConfig, preprocess or {}, "preprocess")
+        self.cleaning = from_dict(TextCleaning, texts or {}, "texts")
         prompter_config = from_dict(PrompterConfig, prompter or {}, "prompter")
         # What save_pretrained writes: everything that changes numbers, and nothing of this machine.
         self._hub_mixin_config = {
             "model_cfg": self.model_cfg,
             "prompter": asdict(prompter_config),
             "preprocess": asdict(self.preprocess),
+            "texts": asdict(self.cleaning),
         }
         self.clip, self.prompter = build_parts(self.model_cfg, prompter_config)
         text: Any = self.clip.text
-        self.tokenize = TextTokenizer(self.model_cfg, text_tower_of(text).padding_id, text.vocab_size)
+        padding = text_tower_of(text).padding_id
+        self.tokenize = TextTokenizer(self.model_cfg, padding, text.vocab_size, self.cleaning)
         self.tokenizer: Callable[[list[str]], Tensor] = self.tokenize.full
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(3, 1, 1), persistent=False)
@@ -120,21 +128,38 @@ class CLOC(
     def embed_dim(self) -> int:
         return self.model_cfg["embed_dim"]
 
-    def normalize_pixels(self, images: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) -> floats with the tower's mean and standard deviation."""
-        floats = images.to(torch.float32, copy=True)
-        return floats.div_(255).sub_(self.mean).div_(self.std)  # in place: fresh memory costs more
+    def normalize_pixels(self, images: Tensor, *, unit_range: bool = False) -> Tensor:
+        """Images (B, 3, H, W) -> floats with the tower's mean and standard deviation.
 
-    def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> ImageState:
+        Args:
+            images: uint8, or floats in [0, 1] where `unit_range` says so.
+            unit_range: Take floats in place of uint8.
+
+        Raises:
+            UserError: If they are of another shape or type, or floats outside [0, 1].
+        """
+        check_pixels(images, unit_range)
+        floats = images.to(torch.float32, copy=True)
+        # In place: fresh memory costs more.
+        return (floats if unit_range else floats.div_(255)).sub_(self.mean).div_(self.std)
+
+    def encode_image(
+        self, images: Tensor, content_boxes: Tensor | None = None, *, unit_range: bool = False
+    ) -> ImageState:
         """Run the image tower and the prompt-independent part of the Prompter, once per image.
 
         Args:
-            images: (B, 3, H, W) uint8. H and W may differ from the training size: position embeddings are
-                resized.
+            images: (B, 3, H, W) uint8, not normalised: the model does that. H and W may differ from the
+                training size: position embeddings are resized.
             content_boxes: (B, 4) normalised `xyxy` of the picture inside padding; the whole canvas if None.
                 Tokens that see nothing of it are masked out of the Prompter's attention.
+            unit_range: The images are floats in [0, 1], as torchvision's `ToTensor` gives them.
+
+        Raises:
+            UserError: If images are of another shape or type, or floats outside [0, 1].
         """
-        output = image_tower_of(self.clip.visual).encode(self.normalize_pixels(images))
+        pixels = self.normalize_pixels(images, unit_range=unit_range)
+        output = image_tower_of(self.clip.visual).encode(pixels)
         mask = None if content_boxes is None else self.tokens_in_picture(output.grid_size, content_boxes)
         prompted = self.prompter.prepare(output.image_tokens, output.grid_size, mask)
         return ImageState(output.image_features, output.image_tokens, output.grid_size, prompted)
@@ -208,7 +233,11 @@ class CLOC(
 
     @classmethod
     def shapes_of(
-        cls, model_cfg: Mapping[str, Any], prompter: Mapping[str, Any], preprocess: Mapping[str, Any]
+        cls,
+        model_cfg: Mapping[str, Any],
+        prompter: Mapping[str, Any],
+        preprocess: Mapping[str, Any],
+        texts: Mapping[str, Any],
     ) -> dict[str, torch.Size]:
         """Names and shapes of the weights that a config asks for; on torch's `meta` device without memory.
 
@@ -216,6 +245,7 @@ class CLOC(
             UserError: If it is no config of a CLOC.
         """
         from_dict(CanvasConfig, preprocess, "preprocess")
+        from_dict(TextCleaning, texts, "texts")
         parts = build_parts(model_cfg, from_dict(PrompterConfig, prompter, "prompter"))
         states = zip(("clip", "prompter"), (part.state_dict() for part in parts))
         return {f"{part}.{name}": tensor.shape for part, state in states for name, tensor in state.items()}
@@ -226,3 +256,33 @@ class CLOC(
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> CLOC:
         return weights.load_folder(cls, cls.shapes_of, Path(model_id), map_location)
+
+
+def check_pixels(images: Tensor, unit_range: bool) -> None:
+    """Refuse what would be encoded without complaint, and wrongly.
+
+    Args:
+        images: (B, 3, H, W) uint8, or floats in [0, 1].
+        unit_range: Whether they are said to be floats.
+
+    Raises:
+        UserError: If they are of another shape, type or range.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
+    dtype = str(images.dtype).removeprefix("torch.")
+    if not unit_range:
+        if images.dtype != torch.uint8:
+            raise UserError(
+                f"images must be uint8 pixels from 0 to 255; got {dtype} (for floats in [0, 1], say "
+                "unit_range=True; the model normalises by itself)"
+            )
+        return
+    if not images.is_floating_point():
+        raise UserError(f"with unit_range, images must be floats in [0, 1]; got {dtype}")
+    if images.numel():
+        low, high = (value.item() for value in images.aminmax())
+        if not (low >= 0 and high <= 1):  # this way round, NaN is refused too
+            raise UserError(
+                f"with unit_range, images must lie in [0, 1]; got values from {low:g} to {high:g}"
+            )

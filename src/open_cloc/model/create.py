@@ -17,6 +17,7 @@ from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.open_clip import written_towers
 from open_cloc.model.towers.tower import StartingTowers
+from open_cloc.texts import TextCleaning
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class ModelConfig:
         image_size: Pixels a side; 0 keeps the towers' own.
         resize_mode: `longest` or `squash`; see `CanvasConfig`.
         sigmoid: Start the logit scale at 10 and the bias at -10, as the sigmoid losses need.
+        lower_case: Lower-case all texts, as the paper does; saved with the model, for all who ask it later.
         prompter: The Prompter.
     """
 
@@ -46,6 +48,7 @@ class ModelConfig:
     image_size: int = 0
     resize_mode: Literal["longest", "squash"] = "longest"
     sigmoid: bool = False
+    lower_case: bool = True
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
 
 
@@ -56,6 +59,7 @@ def create_model(
     image_size: int = 0,
     resize_mode: Literal["longest", "squash"] = "longest",
     sigmoid: bool = False,
+    lower_case: bool = True,
     device: str | torch.device | None = None,
     **options: Any,
 ) -> CLOC:
@@ -70,6 +74,7 @@ def create_model(
         image_size: Pixels a side; 0 keeps the towers' own.
         resize_mode: `longest` or `squash`; see `CanvasConfig`.
         sigmoid: Start the logit scale and bias as the sigmoid losses need.
+        lower_case: Lower-case all texts.
         device: None takes a GPU if there is one, else the CPU.
         **options: Options of the towers, such as `pretrained="openai"`, or `text=FOLDER` for timm's.
 
@@ -83,9 +88,16 @@ def create_model(
     if options and not isinstance(towers, str):
         raise UserError(f"a written-out model_cfg takes no options of towers; got {', '.join(options)}")
     spec = f"{towers}{''.join(f',{n}={v}' for n, v in options.items())}" if options else towers
-    config = from_dict(PrompterConfig, prompter or {}, "prompter")
+    config = ModelConfig(
+        towers=spec,
+        image_size=image_size,
+        resize_mode=resize_mode,
+        sigmoid=sigmoid,
+        lower_case=lower_case,
+        prompter=from_dict(PrompterConfig, prompter or {}, "prompter"),
+    )
     target = choose_device(device)
-    return build_model(ModelConfig(spec, image_size, resize_mode, sigmoid, config)).to(target).eval()
+    return build_model(config).to(target).eval()
 
 
 def build_model(config: ModelConfig) -> CLOC:
@@ -97,11 +109,18 @@ def build_model(config: ModelConfig) -> CLOC:
     """
     start = open_towers(config.towers)
     prompter: Any = start.prompter
+    texts = from_dict(TextCleaning, start.texts or {"lower_case": config.lower_case}, "texts")
     if prompter is None:
         start, prompter = _with_choices(start, config), config.prompter
     elif from_dict(PrompterConfig, prompter, "prompter") != config.prompter:
         logger.warning("taking the Prompter that %s was trained with, not the recipe's", config.towers)
-    model = CLOC(model_cfg=start.model_cfg, prompter=prompter, preprocess=start.canvas)
+    if texts.lower_case != config.lower_case:
+        logger.warning(
+            "taking lower_case=%s, which %s was trained with, not the recipe's",
+            texts.lower_case,
+            config.towers,
+        )
+    model = CLOC(model_cfg=start.model_cfg, prompter=prompter, preprocess=start.canvas, texts=texts)
     start.load(model)
     if start.is_clip:
         start_from_own_projection(model)

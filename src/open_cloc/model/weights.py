@@ -26,9 +26,10 @@ from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json, write_text, write_whole
 from open_cloc.model import sharded
 from open_cloc.model.limits import no_larger_than, read_header, require_sound_weights
-from open_cloc.model.old_names import by_names_of_today
+from open_cloc.model.old_names import by_names_of_today, cleaning_of_old
 
 CONFIG_NAME = "config.json"
+CONFIG_KEYS = ("model_cfg", "prompter", "preprocess", "texts")
 WEIGHTS_NAME = "model.safetensors"
 # Holds config and tokenizer of a Hugging Face text tower.
 TEXT_TOWER_FOLDER = "text_tower"
@@ -46,7 +47,7 @@ class Savable(Protocol):
     """What is needed of a model to write its folder; a CLOC has it."""
 
     clip: Any
-    tokenizer: Any
+    tokenize: Any
     _hub_mixin_config: Any
 
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -83,7 +84,7 @@ def save_config(model: Savable, folder: Path) -> None:
         model.clip.text.config.save_pretrained(target)
         text_cfg["hf_model_name"] = TEXT_TOWER_FOLDER
     if text_cfg.get("hf_tokenizer_name"):
-        model.tokenizer.tokenizer.save_pretrained(target)
+        model.tokenize.raw.tokenizer.save_pretrained(target)
         text_cfg["hf_tokenizer_name"] = TEXT_TOWER_FOLDER
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -186,11 +187,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         hint = f"; did you mean {inner[-1].parent}?" if inner else ""
         raise MissingFileError(f"{folder} is not a CLOC model: it holds no {CONFIG_NAME}{hint}")
     config = read_json(path)
-    if not isinstance(config, dict) or set(config) != {"model_cfg", "prompter", "preprocess"}:
+    if not isinstance(config, dict) or set(config) | {"texts"} != {*CONFIG_KEYS}:
         found = sorted(config) if isinstance(config, dict) else type(config).__name__
-        raise UserError(
-            f"{path} is not a CLOC config: expected model_cfg, prompter, preprocess; got {found!s:.200}"
-        )
+        raise UserError(f"{path} is not a CLOC config: expected {', '.join(CONFIG_KEYS)}; got {found!s:.200}")
+    if "texts" not in config:
+        config["texts"] = cleaning_of_old(folder)
     for name, part in config.items():
         if not isinstance(part, dict):
             raise UserError(f"{path} is not a CLOC config: expected a table {name}; got {part!r:.60}")

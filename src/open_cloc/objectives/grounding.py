@@ -27,6 +27,7 @@ def _l1_giou(pred_boxes: Tensor, boxes: Tensor) -> Tensor:
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "l1_giou": _l1_giou}
+TARGETS = ("own", "nearest")
 
 
 class Grounding(nn.Module):
@@ -34,22 +35,37 @@ class Grounding(nn.Module):
 
     Args:
         form: `l2`, the paper's mean squared error over coordinates, or `l1_giou`.
+        target: A region's `own` box (the paper), or the `nearest` of the boxes of its text among a picture's
+            drawn regions: a phrase that stands at several boxes has one answer, and not their mean.
     """
 
     per = "images_with_regions"
     gathered = frozenset({"region_mask"})
-    needs = frozenset({"pred_boxes", "boxes", "region_mask"})
 
-    def __init__(self, form: Literal["l2", "l1_giou"] = "l2") -> None:
+    def __init__(
+        self, form: Literal["l2", "l1_giou"] = "l2", target: Literal["own", "nearest"] = "own"
+    ) -> None:
         super().__init__()
         if form not in FORMS:
             raise UserError(f"unknown grounding loss {form!r}; expected one of {', '.join(FORMS)}")
-        self.form = form
+        if target not in TARGETS:
+            raise UserError(f"unknown target of grounding {target!r}; expected one of {', '.join(TARGETS)}")
+        self.form, self.target = form, target
+        self.needs = frozenset({"pred_boxes", "boxes", "region_mask"})
+        if target == "nearest":
+            self.needs |= {"region_text_ids"}
 
     def forward(self, features: Features) -> Tensor:
         """(B, R, 4) predicted against (B, R, 4) true boxes -> a scalar."""
         pred_boxes, boxes, mask = features.take("pred_boxes", "boxes", "region_mask")
-        return grounding_loss(pred_boxes, boxes, region_mask=mask, form=self.form, world=features.world)
+        return grounding_loss(
+            pred_boxes,
+            boxes,
+            region_mask=mask,
+            form=self.form,
+            text_ids=features.own("region_text_ids") if self.target == "nearest" else None,
+            world=features.world,
+        )
 
 
 def grounding_loss(
@@ -58,6 +74,7 @@ def grounding_loss(
     *,
     region_mask: Tensor | None = None,
     form: str = "l2",
+    text_ids: Tensor | None = None,
     world: World = ALONE,
 ) -> Tensor:
     """How far the boxes grounded from phrases are from the true ones.
@@ -67,6 +84,8 @@ def grounding_loss(
         boxes: (B, R, 4) normalised `xyxy`.
         region_mask: (G, R) True for real regions; all of a single process's by default.
         form: `l2`, the paper's mean squared error over coordinates, or `l1_giou`.
+        text_ids: (B, R) int64, equal where texts are: each region's target is then the nearest box of its
+            text in its picture, and not its own.
         world: Where this rank's images stand among the world's.
 
     Returns:
@@ -87,5 +106,28 @@ def grounding_loss(
     with torch.autocast(boxes.device.type, enabled=False):
         # Masked before and after: what padding predicts reaches neither the loss nor, as 0 * nan, a gradient.
         pred_boxes, boxes = (x.float().masked_fill(~real[..., None], 0.0) for x in (pred_boxes, boxes))
+        if text_ids is not None:
+            boxes = nearest_boxes(pred_boxes, boxes, real, text_ids)
         losses = FORMS[form](pred_boxes, boxes)  # (B, R)
         return world.sum(losses.masked_fill(~real, 0.0).sum()) / region_mask.sum().clamp(min=1)
+
+
+def nearest_boxes(pred_boxes: Tensor, boxes: Tensor, real: Tensor, text_ids: Tensor) -> Tensor:
+    """For each region the box of its text, in its picture, that its prediction is nearest to.
+
+    By L1 and not by IoU: a prediction that overlaps none of them, as all do at first, has a nearest box too.
+
+    Args:
+        pred_boxes: (B, R, 4).
+        boxes: (B, R, 4) true ones.
+        real: (B, R) True for real regions.
+        text_ids: (B, R) int64, equal where texts are.
+
+    Returns:
+        (B, R, 4) of `boxes`; a region's own where it is the only one of its text.
+    """
+    same = (text_ids[:, :, None] == text_ids[:, None]) & real[:, None]  # (B, R, R)
+    same |= torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)  # padding has its own
+    distances = (pred_boxes.detach()[:, :, None] - boxes[:, None]).abs().sum(-1)  # (B, R, R)
+    nearest = distances.masked_fill(~same, torch.inf).argmin(-1)  # (B, R)
+    return boxes.gather(1, nearest[..., None].expand_as(boxes))

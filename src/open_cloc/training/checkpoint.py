@@ -262,14 +262,20 @@ def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: i
     Learning rates and the like stay as the optimizer has them, so that a resumed run may change them.
 
     Raises:
-        UserError: If the checkpoint is of another architecture, another set of learned parameters or another
-            global batch size, or damaged.
+        UserError: If the checkpoint is of another architecture, another set of learned parameters, another
+            global batch size or another cleaning of texts, or damaged.
     """
     progress = read_progress(path)
     if progress.global_batch_size != global_batch_size:
         raise UserError(
             f"{path} was written with batches of {progress.global_batch_size} over all ranks; got batches of "
             f"{global_batch_size}: the samples to come would not be those of an unbroken run"
+        )
+    trained = weights.read_config(path)["texts"]["lower_case"]
+    if trained != state.model.cleaning.lower_case:
+        raise UserError(
+            f"{path} was trained with model.lower_case {trained}; got {state.model.cleaning.lower_case}: its "
+            "texts would no longer be those that it knows"
         )
     _make_moments(state.optimizer)
     tensors = state_tensors(state)

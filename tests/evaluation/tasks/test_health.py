@@ -2,30 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tiny_data import Samples
+from torch import Tensor
+from torch.nn import functional as F
 
 from open_cloc.errors import UserError
 from open_cloc.evaluation.collect import collect_regions
 from open_cloc.evaluation.methods import open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
-from open_cloc.evaluation.tasks.health import effective_rank, mean_cosine
+from open_cloc.evaluation.tasks.health import effective_rank, mean_cosine, modality_gap
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, RegionSample
 
 
 def test_mean_cosine_and_effective_rank_of_known_vectors() -> None:
-    assert mean_cosine(torch.eye(4)) == pytest.approx(0)
-    assert mean_cosine(torch.eye(4)[[1, 1, 1]]) == pytest.approx(1)
-    assert mean_cosine(torch.eye(4)[[0, 0, 1]]) == pytest.approx(1 / 3)
+    assert mean_cosine(torch.eye(4))[0] == pytest.approx(0)
+    assert mean_cosine(torch.eye(4)[[1, 1, 1]])[0] == pytest.approx(1)
+    assert mean_cosine(torch.eye(4)[[0, 0, 1]])[0] == pytest.approx(1 / 3)
     cross = torch.cat([torch.eye(4), -torch.eye(4)]).double()
-    assert effective_rank(cross) == pytest.approx(4)
-    assert effective_rank(cross[[0, 1, 4, 5]]) == pytest.approx(2)
-    assert effective_rank(cross[[0, 4]]) == pytest.approx(1, abs=1e-5)
-    assert effective_rank(cross[[0, 0]]) == 1  # nothing left to have a rank
+    assert effective_rank(cross)[0] == pytest.approx(4)
+    assert effective_rank(cross[[0, 1, 4, 5]])[0] == pytest.approx(2)
+    assert effective_rank(cross[[0, 4]])[0] == pytest.approx(1, abs=1e-5)
+    rank, influence = effective_rank(cross[[0, 0]])
+    assert rank == 1  # nothing left to have a rank
+    assert not influence.any()
+
+
+def weighted_mean_cosine(rows: Tensor, weights: Tensor) -> Tensor:
+    apart = weights[:, None] * weights * (1 - torch.eye(len(rows)))
+    return (apart * (rows @ rows.T)).sum() / apart.sum()
+
+
+def weighted_rank(rows: Tensor, weights: Tensor) -> Tensor:
+    mean = (weights[:, None] * rows).sum(0) / weights.sum()
+    singular = torch.linalg.svdvals(weights.sqrt()[:, None] * (rows - mean))
+    shares = singular / singular.sum()
+    return torch.special.entr(shares).sum().exp()
+
+
+def weighted_gap(rows: Tensor, weights: Tensor) -> Tensor:
+    return ((weights[:, None] * (rows - rows.roll(1, 1))).sum(0) / weights.sum()).norm()
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow"),
+    [
+        (mean_cosine, weighted_mean_cosine),
+        (effective_rank, weighted_rank),
+        (lambda rows: modality_gap(rows, rows.roll(1, 1)), weighted_gap),
+    ],
+    ids=["mean_cosine", "effective_rank", "modality_gap"],
+)
+def test_influences_equal_differences(fast: Callable[..., Any], slow: Callable[..., Tensor]) -> None:
+    """What a metric does when one row counts a little more, or a little less."""
+    rows = F.normalize(torch.randn(12, 5, dtype=torch.float64), dim=1)
+    value, influence = fast(rows)
+    ones, step = torch.ones(12, dtype=torch.float64), 1e-5
+    assert value == pytest.approx(slow(rows, ones).item())
+    for row in range(12):
+        change = torch.zeros(12, dtype=torch.float64)
+        change[row] = step
+        difference = (slow(rows, ones + change) - slow(rows, ones - change)) / (2 * step)
+        assert influence[row].item() == pytest.approx(difference.item(), rel=1e-4, abs=1e-7)
 
 
 def test_numbers_equal_loops(model: CLOC, samples: Samples) -> None:

@@ -23,6 +23,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_texts
 from open_cloc.model.load import load_model
+from open_cloc.texts import TextCleaning
 
 
 class ClocTowers:
@@ -42,6 +43,10 @@ class ClocTowers:
     @property
     def canvas(self) -> CanvasConfig:
         return self.model.preprocess
+
+    @property
+    def cleaning(self) -> TextCleaning:
+        return self.model.cleaning
 
     def describe(self) -> dict[str, Any]:
         """All of the model and of this run that changes numbers, as plain JSON."""

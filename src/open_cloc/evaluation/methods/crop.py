@@ -24,7 +24,7 @@ class CropMethod:
 
     def __init__(self, towers: ClocTowers) -> None:
         self.towers = towers
-        self.canvas, self.describe = towers.canvas, towers.describe
+        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:

@@ -25,6 +25,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.files import read_json
 from open_cloc.model.foreign import open_model, open_safely
 from open_cloc.model.load import choose_device, find_folder
+from open_cloc.texts import TextCleaning
 
 TEXTS_PER_CHUNK = 256
 # Of a hub's model, beside its weights.
@@ -39,15 +40,23 @@ class HfClipMethod:
         name: What it is called in results.
         config: How to measure.
         device: Where it runs.
+        cleaning: How its texts are read.
     """
 
     # The processor wants the pictures themselves, so that nothing need be drawn for it.
     canvas = CanvasConfig((1, 1))
 
-    def __init__(self, folder: Path, name: str, config: EvaluationConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: EvaluationConfig,
+        device: torch.device,
+        cleaning: TextCleaning,
+    ) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self.name, self.config, self.device = name, config, device
+        self.name, self.config, self.device, self.cleaning = name, config, device, cleaning
         self.model: Any = open_model(AutoModel, folder).to(device).eval()
         self.processor: Any = open_safely(AutoImageProcessor, folder)
         self.tokenizer: Any = open_safely(AutoTokenizer, folder)
@@ -73,7 +82,8 @@ class HfClipMethod:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, D) float32 of unit length."""
-        rows = [self._embed_some_texts(some) for some in _chunks(texts, TEXTS_PER_CHUNK)]
+        cleaned = list(map(self.cleaning, texts))
+        rows = [self._embed_some_texts(some) for some in _chunks(cleaned, TEXTS_PER_CHUNK)]
         return torch.cat(rows) if rows else self._nothing()
 
     def embed_images(self, batch: EvaluationBatch) -> Tensor:
@@ -113,12 +123,13 @@ class HfClipMethod:
         return self._embed_some_texts(["a"])[:0]
 
 
-def open_hf_clip(what: str, setup: Setup) -> HfClipMethod:
+def open_hf_clip(what: str, setup: Setup, *, lower_case: bool = True) -> HfClipMethod:
     """A model of transformers.
 
     Args:
         what: Its folder or hub id.
         setup: How to measure, and where.
+        lower_case: Lower-case its texts, as is done for our own models unless they were trained otherwise.
 
     Raises:
         UserError: If it is no CLIP or SigLIP, is damaged, or CLOC weights are given too.
@@ -129,7 +140,7 @@ def open_hf_clip(what: str, setup: Setup) -> HfClipMethod:
     if not what:
         raise UserError("method hf_clip needs the folder of a model: hf_clip:FOLDER")
     device, folder = choose_device(setup.device), _find_clip(what)
-    method = HfClipMethod(folder, what, setup.config, device)
+    method = HfClipMethod(folder, what, setup.config, device, TextCleaning(lower_case))
     if not hasattr(method.model, "get_image_features") or not hasattr(method.model, "get_text_features"):
         raise UserError(f"{what} holds a {type(method.model).__name__}; expected a CLIP or SigLIP")
     try:

@@ -30,7 +30,7 @@ class PrompterMethod:
 
     def __init__(self, towers: ClocTowers, candidates: int) -> None:
         self.towers, self.candidates = towers, candidates
-        self.canvas, self.describe = towers.canvas, towers.describe
+        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
         self._known_texts: dict[str, Tensor] = {}
 

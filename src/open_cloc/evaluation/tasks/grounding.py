@@ -17,10 +17,11 @@ from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import read_batches
 from open_cloc.evaluation.classes import group_masks
 from open_cloc.evaluation.collect import region_texts
+from open_cloc.evaluation.intervals import Estimate, mean_over
 from open_cloc.evaluation.method import GroundingMethod, Method
 from open_cloc.evaluation.methods import grounding_methods
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.task import TaskResult
+from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
 
 IOU_THRESHOLD = 0.5
@@ -33,6 +34,7 @@ class _Grounded(NamedTuple):
         ious: (X,) overlap of each phrase's box with its best true one.
         scores: (X,) the method's own opinion of each box.
         texts: The phrases, X of them.
+        image_index: (X,) number of each phrase's image.
         num_regions: True boxes of all images.
         num_images: Images read, those without regions included.
     """
@@ -40,6 +42,7 @@ class _Grounded(NamedTuple):
     ious: Tensor
     scores: Tensor
     texts: list[str]
+    image_index: Tensor
     num_regions: int
     num_images: int
 
@@ -56,26 +59,29 @@ def grounding(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         able = ", ".join(grounding_methods())
         raise UserError(f"method {method.describe()['method']} cannot ground phrases; those that can: {able}")
     found = _ground_all(method, dataset, config)
-    metrics = iou_metrics(found.ious) | {"mean_score": found.scores.mean().item()}
+    images, num_images = found.image_index, found.num_images
+    estimates = iou_estimates(found.ious, images, num_images)
+    estimates["mean_score"] = mean_over(found.scores, images, num_images)
     protocol: dict[str, object] = {
         **method.describe_grounding(),
         "repeated_phrases": "one query per distinct phrase of an image; its best box counts",
         "averaging": "micro over queries",
-        "num_images": found.num_images,
+        "num_images": num_images,
         "num_regions": found.num_regions,
         "num_phrases": len(found.texts),
     }
-    for name, mask in group_masks(found.texts, config).items():
-        metrics |= {f"{key}/{name}": value for key, value in iou_metrics(found.ious[mask]).items()}
+    for name, mask in group_masks(method, found.texts, config).items():
+        group = iou_estimates(found.ious[mask], images[mask], num_images)
+        estimates |= {f"{key}/{name}": estimate for key, estimate in group.items()}
         protocol[f"num_phrases/{name}"] = int(mask.sum())
-    return TaskResult(metrics, protocol)
+    return measured(estimates, num_images, protocol)
 
 
-def iou_metrics(ious: Tensor) -> dict[str, float]:
-    """Share of overlaps (X,) of at least 0.5, and their mean."""
+def iou_estimates(ious: Tensor, images: Tensor, num_images: int) -> dict[str, Estimate]:
+    """Share of overlaps (X,) of at least 0.5, and their mean; `images` (X,) are those of the phrases."""
     return {
-        f"acc@{IOU_THRESHOLD}": (ious >= IOU_THRESHOLD).double().mean().item(),
-        "mean_iou": ious.double().mean().item(),
+        f"acc@{IOU_THRESHOLD}": mean_over(ious >= IOU_THRESHOLD, images, num_images),
+        "mean_iou": mean_over(ious, images, num_images),
     }
 
 
@@ -99,19 +105,21 @@ def _ground_all(method: GroundingMethod, dataset: SampleDataset, config: Evaluat
     ious: list[Tensor] = []
     scores: list[Tensor] = []
     texts: list[str] = []
-    num_images = num_regions = 0
+    counts: list[int] = []  # phrases of each image
+    num_regions = 0
     for batch in read_batches(dataset, method.canvas, config):
-        own_texts = [region_texts(sample, config) for sample in batch.samples]
+        own_texts = [region_texts(sample, method) for sample in batch.samples]
         phrases = [list(dict.fromkeys(own)) for own in own_texts]
         found = method.ground(batch, phrases)
         ious += _own_ious(found.boxes, batch.samples, own_texts, phrases)
         scores.append(found.scores)
         texts += [phrase for own in phrases for phrase in own]
-        num_images += len(batch.samples)
+        counts += map(len, phrases)
         num_regions += sum(map(len, own_texts))
     if not texts:
-        raise UserError(f"dataset has no regions in its {num_images} images; expected at least one")
-    return _Grounded(torch.cat(ious), torch.cat(scores), texts, num_regions, num_images)
+        raise UserError(f"dataset has no regions in its {len(counts)} images; expected at least one")
+    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return _Grounded(torch.cat(ious), torch.cat(scores), texts, images, num_regions, len(counts))
 
 
 def _own_ious(

@@ -11,34 +11,40 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.classes import Classes, embed_classes
 from open_cloc.evaluation.collect import collect_images
-from open_cloc.evaluation.method import Method
-from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, top_matches
+from open_cloc.evaluation.method import Method, cleaning_of
+from open_cloc.evaluation.metrics import (
+    TIES,
+    classification_estimates,
+    find_ranks,
+    recall_estimates,
+    top_matches,
+)
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.task import TaskResult
+from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
-from open_cloc.texts import clean_text
 
 
 def zeroshot_classification(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
     """Name every image: the class whose text is most similar to it wins."""
     features, samples = collect_images(method, dataset, config)
-    labels = [label_of(sample, config) for sample in samples]
-    given = [clean_text(name, config.lower_case) for name in config.classes]
+    labels = [label_of(sample, method) for sample in samples]
+    given = list(map(cleaning_of(method), config.classes))
     classes = Classes(
         list(dict.fromkeys(given)) or sorted(set(labels)), "given" if given else "distinct labels"
     )
     targets = classes.targets(labels)
-    top = top_matches(features, embed_classes(method, classes.names, config).cpu(), 5)
+    top = top_matches(features, embed_classes(method, classes.names, config), 5)
     protocol = {
         "classes": classes.source,
         "averaging": "acc1, acc5: micro; mean_per_class_recall: macro over classes that occur",
         "num_images": len(samples),
         "num_classes": len(classes.names),
     }
-    return TaskResult(classification_metrics(top, targets), protocol)
+    images = torch.arange(len(samples))
+    return measured(classification_estimates(top, targets, images, len(samples)), len(samples), protocol)
 
 
-def label_of(sample: RegionSample, config: EvaluationConfig) -> str:
+def label_of(sample: RegionSample, method: Method) -> str:
     """An image's class: `metadata["label"]`, or else its only caption.
 
     Raises:
@@ -52,36 +58,37 @@ def label_of(sample: RegionSample, config: EvaluationConfig) -> str:
             f"zeroshot_classification needs metadata['label'] or exactly one caption, the class name; got "
             f"{label!r} and {len(sample.captions)} captions in sample {sample.key!r}"
         )
-    return clean_text(label, config.lower_case)
+    return cleaning_of(method)(label)
 
 
 def zeroshot_retrieval(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
     """Find each caption's image among all images, and any caption of each image among all captions."""
     features, samples = collect_images(method, dataset, config)
-    captions = [captions_of(sample, config) for sample in samples]
+    captions = [captions_of(sample, method) for sample in samples]
     text_features = method.embed_texts([text for texts in captions for text in texts]).cpu()
     image_labels = torch.arange(len(samples))
     text_labels = image_labels.repeat_interleave(torch.tensor([len(texts) for texts in captions]))
     ks = config.recall_k or (1, 5, 10)
-    to_image = recall_at_k(text_features, features, text_labels, image_labels, ks)
-    to_text = recall_at_k(features, text_features, image_labels, text_labels, ks)
-    metrics = {f"image_retrieval_recall@{k}": value for k, value in to_image.items()}
-    metrics |= {f"text_retrieval_recall@{k}": value for k, value in to_text.items()}
+    to_image = find_ranks(text_features, features, text_labels, image_labels)
+    to_text = find_ranks(features, text_features, image_labels, text_labels)
+    estimates = recall_estimates("image_retrieval", to_image, ks, text_labels, len(samples))
+    estimates |= recall_estimates("text_retrieval", to_text, ks, image_labels, len(samples))
     protocol = {
         "hits": "a caption's own image; any of an image's own captions",
+        "ties": TIES,
         "num_images": len(samples),
         "num_captions": len(text_labels),
     }
-    return TaskResult(metrics, protocol)
+    return measured(estimates, len(samples), protocol)
 
 
-def captions_of(sample: RegionSample, config: EvaluationConfig) -> list[str]:
+def captions_of(sample: RegionSample, method: Method) -> list[str]:
     """Cleaned captions of a sample.
 
     Raises:
         UserError: If there is none, or one is empty.
     """
-    texts = [clean_text(text, config.lower_case) for text in sample.captions]
+    texts = list(map(cleaning_of(method), sample.captions))
     if not texts or not all(texts):
         raise UserError(f"zeroshot_retrieval needs captions; got {texts} in sample {sample.key!r}")
     return texts

@@ -17,10 +17,11 @@ from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import read_batches
 from open_cloc.evaluation.classes import class_names, embed_classes
 from open_cloc.evaluation.collect import region_texts
+from open_cloc.evaluation.intervals import mean_over
 from open_cloc.evaluation.method import Method
 from open_cloc.evaluation.metrics import top_matches
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.task import TaskResult
+from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -50,22 +51,26 @@ def prompt_gain(method: Method, dataset: SampleDataset, config: EvaluationConfig
     ignores its prompt ("collapse").
     """
     regions = _with_wrong_boxes(method, dataset, config)
-    classes = class_names(dataset, regions.texts, config)
+    classes = class_names(method, dataset, regions.texts, config)
     targets = classes.targets(regions.texts)
-    class_features = embed_classes(method, classes.names, config).cpu()
+    class_features = embed_classes(method, classes.names, config)
     true, shuffled, whole = (
-        (top_matches(rows, class_features, 1)[:, 0] == targets).double().mean().item()
-        for rows in regions.features
+        (top_matches(rows, class_features, 1)[:, 0] == targets).double() for rows in regions.features
     )
     cosines = [_mean_cosine(rows) for rows in regions.features[0].split(regions.counts)]
-    metrics = {
-        "acc1": true,
-        "acc1_shuffled_boxes": shuffled,
-        "acc1_whole_image": whole,
-        "prompt_gain_shuffled_boxes": true - shuffled,
-        "prompt_gain_whole_image": true - whole,
-        "mean_region_cosine": sum(cosines) / len(cosines),
+    used = torch.arange(len(regions.counts))
+    images = used.repeat_interleave(torch.tensor(regions.counts))
+    estimates = {
+        name: mean_over(values, images, len(used))
+        for name, values in {
+            "acc1": true,
+            "acc1_shuffled_boxes": shuffled,
+            "acc1_whole_image": whole,
+            "prompt_gain_shuffled_boxes": true - shuffled,
+            "prompt_gain_whole_image": true - whole,
+        }.items()
     }
+    estimates["mean_region_cosine"] = mean_over(torch.tensor(cosines), used, len(used))
     protocol = {
         "classes": classes.source,
         "image_filter": "images with at least two different region texts",
@@ -74,7 +79,7 @@ def prompt_gain(method: Method, dataset: SampleDataset, config: EvaluationConfig
         "num_regions": len(regions.texts),
         "num_classes": len(classes.names),
     }
-    return TaskResult(metrics, protocol)
+    return measured(estimates, len(used), protocol)
 
 
 def _with_wrong_boxes(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> _Regions:
@@ -89,7 +94,7 @@ def _with_wrong_boxes(method: Method, dataset: SampleDataset, config: Evaluation
     num_images = 0
     for batch in read_batches(dataset, method.canvas, config):
         num_images += len(batch.samples)
-        used = [_texts_to_tell_apart(sample, config) for sample in batch.samples]
+        used = [_texts_to_tell_apart(sample, method) for sample in batch.samples]
         kinds = zip(*(_three_boxes(boxes, own) for boxes, own in zip(batch.boxes, used)))
         features.append(torch.stack([method.embed_regions(batch, boxes).cpu() for boxes in kinds]))
         texts += [text for own in used for text in own]
@@ -101,9 +106,9 @@ def _with_wrong_boxes(method: Method, dataset: SampleDataset, config: Evaluation
     return _Regions(torch.cat(features, dim=1), texts, counts, num_images)
 
 
-def _texts_to_tell_apart(sample: RegionSample, config: EvaluationConfig) -> list[str]:
+def _texts_to_tell_apart(sample: RegionSample, method: Method) -> list[str]:
     """Texts of a sample's regions; none unless at least two differ."""
-    texts = region_texts(sample, config)
+    texts = region_texts(sample, method)
     return texts if len(set(texts)) > 1 else []
 
 

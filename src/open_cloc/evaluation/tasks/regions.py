@@ -6,14 +6,30 @@ Shapes: X regions of a data set, C classes, T distinct texts, D shared embedding
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.evaluation.classes import Classes, class_names, embed_classes, group_masks
 from open_cloc.evaluation.collect import collect_regions
 from open_cloc.evaluation.method import Method
-from open_cloc.evaluation.metrics import classification_metrics, recall_at_k, top_matches
+from open_cloc.evaluation.metrics import (
+    TIES,
+    Ranks,
+    classification_estimates,
+    find_own_ranks,
+    find_ranks,
+    recall_estimates,
+    top_matches,
+)
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.task import TaskResult
+from open_cloc.evaluation.task import TaskResult, measured
+
+# Readings of texts that repeat -> what is right, for the protocol.
+RIGHT = {
+    "own": "every region against every region's text; its own alone is right",
+    "any": "every region against every region's text; an equal text is right too",
+    "merge": "equal texts are one entry and one query; any region of the text is right",
+}
 
 
 def zeroshot_region_classification(
@@ -21,44 +37,71 @@ def zeroshot_region_classification(
 ) -> TaskResult:
     """Name every box: the class whose text is most similar to the region wins."""
     regions = collect_regions(method, dataset, config)
-    classes = class_names(dataset, regions.texts, config)
+    classes = class_names(method, dataset, regions.texts, config)
     targets = classes.targets(regions.texts)
-    top = top_matches(regions.features, embed_classes(method, classes.names, config).cpu(), 5)
-    metrics = classification_metrics(top, targets)
+    top = top_matches(regions.features, embed_classes(method, classes.names, config), 5)
+    images, num_images = regions.image_index, regions.num_images
+    estimates = classification_estimates(top, targets, images, num_images)
     protocol: dict[str, object] = {
         "classes": classes.source,
         "averaging": "acc1, acc5: micro; mean_per_class_recall: macro over classes that occur",
-        "num_images": regions.num_images,
+        "num_images": num_images,
         "num_regions": len(targets),
         "num_classes": len(classes.names),
         "num_classes_that_occur": len(targets.unique()),
     }
-    for name, mask in group_masks(regions.texts, config).items():
-        group = classification_metrics(top[mask], targets[mask])
-        metrics |= {f"{key}/{name}": value for key, value in group.items()}
+    for name, mask in group_masks(method, regions.texts, config).items():
+        group = classification_estimates(top[mask], targets[mask], images[mask], num_images)
+        estimates |= {f"{key}/{name}": estimate for key, estimate in group.items()}
         protocol[f"num_regions/{name}"] = int(mask.sum())
-    return TaskResult(metrics, protocol)
+    return measured(estimates, num_images, protocol)
 
 
 def region_retrieval(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
     """Find a region's text among all texts, and a text's region among all regions.
 
-    Texts that repeat are one entry of the text gallery and one query; any region with the same text is right.
+    What a text that repeats is, an entry of its own or not, and which answer to it is right, the config says.
     """
     regions = collect_regions(method, dataset, config)
     texts = sorted(set(regions.texts))
     labels = Classes(texts, "").targets(regions.texts)
     text_features = method.embed_texts(texts).cpu()
-    text_labels = torch.arange(len(texts))
     ks = config.recall_k or (10,)
-    to_text = recall_at_k(regions.features, text_features, labels, text_labels, ks)
-    to_region = recall_at_k(text_features, regions.features, text_labels, labels, ks)
-    metrics = {f"region_to_text_recall@{k}": value for k, value in to_text.items()}
-    metrics |= {f"text_to_region_recall@{k}": value for k, value in to_region.items()}
+    to_text, to_region, weights = _ranks(regions.features, text_features, labels, config.duplicates)
+    images, num_images = regions.image_index, regions.num_images
+    estimates = recall_estimates("region_to_text", to_text, ks, images, num_images)
+    estimates |= recall_estimates("text_to_region", to_region, ks, images, num_images, weights)
     protocol = {
-        "duplicates": "equal texts are merged; any region of the same text is right",
-        "num_images": regions.num_images,
+        "duplicates": config.duplicates,
+        "right": RIGHT[config.duplicates],
+        "ties": TIES,
+        "num_images": num_images,
         "num_regions": len(labels),
-        "num_texts": len(texts),
+        "num_texts": len(texts) if config.duplicates == "merge" else len(labels),
+        "num_distinct_texts": len(texts),
     }
-    return TaskResult(metrics, protocol)
+    return measured(estimates, num_images, protocol)
+
+
+def _ranks(regions: Tensor, texts: Tensor, labels: Tensor, duplicates: str) -> tuple[Ranks, Ranks, Tensor]:
+    """Ranks of each region's text and of each text's region, and what each of the latter counts: X of all.
+
+    Equal texts have equal features: each is compared once, whatever the reading.
+
+    Args:
+        regions: (X, D).
+        texts: (T, D) of the distinct texts.
+        labels: (X,) each region's text.
+        duplicates: As in the config.
+    """
+    counts = torch.bincount(labels, minlength=len(texts))
+    own, merge = duplicates == "own", duplicates == "merge"
+    names = torch.arange(len(texts))
+    copies = None if merge else counts
+    to_text = find_ranks(regions, texts, labels, names, copies=copies, own_copy=own)
+    if own:
+        return to_text, find_own_ranks(texts, regions, labels), torch.ones(len(labels))
+    of_texts = find_ranks(texts, regions, names, labels)
+    # A merged text is one query; each of its regions has an equal share in it.
+    weights = 1 / counts[labels].double() if merge else torch.ones(len(labels))
+    return to_text, Ranks(*(part[labels] for part in of_texts)), weights

@@ -19,6 +19,7 @@ from open_cloc.config import convert
 from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.model.foreign import open_safely
 from open_cloc.model.towers import image_tower_of
+from open_cloc.model.towers.text_dropout import OPTION, check_dropout, set_dropout
 from open_cloc.model.towers.timm import allow_any_image_size, fit_projection
 from open_cloc.model.towers.tokenizer import check_tokenizer
 
@@ -43,6 +44,7 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         MissingFileError: If it names a text tower's folder that holds no config.
     """
     cfg = check_model_cfg(model_cfg)
+    dropout = _take_dropout(cfg["text_cfg"])
     try:
         clip = open_clip.model.CustomTextCLIP(**cfg, nonscalar_logit_scale=True)
     except UserError:
@@ -53,6 +55,8 @@ def build_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
         if isinstance(error, KeyError):  # its table of Hugging Face architectures
             reason = f"text towers of type {error} are not among those it knows"
         raise UserError(f"open_clip cannot build this model_cfg: {reason}") from error
+    if cfg["text_cfg"].get("hf_model_name"):
+        set_dropout(clip.text, dropout)
     allow_any_image_size(clip.visual)
     fit_projection(clip.visual)
     # Refuses a tower that gives no grid of tokens.
@@ -110,6 +114,18 @@ def _check_part(cls: type, part: Any, name: str) -> dict[str, Any]:
             if option not in PART_OPTIONS[key] or not PART_OPTIONS[key][option](given):
                 raise UserError(f"{where} takes no {option} of {given!r:.60}")
     return checked
+
+
+def _take_dropout(text_cfg: dict[str, Any]) -> float:
+    """Our own field, which open_clip does not know, taken out of a text tower's config.
+
+    Raises:
+        UserError: If it is no chance, or the tower has no dropout.
+    """
+    dropout = check_dropout(text_cfg.pop(OPTION, 0.0))
+    if dropout and not text_cfg.get("hf_model_name"):
+        raise UserError(f"dropout of {dropout:g} asked for, but this model has no Hugging Face text tower")
+    return dropout
 
 
 def require_config(text_tower: str) -> None:

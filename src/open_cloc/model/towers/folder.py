@@ -105,7 +105,13 @@ def _cloc_folder(folder: Path) -> StartingTowers:
     config = read_config(folder)
     require_fit(CLOC.shapes_of, config, folder)
     load = partial(_load_cloc, folder=folder)
-    return StartingTowers(config["model_cfg"], config["preprocess"], load, prompter=config["prompter"])
+    return StartingTowers(
+        config["model_cfg"],
+        config["preprocess"],
+        load,
+        prompter=config["prompter"],
+        texts=config["texts"],
+    )
 
 
 def _load_cloc(model: Any, folder: Path) -> None:

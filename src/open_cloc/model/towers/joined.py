@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model.foreign import open_model
 from open_cloc.model.towers.build import check_text_tower
+from open_cloc.model.towers.text_dropout import with_dropout
 from open_cloc.model.towers.tower import StartingTowers
 from open_cloc.model.weights import load_in_order, load_strictly, read_state
 
@@ -29,6 +30,7 @@ def joined_towers(
     weights_match: Literal["name", "order"] = "name",
     embed_dim: int = 256,
     context_length: int = 77,
+    text_dropout: float = 0.0,
 ) -> StartingTowers:
     """`timm:NAME,text=FOLDER`: two towers that were not trained together.
 
@@ -39,6 +41,7 @@ def joined_towers(
         weights_match: `name`, or `order` for a file with other names in the same order.
         embed_dim: D of the shared space.
         context_length: Longest text in tokens.
+        text_dropout: Dropout of the text tower in training, whatever its own config says.
 
     Raises:
         UserError: If timm does not know the name.
@@ -55,7 +58,7 @@ def joined_towers(
         "text_cfg": _text_cfg(text, embed_dim, context_length),
     }
     load = partial(_load, weights=weights, match=weights_match, text=text)
-    return StartingTowers(model_cfg, _canvas(name), load)
+    return StartingTowers(with_dropout(model_cfg, text_dropout), _canvas(name), load)
 
 
 def _vision_cfg(name: str) -> dict[str, Any]:

@@ -16,23 +16,26 @@ from open_cloc.errors import UserError
 from open_cloc.files import read_json
 from open_cloc.model.limits import require_sound_weights
 from open_cloc.model.towers.build import check_model_cfg
+from open_cloc.model.towers.text_dropout import with_dropout
 from open_cloc.model.towers.tower import OPENAI_CANVAS, StartingTowers
 from open_cloc.model.weights import read_state
 
 
-def open_clip_towers(name: str, *, pretrained: str = "") -> StartingTowers:
+def open_clip_towers(name: str, *, pretrained: str = "", text_dropout: float = 0.0) -> StartingTowers:
     """`open_clip:NAME`: an architecture of open_clip.
 
     Args:
         name: open_clip's name, such as `ViT-B-16`, or a JSON file with a `model_cfg`, as open_clip has them.
         pretrained: One of open_clip's tags, which downloads weights, or a local weights file; empty starts
             untrained.
+        text_dropout: Dropout of a Hugging Face text tower in training, whatever its own config says.
 
     Raises:
         UserError: If open_clip does not know the name or the tag.
         MissingFileError: If a JSON file is not there.
     """
     model_cfg = read_json(Path(name)) if name.endswith(".json") else architecture_cfg(name)
+    model_cfg = with_dropout(model_cfg, text_dropout)
     if not pretrained:
         return written_towers(model_cfg)
     tag = open_clip.get_pretrained_cfg(name, pretrained)

@@ -5,7 +5,7 @@ Shapes: U texts, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,29 +14,46 @@ from torch import Tensor
 from open_cloc.config import convert
 from open_cloc.errors import UserError, first_line
 from open_cloc.model.foreign import open_safely
+from open_cloc.texts import TextCleaning
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
+
+CLEANING = TextCleaning()
 
 
 class TextTokenizer:
     """Texts -> (U, T) token ids, cut to the longest text where the text tower allows it exactly.
 
+    Every text of a model comes through here, so here it is cleaned.
+
     Small to pickle: a spawned loader worker gets the text tower's config, not the model, and reads the
     vocabulary itself. Region phrases come back in every batch, so token ids are kept for a while.
 
     Attributes:
-        full: Texts -> (U, context length) token ids, padded.
         pad_id: The token that may be cut, or None where the text tower needs its whole context.
         vocab_size: Tokens that the text tower knows; 0 where that is not known.
+        clean: What a text becomes first; for those who must know which texts are the same.
+        raw: open_clip's tokenizer.
     """
 
-    def __init__(self, model_cfg: Mapping[str, Any], pad_id: int | None, vocab_size: int = 0) -> None:
+    def __init__(
+        self,
+        model_cfg: Mapping[str, Any],
+        pad_id: int | None,
+        vocab_size: int = 0,
+        cleaning: TextCleaning = CLEANING,
+    ) -> None:
         self.model_cfg = {"text_cfg": model_cfg["text_cfg"]}
-        self.pad_id, self.vocab_size = pad_id, vocab_size
-        self.full = build_tokenizer(self.model_cfg)
+        self.pad_id, self.vocab_size, self.clean = pad_id, vocab_size, cleaning
+        self.raw: Any = build_tokenizer(self.model_cfg)
         self._rows: dict[str, Tensor] = {}
 
+    def full(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (U, context length) token ids, padded."""
+        return self.raw(list(map(self.clean, texts)))
+
     def __call__(self, texts: list[str]) -> Tensor:
+        texts = list(map(self.clean, texts))
         if len(self._rows) > CACHED_TEXTS:
             self._rows.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
@@ -53,7 +70,7 @@ class TextTokenizer:
             UserError: If the tokenizer fails, or is another tower's.
         """
         try:
-            token_ids = self.full(texts)
+            token_ids = self.raw(texts)
         # Tokenizers are what a folder's files make of them, and fail when they are used.
         except Exception as error:
             raise UserError(
@@ -75,8 +92,8 @@ class TextTokenizer:
         places = torch.arange(1, token_ids.shape[1] + 1)
         return ((token_ids != self.pad_id) * places).amax(1).clamp(min=1)
 
-    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[dict[str, Any], int | None, int]]:
-        return TextTokenizer, (self.model_cfg, self.pad_id, self.vocab_size)
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[Any, ...]]:
+        return TextTokenizer, (self.model_cfg, self.pad_id, self.vocab_size, self.clean)
 
 
 def trim_padding(token_ids: Tensor, pad_id: int | None) -> Tensor:

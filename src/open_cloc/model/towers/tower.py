@@ -111,6 +111,7 @@ class StartingTowers:
         load: Called with the new CLOC, puts the starting weights into it.
         is_clip: The weights come from one CLIP, so that regions may start with its image projection.
         prompter: The Prompter's config, if the choice is a whole CLOC and not only towers.
+        texts: How its texts are cleaned, likewise.
     """
 
     model_cfg: dict[str, Any]
@@ -118,6 +119,7 @@ class StartingTowers:
     load: Callable[[Any], None] = leave_untrained
     is_clip: bool = False
     prompter: Mapping[str, Any] | None = None
+    texts: Mapping[str, Any] | None = None
 
 
 def no_grid(visual: nn.Module) -> UserError:

@@ -1,0 +1,122 @@
+"""A method whose every answer is looked at before a task sees it.
+
+A feature that is not finite, or of no length, is no answer, yet ranking it gives one: the first classes of
+the list, and an accuracy of 1 where these are right. All tasks and all methods go through here, those from
+elsewhere too, and here the name of the sample is still known.
+
+Shapes: B images, R regions of one image, P phrases of one image, T texts, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from open_cloc.canvas import CanvasConfig
+from open_cloc.errors import UserError
+from open_cloc.evaluation.batches import EvaluationBatch
+from open_cloc.evaluation.method import FoundBoxes, GroundingMethod, Method, cleaning_of
+from open_cloc.texts import TextCleaning
+
+LENGTH_TOLERANCE = 0.01  # rows may have been of 16 bits
+
+
+class CheckedMethod:
+    """A method; see `Method`.
+
+    Args:
+        method: Whose answers are looked at.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    @property
+    def canvas(self) -> CanvasConfig:
+        return self.method.canvas
+
+    @property
+    def cleaning(self) -> TextCleaning:
+        return cleaning_of(self.method)
+
+    def describe(self) -> dict[str, Any]:
+        """What made the numbers, as plain JSON."""
+        return self.method.describe()
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (T, D) float32 of unit length."""
+        return require_unit(self.method.embed_texts(texts), [f"text {text!r}" for text in texts])
+
+    def embed_images(self, batch: EvaluationBatch) -> Tensor:
+        """Whole pictures of a batch -> (B, D) float32 of unit length."""
+        names = [f"the picture of sample {sample.key!r}" for sample in batch.samples]
+        return require_unit(self.method.embed_images(batch), names)
+
+    def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
+        """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length, picture by picture."""
+        names = [
+            f"region {row} of sample {sample.key!r}"
+            for sample, own in zip(batch.samples, boxes)
+            for row in range(len(own))
+        ]
+        return require_unit(self.method.embed_regions(batch, boxes), names)
+
+
+class CheckedGroundingMethod(CheckedMethod):
+    """A method that finds phrases as well; see `GroundingMethod`."""
+
+    method: GroundingMethod
+
+    def describe_grounding(self) -> dict[str, Any]:
+        """How boxes are found, as plain JSON."""
+        return self.method.describe_grounding()
+
+    def ground(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> FoundBoxes:
+        """The best box for each phrase of each picture of a batch."""
+        found = self.method.ground(batch, phrases)
+        names = [
+            f"phrase {phrase!r} of sample {sample.key!r}"
+            for sample, own in zip(batch.samples, phrases)
+            for phrase in own
+        ]
+        answers = torch.cat([found.boxes.float(), found.scores.float()[:, None]], dim=1)  # (P, 5)
+        _require(answers, names, answers.isfinite().all(1), "box and score", "is not finite")
+        return found
+
+
+def checked(method: Method) -> Method:
+    """The same method, its answers looked at."""
+    return CheckedGroundingMethod(method) if isinstance(method, GroundingMethod) else CheckedMethod(method)
+
+
+def require_unit(features: Tensor, names: Sequence[str]) -> Tensor:
+    """Features (X, D), if each row is finite and of unit length.
+
+    Args:
+        features: What a method gives.
+        names: What each row is of.
+
+    Raises:
+        UserError: Names the first row that is not.
+    """
+    lengths = features.float().norm(dim=-1) if features.numel() else features.new_ones(len(features))
+    _require(features, names, lengths.isfinite(), "feature", "is not finite")
+    good = (lengths - 1).abs() <= LENGTH_TOLERANCE
+    _require(features, names, good, "feature", "is not of unit length")
+    return features
+
+
+def _require(answers: Tensor, names: Sequence[str], good: Tensor, what: str, wrong: str) -> None:
+    if len(answers) != len(names):
+        raise UserError(f"the method gives {len(answers)} answers; expected {len(names)}, one for each")
+    if not good.all():
+        row = int((~good).int().argmax())
+        got = ", ".join(f"{value:g}" for value in answers[row][:3].tolist())
+        raise UserError(
+            f"{what} of {names[row]} {wrong}: got {got}, ... ({int((~good).sum())} of {len(names)} asked for "
+            "together); the weights are damaged, or do not suit the precision"
+        )

@@ -1,0 +1,140 @@
+"""How far metrics would move had the data set held other pictures: percentile bootstrap over images.
+
+Images are drawn anew, with replacement, as many as there are, and each metric is computed of each draw.
+Regions of one picture stay together: they are alike, and as independent things they would promise too much.
+All metrics are functions of sums over images, so a draw costs a weighted sum and nothing is embedded again.
+
+Shapes: I images, X things (regions, phrases, captions or images), K sums of a metric, S draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RESAMPLES = 1000
+LEVEL = 0.95
+SEED = 0
+NUMBERS_AT_ONCE = 2**22  # of a draw's weights or sums: 32 MiB
+
+HOW = {
+    "kind": "percentile bootstrap over images; classes and galleries stay whole",
+    "level": LEVEL,
+    "resamples": RESAMPLES,
+    "seed": SEED,
+}
+
+Interval: TypeAlias = tuple[float, float]
+
+
+class Estimate(NamedTuple):
+    """A metric as a function of sums over images.
+
+    Attributes:
+        parts: (K, I) sparse float64, what each image adds to each of the sums.
+        of_sums: (K, S) sums of S draws -> (S,) values; NaN where a draw says nothing.
+    """
+
+    parts: Tensor
+    of_sums: Callable[[Tensor], Tensor]
+
+    @property
+    def value(self) -> float:
+        """The metric on the data set as it is."""
+        return self.of_sums(self.parts.sum(1).to_dense()[:, None]).item()
+
+
+def mean_over(values: Tensor, images: Tensor, num_images: int, weights: Tensor | None = None) -> Estimate:
+    """The mean over things.
+
+    Args:
+        values: (X,) of each thing.
+        images: (X,) number of the image that each belongs to.
+        num_images: I, those without a thing included.
+        weights: (X,) what each counts; 1 unless told.
+    """
+    weights = torch.ones(len(values)) if weights is None else weights
+    rows = torch.tensor([0, 1]).repeat_interleave(len(values))
+    sums = torch.cat([values.double() * weights, weights.double()])
+    return Estimate(_sparse(rows, images.repeat(2), sums, (2, num_images)), _ratio)
+
+
+def mean_over_classes(hits: Tensor, classes: Tensor, images: Tensor, num_images: int) -> Estimate:
+    """The mean of each class's own mean, over classes that occur.
+
+    Args:
+        hits: (X,) of each thing.
+        classes: (X,) its class.
+        images: (X,) its image.
+        num_images: I.
+    """
+    count = int(classes.max()) + 1
+    rows = torch.cat([classes, classes + count])
+    sums = torch.cat([hits.double(), torch.ones(len(hits), dtype=torch.float64)])
+    return Estimate(_sparse(rows, images.repeat(2), sums, (2 * count, num_images)), _mean_of_ratios)
+
+
+def linear_around(value: float, influence: Tensor, images: Tensor, num_images: int) -> Estimate:
+    """A smooth function of the data by its first order: for what is no mean, such as a rank or a distance.
+
+    Args:
+        value: The function on the data as it is.
+        influence: (X,) its derivative by the weight of each thing.
+        images: (X,) the image of each.
+        num_images: I.
+    """
+    influence = influence.double()
+    parts = _sparse(torch.zeros_like(images), images, influence, (1, num_images))
+    return Estimate(parts, lambda sums: value + sums[0] - influence.sum())
+
+
+def measure(
+    estimates: Mapping[str, Estimate], num_images: int
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Values and intervals by name; no interval of a single image, which says nothing about others."""
+    values = {name: estimate.value for name, estimate in estimates.items()}
+    if num_images < 2:
+        return values, {}
+    drawn = _drawn(list(estimates.values()), num_images)
+    ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    found = {name: np.nanquantile(row, ends).tolist() for name, row in zip(estimates, drawn)}
+    return values, {name: (low, high) for name, (low, high) in found.items()}
+
+
+def _drawn(estimates: list[Estimate], num_images: int) -> np.ndarray:
+    """Every metric of every draw: (metrics, S)."""
+    sizes = [len(estimate.parts) for estimate in estimates]
+    together = torch.cat([estimate.parts for estimate in estimates])
+    chunks = []
+    for weights in _draws(num_images, max(1, NUMBERS_AT_ONCE // max(num_images, len(together)))):
+        sums = torch.sparse.mm(together, weights).split(sizes)  # (K, s) of each metric
+        chunks.append(torch.stack([e.of_sums(own) for e, own in zip(estimates, sums)]))
+    return torch.cat(chunks, dim=1).numpy()
+
+
+def _draws(num_images: int, at_once: int) -> Iterator[Tensor]:
+    """How often each image is drawn, (I, s) float64, s draws at once and S altogether."""
+    rng = np.random.default_rng(SEED)
+    for start in range(0, RESAMPLES, at_once):
+        count = min(at_once, RESAMPLES - start)
+        chosen = rng.integers(0, num_images, (count, num_images)) + num_images * np.arange(count)[:, None]
+        counts = np.bincount(chosen.ravel(), minlength=count * num_images).reshape(count, num_images)
+        yield torch.from_numpy(counts.T.astype(np.float64))
+
+
+def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    places = torch.stack([rows, columns])
+    return torch.sparse_coo_tensor(places, values, shape, check_invariants=True).coalesce()
+
+
+def _ratio(sums: Tensor) -> Tensor:
+    return sums[0] / sums[1]
+
+
+def _mean_of_ratios(sums: Tensor) -> Tensor:
+    hits, counts = sums.split(len(sums) // 2)
+    return (hits / counts).nanmean(0)

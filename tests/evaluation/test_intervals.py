@@ -1,0 +1,115 @@
+"""Intervals against slow resampling, and against the truth of a simulated world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from open_cloc.evaluation import intervals
+from open_cloc.evaluation.intervals import linear_around, mean_over, mean_over_classes, measure
+
+
+def draws(num_images: int) -> np.ndarray:
+    """(S, I) images of each draw, as `measure` draws them."""
+    rng = np.random.default_rng(intervals.SEED)
+    return rng.integers(0, num_images, (intervals.RESAMPLES, num_images))
+
+
+def things(num_images: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, classes and images of 40 things; images 3 and 7 have none."""
+    rng = np.random.default_rng(seed)
+    images = np.sort(rng.choice([i for i in range(num_images) if i not in (3, 7)], 40))
+    return rng.random(40) < 0.6, rng.integers(0, 5, 40), images
+
+
+def test_means_and_class_means_equal_slow_resampling() -> None:
+    hits, classes, images = things()
+    micro, macro = [], []
+    for drawn in draws(12):
+        rows = np.concatenate([np.flatnonzero(images == image) for image in drawn])
+        micro.append(hits[rows].mean())
+        macro.append(np.mean([hits[rows][classes[rows] == c].mean() for c in set(classes[rows])]))
+    arrays = torch.tensor(hits), torch.tensor(classes), torch.tensor(images)
+    estimates = {
+        "micro": mean_over(arrays[0], arrays[2], 12),
+        "macro": mean_over_classes(*arrays, 12),
+    }
+    values, found = measure(estimates, 12)
+    assert values["micro"] == pytest.approx(hits.mean())
+    assert values["macro"] == pytest.approx(np.mean([hits[classes == c].mean() for c in range(5)]))
+    for name, slow in (("micro", micro), ("macro", macro)):
+        assert found[name] == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=1e-12)
+        assert found[name][0] < values[name] < found[name][1]
+
+
+def test_weighted_means_equal_slow_resampling() -> None:
+    hits, _, images = things(seed=1)
+    weights = np.random.default_rng(2).random(40)
+    slow = []
+    for drawn in draws(12):
+        rows = np.concatenate([np.flatnonzero(images == image) for image in drawn])
+        slow.append(np.average(hits[rows], weights=weights[rows]))
+    estimate = mean_over(torch.tensor(hits), torch.tensor(images), 12, torch.tensor(weights))
+    values, found = measure({"x": estimate}, 12)
+    assert values["x"] == pytest.approx(np.average(hits, weights=weights))
+    assert found["x"] == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=1e-12)
+
+
+def test_the_first_order_of_a_mean_is_near_its_resampling() -> None:
+    hits, _, images = (torch.tensor(array) for array in things(seed=3))
+    mean = hits.double().mean()
+    estimates = {
+        "exact": mean_over(hits, images, 12),
+        "linear": linear_around(mean.item(), (hits.double() - mean) / len(hits), images, 12),
+    }
+    values, found = measure(estimates, 12)
+    assert values["linear"] == pytest.approx(values["exact"])
+    assert found["linear"] == pytest.approx(found["exact"], abs=0.03)
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hits, classes, images = (torch.tensor(array) for array in things())
+    estimates = {"a": mean_over(hits, images, 12), "b": mean_over_classes(hits, classes, images, 12)}
+    whole = measure(estimates, 12)
+    assert measure(estimates, 12) == whole
+    monkeypatch.setattr(intervals, "NUMBERS_AT_ONCE", 12 * 77)
+    assert measure(estimates, 12) == whole
+    with torch.inference_mode():
+        assert measure(estimates, 12) == whole
+
+
+def test_what_occurs_in_few_images_is_measured_where_it_is_drawn() -> None:
+    """A group of one image of twelve is missing from a third of the draws: these say nothing of it."""
+    _, found = measure({"rare": mean_over(torch.tensor([1.0, 0.0]), torch.tensor([4, 4]), 12)}, 12)
+    assert found["rare"] == (0.5, 0.5)
+
+
+def test_one_image_says_nothing_about_others() -> None:
+    values, found = measure({"a": mean_over(torch.tensor([1, 0]), torch.tensor([0, 0]), 1)}, 1)
+    assert (values, found) == ({"a": 0.5}, {})
+
+
+def world(rng: np.random.Generator, num_images: int) -> tuple[Tensor, Tensor]:
+    """Hits and images of a world in which 0.6 of the things are hit, and those of an image are alike."""
+    chances = rng.beta(1.2, 0.8, num_images)  # of each image: the mean is 0.6
+    counts = rng.integers(1, 7, num_images)
+    images = np.repeat(np.arange(num_images), counts)
+    return torch.tensor(rng.random(len(images)) < chances[images]), torch.tensor(images)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """400 data sets of 60 images each; things taken for independent would hold it in 4 of 5 only."""
+    rng = np.random.default_rng(5)
+    held = held_if_independent = 0
+    for _ in range(400):
+        hits, images = world(rng, 60)
+        _, found = measure({"x": mean_over(hits, images, 60)}, 60)
+        held += found["x"][0] <= 0.6 <= found["x"][1]
+        mean = hits.double().mean().item()
+        error = 1.96 * (mean * (1 - mean) / len(hits)) ** 0.5
+        held_if_independent += abs(mean - 0.6) <= error
+    # Four standard errors of a share of 400 around 0.945, what 60 images allow.
+    assert 0.90 <= held / 400 <= 0.985
+    assert held_if_independent / 400 < 0.88
