@@ -4,9 +4,10 @@ PYTHON ?= python3
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadscope
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-package bench check format clean
+.PHONY: setup demo test test-lowest test-package bench check format clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +21,12 @@ demo: setup ## train CLIP and CLOC on generated scenes, print the comparison
 
 test: setup ## the test suite: CPU, offline, no weights
 	$(BIN)/python $(PYTEST)
+
+test-lowest: setup ## the same with the lowest version of each library that pyproject.toml names
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(LOWEST)/bin/python $(PYTEST)
 
 test-package: ## build wheel and sdist, install and run them in an empty environment
 	.ci/package
@@ -38,4 +45,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info

@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 EXAMPLES = ROOT / "examples"
 LOG = sorted((DOCS / "log").glob("2*.md"))
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     EXAMPLES / "README.md",
     *sorted(DOCS.rglob("*.md")),
 ]

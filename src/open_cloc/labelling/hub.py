@@ -14,6 +14,8 @@ from open_cloc.model.load import find_folder
 
 # Suffixes of all files that a model is made of.
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
+# And of a checkpoint of training, which nobody fetches from the hub.
+SHARDS = {".distcp"}
 
 
 class Checkpoint(NamedTuple):
@@ -54,7 +56,7 @@ def _sha256(folder: Path) -> str:
     """Of the names and contents of a model's files."""
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in SUFFIXES and path.is_file():
+        if path.suffix in SUFFIXES | SHARDS and path.is_file():
             whole.update(f"{path.relative_to(folder).as_posix()} {_file_sha256(path)}\n".encode())
     return whole.hexdigest()
 
