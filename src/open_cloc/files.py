@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-
 from open_cloc.errors import MissingFileError, UserError
 
 PART = ".part-"  # starts the name of a file that is being written
