@@ -11,12 +11,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from zlib import crc32
-
-from filelock import FileLock, Timeout
 
 from open_cloc.errors import MissingFileError, UserError
 
@@ -86,6 +83,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: If another process holds it.
     """
+    from filelock import FileLock, Timeout  # as long to import as all the rest of the command line
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -219,6 +218,8 @@ def _kind_of_file(path: Path) -> str:
 
 def version_of(distribution: str) -> str:
     """An installed distribution's version, or `not installed`."""
+    from importlib import metadata  # long to import, too
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from open_cloc.cli import main as cli
-from open_cloc.cli.screen import say
+from open_cloc.cli.screen import say, say_json
 
 FAKE = """
 import sys, types
@@ -43,6 +44,14 @@ def test_control_characters_and_secrets_are_not_printed(capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert printed.out == "a\\x1b[2Jb\n\tc\n"
     assert printed.err == "from https://***@h/0.tar\n"
+
+
+def test_json_for_programs_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"label": "pipe:a smoking\x1b[2J man", "image": "https://a@b?c"}
+    say_json(document)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == document
+    assert "\x1b" not in printed
 
 
 def test_errors_show_no_control_characters_and_secrets(

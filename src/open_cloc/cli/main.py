@@ -18,13 +18,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from open_cloc.cli import screen
+# Nothing more: a signal that comes before `Stops.listen` shows a traceback.
 from open_cloc.cli.failures import Stopped, explain
-from open_cloc.cli.moved import check_options
-from open_cloc.cli.screen import say
 from open_cloc.cli.stops import Stops
 from open_cloc.errors import UserError
-from open_cloc.memory import keep_freed_memory
 
 # verb -> (module:function taking argv, one line for the help). A module is imported only when its verb runs.
 VERBS = {
@@ -57,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         # The process is ours: Python shall not look into the working folder for the modules of its children.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
+        stops.listen()
+    from open_cloc.cli import screen
+
+    if argv is None:
         screen.use_utf8()
         screen.prepare_streams()
-        stops.listen()
     screen.show_warnings_as_text()
     try:
         return run(args, stops, debug)
@@ -84,6 +84,8 @@ def run(args: Sequence[str], stops: Stops, debug: bool = False) -> int:
         stops: Is told that there is work to undo, and tells whether a signal has come.
         debug: Let every error through, for its traceback.
     """
+    from open_cloc.cli import screen
+
     try:
         try:
             return _run_verb(args, stops)
@@ -98,11 +100,21 @@ def run(args: Sequence[str], stops: Stops, debug: bool = False) -> int:
         if debug or told is None:
             raise
         sentence, code = told
-        say(f"{stops.name}: {' '.join(sentence.split())}", to_errors=True)
+        if not (isinstance(error, KeyboardInterrupt) and _is_one_of_many()):
+            screen.say(f"{stops.name}: {' '.join(sentence.split())}", to_errors=True)
         return code
 
 
+def _is_one_of_many() -> bool:
+    """Whether another process of the same run tells of a signal that has come to all of them."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+
+
 def _run_verb(args: Sequence[str], stops: Stops) -> int:
+    from open_cloc.cli.moved import check_options
+    from open_cloc.cli.screen import say
+    from open_cloc.memory import keep_freed_memory
+
     if not args or args[0] in ("-h", "--help"):
         say(usage())
         return 0 if args else 2

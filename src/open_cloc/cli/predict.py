@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import tyro
 
 from open_cloc.boxes import normalize_boxes
 from open_cloc.cli.parse import parse
-from open_cloc.cli.screen import say
+from open_cloc.cli.screen import say, say_json
 from open_cloc.draw import check_output, draw_regions, write_picture
 from open_cloc.errors import UserError
 from open_cloc.inference.answer import Answer, Box
@@ -70,8 +69,10 @@ def main(argv: Sequence[str]) -> int:
     if command.output is not None:
         write_picture(command.output, draw_regions(pixels, regions_to_draw(answer), show_scores=True))
     document = {"image": str(command.image), **answer.as_json()}
-    lines = [json.dumps(document, indent=2, allow_nan=False)] if command.json else answer_lines(answer)
-    say("\n".join(lines))
+    if command.json:
+        say_json(document)
+    else:
+        say("\n".join(answer_lines(answer)))
     return 0
 
 

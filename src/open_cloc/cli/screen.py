@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from open_cloc.files import speaking_of
 from open_cloc.shown import printable, without_secrets
@@ -29,6 +31,12 @@ def say(text: object = "", *, to_errors: bool = False) -> None:
         return
     with speaking_of(OUTPUT):
         print(as_shown(str(text)), flush=True)
+
+
+def say_json(document: Any) -> None:
+    """Print a document for programs: JSON writes control characters out by itself, and is not cut."""
+    with speaking_of(OUTPUT):
+        print(json.dumps(document, indent=2, allow_nan=False), flush=True)
 
 
 def as_shown(text: str) -> str:
