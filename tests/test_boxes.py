@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from open_cloc import boxes as B
 
@@ -106,3 +108,29 @@ def test_areas_of_arrays_and_tensors_are_alike() -> None:
     boxes = torch.tensor([[0.0, 0.0, 0.5, 0.25], [0.5, 0.0, 0.0, 0.5]])
     torch.testing.assert_close(B.box_areas(boxes), torch.tensor([0.125, -0.25]))
     np.testing.assert_allclose(B.box_areas(boxes.numpy()), [0.125, -0.25])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.floats(-3, 3), st.floats(-3, 3))
+def test_readers_and_the_predictor_judge_a_border_alike(height: int, width: int, x: float, y: float) -> None:
+    """A pixel or 0.1 % of the side, whichever is more, is rounding; the rest is wrong."""
+    box = np.array([[0.0, 0.0, width + x, height + y]])
+    allowed = x <= max(1, 1e-3 * width) and y <= max(1, 1e-3 * height)
+    is_right = allowed and min(width + x, height + y) > 0
+    code = B.box_problems(B.normalize_boxes(box, (height, width)), (height, width))[0]
+    if min(abs(width + x), abs(height + y)) < 1e-2 or abs(max(x, y) - 1) < 1e-6:
+        return
+    assert (code == B.OK) == is_right
+    if is_right:
+        B.validate_boxes_px(box, (height, width))
+    else:
+        with pytest.raises(ValueError, match="boxes must"):
+            B.validate_boxes_px(box, (height, width))
+
+
+def test_a_pixel_outside_is_rounding_to_the_predictor_as_well() -> None:
+    B.validate_boxes_px(np.array([[100.0, 6, 321, 100], [-0.4, 6, 200, 100]]), (240, 320))
+    with pytest.raises(ValueError, match="inside the picture of 320 x 240"):
+        B.validate_boxes_px(np.array([[100.0, 6, 321.1, 100]]), (240, 320))
+    with pytest.raises(ValueError, match="inside the picture of 320 x 240"):  # nothing of it is left
+        B.validate_boxes_px(np.array([[320.2, 6, 321, 100]]), (240, 320))

@@ -7,17 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_cloc.data.annotations import (
-    EMPTY,
-    INVERTED,
-    NOT_FINITE,
-    OK,
-    OUTSIDE,
-    RawRegion,
-    RawSample,
-    box_problems,
-    finish,
-)
+from open_cloc.boxes import EMPTY, INVERTED, NOT_FINITE, OK, OUTSIDE, box_problems
+from open_cloc.data.annotations import RawRegion, RawSample, finish
 
 
 def test_box_problems_by_hand() -> None:
@@ -53,3 +44,12 @@ def test_every_declared_format_gives_the_same_region(xywh: tuple, box_format: st
     raw = RawSample("k", b"", (100, 100), "f", (), (region,), box_format, normalized)
     expected = (x / 100, y / 100, (x + w) / 100, (y + h) / 100)
     assert finish(raw).regions[0].box == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_pixel_outside_is_rounding_for_normalised_boxes_too() -> None:
+    image = np.zeros((50, 100, 3), np.uint8)
+    within = RawSample("k", image, None, "f", (), (RawRegion((0.2, 0.2, 1.009, 1.019), "t", "line 1"),))
+    assert finish(within).regions[0].box == (0.2, 0.2, 1, 1)
+    beyond = RawSample("k", image, None, "f", (), (RawRegion((0.2, 0.2, 1.011, 1), "t", "line 1"),))
+    with pytest.raises(ValueError, match=r"outside the picture.*\(f, line 1\)"):
+        finish(beyond)

@@ -20,7 +20,7 @@ from tests.tiny import BOXES
         ([[0, 0, 10, 10], [1, 2]], "numbers"),
         ([[0, 0, 10, float("nan")]], "finite"),
         ([[10, 0, 5, 10]], "x1 < x2"),
-        ([[0, 0, 91, 10]], "inside the picture of 90 x 50"),
+        ([[0, 0, 91.5, 10]], "inside the picture of 90 x 50"),
         ([[-3, 0, 9, 10]], "inside the picture"),
     ],
 )

@@ -16,16 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from open_cloc.boxes import convert_boxes, normalize_boxes
+from open_cloc.boxes import EMPTY, OK, OUTSIDE, PROBLEMS, box_problems, convert_boxes, normalize_boxes
 from open_cloc.errors import SampleError
 from open_cloc.pictures import read_header
 from open_cloc.samples import Region, RegionSample, Text
 from open_cloc.texts import is_odd, sound_text
-
-OK, NOT_FINITE, INVERTED, OUTSIDE, EMPTY = range(5)
-PROBLEMS = ("", "not finite", "inverted", "outside the picture", "without area")
-SLACK = 1e-3  # of the side: rounding by the annotator, not a wrong format
-MIN_SIDE = 1e-6  # of the side: below this a box has no area
 
 
 class SampleDataset(Protocol):
@@ -113,10 +108,25 @@ class RawSample:
         Raises:
             SampleError: If the picture is not there, or is none.
         """
-        if self.size_hw or self.normalized or not self.regions:
-            return self
+        return self if self.size_hw or self.normalized or not self.regions else self._with_size()
+
+    def _with_size(self) -> RawSample:
         header = read_header(self.image, f"image of sample {self.key!r}")
         return replace(self, size_hw=header.size_hw)
+
+    def judged(self) -> tuple[np.ndarray, np.ndarray]:
+        """The boxes as by `normalize`, and what `box_problems` says of each: (R, 4) and (R,).
+
+        Where normalised boxes leave the picture, its size is measured: a pixel is allowed, and of what.
+
+        Raises:
+            SampleError: If the size is needed, and the picture is not there, or is none.
+        """
+        boxes = self.normalize()
+        codes = box_problems(boxes, self.size_hw)
+        if self.size_hw is None and OUTSIDE in codes:
+            codes = box_problems(boxes, self._with_size().size_hw)
+        return boxes, codes
 
     def normalize(self) -> np.ndarray:
         """The boxes as normalised `xyxy`, (R, 4) float64, neither checked nor clipped.
@@ -130,36 +140,6 @@ class RawSample:
         if self.size_hw is None:
             raise ValueError(f"pixel boxes need the picture's size; got none ({self.where})")
         return normalize_boxes(boxes, self.size_hw)
-
-
-def box_problems(boxes: np.ndarray, size_hw: tuple[int, int] | None = None) -> np.ndarray:
-    """Classify normalised `xyxy` boxes.
-
-    A box may leave the picture by a pixel or by 0.1 % of the side, whichever is more: annotators round.
-
-    Args:
-        boxes: (R, 4) normalised `xyxy`.
-        size_hw: The picture's (height, width), where it is known.
-
-    Returns:
-        (R,) codes: `OK`, `NOT_FINITE`, `INVERTED`, `OUTSIDE` or `EMPTY` (no area inside the picture).
-    """
-    inside = (boxes >= 0).all() and (boxes <= 1).all()
-    # The usual case, in a fifth of the time.
-    if inside and (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all():
-        return np.full(len(boxes), OK)
-    height, width = size_hw or (np.inf, np.inf)
-    slack = np.maximum(SLACK, 1 / np.array([width, height]))  # (2,)
-    with np.errstate(invalid="ignore"):
-        clipped = np.clip(boxes, 0, 1)
-        sides = clipped[:, 2:] - clipped[:, :2]
-        rules = [
-            (~np.isfinite(boxes).all(1), NOT_FINITE),
-            ((boxes[:, 2:] < boxes[:, :2]).any(1), INVERTED),
-            ((boxes[:, :2] < -slack).any(1) | (boxes[:, 2:] > 1 + slack).any(1), OUTSIDE),
-            ((sides < MIN_SIDE).any(1), EMPTY),
-        ]
-    return np.select([hit for hit, _ in rules], [code for _, code in rules], OK)
 
 
 def finish(raw: RawSample) -> RegionSample:
@@ -187,8 +167,7 @@ def sound_part(raw: RawSample) -> tuple[RegionSample, list[Problem]]:
         SampleError: If the picture's size is needed and cannot be told.
     """
     raw = raw.measured()
-    boxes = raw.normalize()
-    codes = box_problems(boxes, raw.size_hw)
+    boxes, codes = raw.judged()
     problems = [*raw.problems]
     regions = []
     for row, (box, region, code) in enumerate(zip(np.clip(boxes, 0, 1), raw.regions, codes.tolist())):

@@ -12,20 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from open_cloc.boxes import BOX_FORMATS, box_areas, convert_boxes
-from open_cloc.data.annotations import (
+from open_cloc.boxes import (
+    BOX_FORMATS,
     EMPTY,
     INVERTED,
     NOT_FINITE,
     OK,
     OUTSIDE,
     PROBLEMS,
-    RawSample,
-    SampleDataset,
+    box_areas,
     box_problems,
-    describe_problem,
-    raw_sample,
+    convert_boxes,
 )
+from open_cloc.data.annotations import RawSample, SampleDataset, describe_problem, raw_sample
 from open_cloc.data.bad_samples import problem_of
 from open_cloc.errors import MissingFileError, SampleError
 from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_header

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from open_cloc.boxes import convert_boxes, normalize_boxes
-from open_cloc.data.annotations import EMPTY, Problem, RawRegion, RawSample, box_problems, finish
+from open_cloc.boxes import EMPTY, box_problems, convert_boxes, normalize_boxes
+from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
 from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_text, as_whole, field_of
 from open_cloc.data.names import make_keys, resolve, root_of
 from open_cloc.data.readers.files import find_annotations, find_images, holds_coco, missing_images
