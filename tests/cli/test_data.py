@@ -55,7 +55,7 @@ def test_check_of_coco_boxes_in_the_wrong_format(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert "ERROR: box outside the picture: 4" in printed.out
     assert "instances_a.json, annotation 903" in printed.out
-    assert "as xywh in pixels, 0% as xyxy in pixels: these look like xyxy in pixels" in printed.out
+    assert "wrong or tiny as xywh in pixels: these look like xyxy in pixels (0% wrong)" in printed.out
     assert "reading" in printed.err
     report = json.loads(out.read_text())
     assert report["errors"]["box outside the picture"]["count"] == 4

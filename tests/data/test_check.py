@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from open_cloc.boxes import convert_boxes
-from open_cloc.data.check import Boxes, check_dataset, format_report, guess_format
+from open_cloc.data.check import check_dataset, format_report
+from open_cloc.data.readers import open_reader
 from open_cloc.samples import Region, RegionSample
+from tests.data.readers.made import annotation, coco_document, write_coco
 
 
 def jpeg(seed: int, size: tuple[int, int] = (100, 50)) -> bytes:
@@ -84,30 +84,19 @@ def test_every_kind_of_problem_is_counted_and_located() -> None:
     assert "ERROR: box inverted: 1\n  box is inverted: got [0.5, 0.1, 0.2, 0.6]" in text
 
 
-def random_boxes(unit: str, box_format: str, declared: tuple[str, str], seed: int = 0) -> Boxes:
-    """True boxes of a 640 x 480 picture, written in one form and declared as another."""
-    rng = np.random.default_rng(seed)
-    corners = np.sort(rng.uniform(0, 1, (40, 2, 2)), axis=1)
-    corners[:, 1] = np.minimum(corners[:, 1] + 0.05, 1)
-    scale = {"pixels": [640, 480, 640, 480], "[0, 1]": 1, "[0, 1000]": 1000}[unit]
-    numbers = convert_boxes(corners.reshape(-1, 4) * scale, "xyxy", box_format)
-    return Boxes(numbers, (480, 640), *declared)
+def test_entries_that_no_reader_could_use_are_listed(tmp_path: Path) -> None:
+    """Those of a sample, and those of none; and what the reader left out."""
+    write_coco(tmp_path, coco_document(annotations=[annotation(None), annotation([0, 0, 9, 9], image_id=5)]))
+    (tmp_path / "images/a.jpg").unlink()
+    report = check_dataset(open_reader(str(tmp_path)))
+    errors = {cause: finding.count for cause, finding in report.errors.items()}
+    assert errors == {"unknown image_id": 1, "broken annotation": 1, "missing picture": 1}
+    assert "annotation 912: bbox [x, y, w, h] must be 4 numbers; got null" in str(report.errors)
+    text = format_report(check_dataset(open_reader(str(tmp_path)), [1]))
+    assert "warning: not used: annotation ids" not in text
+    assert "ERROR: unknown image_id: 1" in text
 
 
-@pytest.mark.parametrize("unit", ["pixels", "[0, 1]", "[0, 1000]"])
-@pytest.mark.parametrize("box_format", ["xyxy", "xywh", "cxcywh"])
-@pytest.mark.parametrize("declared", [("xyxy", "[0, 1]"), ("xywh", "pixels")])
-def test_the_real_format_of_wrong_boxes_is_guessed(unit: str, box_format: str, declared: Any) -> None:
-    sentence = guess_format([random_boxes(unit, box_format, declared, seed) for seed in range(5)])
-    if (box_format, unit) == declared:
-        assert sentence == ""
-    else:
-        assert sentence.endswith(f"these look like {box_format} in {unit}")
-        assert "of 200 boxes are wrong or tiny as " + " in ".join(declared) in sentence
-
-
-def test_a_single_wrong_box_is_no_reason_to_guess(tmp_path: Path) -> None:
-    good = random_boxes("pixels", "xywh", ("xywh", "pixels"))
-    good.numbers[0] = [600, 10, 630, 40]  # right as xyxy only
-    assert guess_format([good]) == ""
-    assert guess_format([]) == ""
+def test_a_pixel_outside_is_rounding_to_the_check_as_well() -> None:
+    near = sample(0, image=np.zeros((50, 100, 3), np.uint8), regions=(Region((0.2, 0.2, 1.009, 1), "mug"),))
+    assert check_dataset([near]).errors == {}

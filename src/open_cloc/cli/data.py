@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from open_cloc.cli.parse import check_result_file, parse_command
 from open_cloc.cli.screen import say
 from open_cloc.data.annotations import SampleDataset, clean_sample
-from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
+from open_cloc.data.bad_samples import BadSample, BadSamples, listed, problem_of, read_usable, tell_opening
 from open_cloc.data.check import check_dataset, format_report
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import ShardDataset
@@ -50,19 +50,18 @@ def convert(
         samples_per_shard: Samples per tar.
         max_side: Make pictures with a longer side smaller, as JPEG of quality 90; 0 keeps all as they are.
             The model's image size or a little more makes loading several times as fast.
-        max_bad_fraction: Share of unusable samples to leave out; past it nothing is written.
+        max_bad_fraction: Share of unusable samples and entries to leave out; past it nothing is written.
         resume: Go on where an earlier, stopped conversion of the same data ended.
     """
     dataset = open_source(source)
+    tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out")
     skipped = BadSamples(max_bad_fraction)
     with _progress(len(dataset), "images") as bar:
-        samples = _usable(dataset, skipped) if max_bad_fraction else _all(dataset)
+        samples = _usable(dataset, skipped, range(len(dataset))) if max_bad_fraction else _all(dataset)
         count = write_shards(
             samples, out, samples_per_shard, max_side=max_side, resume=resume, progress=bar.update
         )
-    causes = ", ".join(f"{cause}: {number}" for cause, number in skipped.causes.most_common())
-    left_out = f"; left out {skipped.causes.total()} ({causes})" if causes else ""
-    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{left_out}")
+    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(skipped)}")
     return 0
 
 
@@ -105,9 +104,13 @@ def show(
     """
     check_output(out)
     dataset = open_source(source)
-    samples = [dataset[index] for index in _evenly(len(dataset), num)]
+    tell_opening(dataset, source)
+    skipped = BadSamples(max_fraction=1)
+    samples = list(_usable(dataset, skipped, _evenly(len(dataset), num)))
+    if not samples:
+        raise UserError(f"no sample can be drawn: {skipped.first}")
     write_picture(out, contact_sheet(samples, columns, tile))
-    say(f"drew {len(samples)} of {len(dataset)} samples on {out}")
+    say(f"drew {len(samples)} of {len(dataset)} samples on {out}{_left_out(skipped)}")
     return 0
 
 
@@ -138,9 +141,14 @@ def _all(dataset: SampleDataset) -> Iterator[RegionSample]:
         yield clean_sample(dataset[index])
 
 
-def _usable(dataset: SampleDataset, skipped: BadSamples) -> Iterator[RegionSample]:
-    """What can be used of every sample; the others are counted, and too many of them raise."""
-    for index in range(len(dataset)):
+def _left_out(skipped: BadSamples) -> str:
+    """What was left out, for the end of a sentence."""
+    return f"; left out {skipped.causes.total()} ({listed(skipped.causes)})" if skipped.causes else ""
+
+
+def _usable(dataset: SampleDataset, skipped: BadSamples, indices: Iterable[int]) -> Iterator[RegionSample]:
+    """What can be used of samples; the others are counted, and too many of them raise."""
+    for index in indices:
         sample, problems = read_usable(dataset, index)
         if sample is not None:
             try:

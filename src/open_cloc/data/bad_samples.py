@@ -15,6 +15,7 @@ from open_cloc.data.annotations import Problem, SampleDataset, clean_sample, sou
 from open_cloc.data.mixture import Mixture
 from open_cloc.errors import SampleError, UserError
 from open_cloc.samples import RegionSample
+from open_cloc.shown import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +102,28 @@ class BadSamples:
             )
 
 
-def tell_opening(dataset: SampleDataset, where: str, max_bad_fraction: float | None = None) -> None:
+def tell_opening(
+    dataset: SampleDataset,
+    where: str,
+    max_bad_fraction: float | None = None,
+    advice: str = "max_bad_fraction leaves them out",
+) -> None:
     """Say once what a reader left out and what was wrong with entries that belong to no sample.
 
     Args:
-        dataset: Opened just now.
+        dataset: Opened just now; of a mixture, each source is told.
         where: What the user called it.
         max_bad_fraction: Largest share of such entries among the samples; None where they are only told.
+        advice: What to say of this limit.
 
     Raises:
         UserError: If there are more of them.
     """
+    if isinstance(dataset, Mixture):
+        for number, source in enumerate(dataset.sources):
+            tell_opening(source, f"{where}, data set {number}", max_bad_fraction, advice)
+        return
+    where = without_secrets(where)
     left_out: Mapping[str, int] = getattr(dataset, "left_out", {})
     if left_out:
         logger.warning("%s: not used: %s", where, listed(left_out))
@@ -119,9 +131,10 @@ def tell_opening(dataset: SampleDataset, where: str, max_bad_fraction: float | N
     if not problems:
         return
     causes = listed(Counter(problem.cause for problem in problems))
-    message = f"{where}: {len(problems)} entries are broken ({causes}); the first one: {problems[0].message}"
+    broken = "1 entry is" if len(problems) == 1 else f"{len(problems)} entries are"
+    message = f"{where}: {broken} broken ({causes}); the first one: {problems[0].message}"
     if max_bad_fraction is not None and len(problems) > max_bad_fraction * max(len(dataset), MIN_TRIED):
-        raise UserError(f"{message}; `open-cloc data check` lists all, max_bad_fraction leaves them out")
+        raise UserError(f"{message}; `open-cloc data check` lists all, {advice}")
     logger.warning("%s", message)
 
 

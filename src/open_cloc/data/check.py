@@ -8,34 +8,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from open_cloc.boxes import (
-    BOX_FORMATS,
-    EMPTY,
-    INVERTED,
-    NOT_FINITE,
-    OK,
-    OUTSIDE,
-    PROBLEMS,
-    box_areas,
-    box_problems,
-    convert_boxes,
-)
+from open_cloc.boxes import EMPTY, OK, PROBLEMS, box_areas, box_problems
 from open_cloc.data.annotations import RawSample, SampleDataset, describe_problem, raw_sample
 from open_cloc.data.bad_samples import problem_of
+from open_cloc.data.box_forms import Boxes, guess_format, is_tiny, unit_of
 from open_cloc.errors import MissingFileError, SampleError
 from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_header
 from open_cloc.samples import RegionSample
 
 NUM_EXAMPLES = 5  # per finding
 NUM_PHRASES = 15
-TINY_AREA = 1e-5  # share of the picture; the loader's default leaves smaller boxes out
-UNITS = ("pixels", "[0, 1]", "[0, 1000]")
-# A guess at another format needs this much evidence: wrong boxes, their share, and how few the guess leaves.
-MIN_WRONG, MIN_WRONG_SHARE, MAX_LEFT = 3, 0.1, 0.25
 
 # Lower ends of a histogram's bins and their names.
 COUNT_BINS = ((0, "0"), (1, "1"), (2, "2-4"), (5, "5-8"), (9, "9-16"), (17, "17-32"), (33, "33+"))
@@ -81,15 +66,6 @@ class Report:
     warnings: dict[str, Finding]
     histograms: dict[str, dict[str, int]]
     top_phrases: list[tuple[str, int]]
-
-
-class Boxes(NamedTuple):
-    """Boxes of one sample: numbers as read (R, 4), the picture's (height, width), and the declared form."""
-
-    numbers: np.ndarray
-    size_hw: tuple[int, int] | None
-    box_format: str
-    unit: str
 
 
 def check_dataset(
@@ -141,10 +117,8 @@ class Tally:
         for problem in raw.problems:
             self.errors[problem.cause].add(problem.message)
         size_hw = self._add_picture(raw) or raw.size_hw
-        if raw.size_hw is None and not raw.normalized:
-            raw = replace(raw, size_hw=size_hw)
-        if raw.normalized or size_hw is not None:
-            self._add_boxes(raw, size_hw)
+        if raw.regions and (raw.normalized or size_hw is not None):
+            self._add_boxes(replace(raw, size_hw=raw.size_hw or size_hw), size_hw)
 
     def report(self) -> Report:
         """All findings so far."""
@@ -202,19 +176,17 @@ class Tally:
         return size_hw
 
     def _add_boxes(self, raw: RawSample, size_hw: tuple[int, int] | None) -> None:
-        if not raw.regions:
-            return
+        """Judge boxes as by the size that they were measured on; what they may be, by the picture's own."""
         boxes = raw.normalize()
         problems = box_problems(boxes, raw.size_hw)
-        self.boxes.append(Boxes(raw.numbers(), size_hw, raw.box_format, UNITS[raw.normalized]))
+        self.boxes.append(Boxes(raw.numbers(), size_hw, raw.box_format, unit_of(raw.normalized)))
         tiny = is_tiny(boxes, size_hw)
         seen: set[tuple] = set()
         for row, region in enumerate(raw.regions):
             problem = int(problems[row])
-            if problem in (NOT_FINITE, INVERTED, OUTSIDE):
-                self.errors[f"box {PROBLEMS[problem]}"].add(describe_problem(raw, row, problem))
-            elif problem == EMPTY:
-                self.warnings[f"box {PROBLEMS[problem]}"].add(describe_problem(raw, row, problem))
+            if problem != OK:
+                level = self.warnings if problem == EMPTY else self.errors
+                level[f"box {PROBLEMS[problem]}"].add(describe_problem(raw, row, problem))
             elif tiny[row]:
                 self.warnings["tiny box"].add(f"key {raw.key!r} ({raw.where}, {region.where})")
             same = (*boxes[row].round(4), region.text)
@@ -228,51 +200,6 @@ class Tally:
         starts = [start for start, _ in bins]
         for value in values:
             self.histograms[name][bins[bisect_right(starts, value) - 1][1]] += 1
-
-
-def is_tiny(boxes: np.ndarray, size_hw: tuple[int, int] | None) -> np.ndarray:
-    """Which normalised `xyxy` boxes (R, 4) are under a pixel high or wide, or a hair of the picture: (R,)."""
-    height, width = size_hw or (np.inf, np.inf)
-    sides = (boxes[:, 2:] - boxes[:, :2]) * [width, height]
-    return (box_areas(boxes) < TINY_AREA) | (sides < 1).any(1)
-
-
-def guess_format(samples: Sequence[Boxes]) -> str:
-    """A sentence on what format wrong boxes probably have, or an empty text.
-
-    Every format in every unit is tried; one is named if it makes nearly all wrong boxes right.
-    """
-    total = sum(len(sample.numbers) for sample in samples)
-    if not total:
-        return ""
-    declared = (samples[0].box_format, samples[0].unit)
-    candidates = [(box_format, unit) for unit in UNITS for box_format in BOX_FORMATS]
-    # On a tie the declared unit wins, then the order above.
-    candidates.sort(key=lambda candidate: candidate[1] != declared[1])
-    wrong = {
-        candidate: sum(_count_wrong(sample, *candidate) for sample in samples) for candidate in candidates
-    }
-    best = min(candidates, key=lambda candidate: wrong[candidate])
-    enough = wrong[declared] >= max(MIN_WRONG, MIN_WRONG_SHARE * total)
-    if not enough or wrong[best] > MAX_LEFT * wrong[declared]:
-        return ""
-    before, after = (f"{wrong[form] / total:.0%}" for form in (declared, best))
-    name, guess = (" in ".join(form) for form in (declared, best))
-    return (
-        f"{before} of {total} boxes are wrong or tiny as {name}, {after} as {guess}: these look like {guess}"
-    )
-
-
-def _count_wrong(sample: Boxes, box_format: str, unit: str) -> int:
-    """Boxes of a sample that make no sense if read in a format and unit."""
-    if unit == "pixels" and sample.size_hw is None:
-        return len(sample.numbers)
-    scale = np.full(4, 1.0 if unit == "[0, 1]" else 1000.0)
-    if unit == "pixels" and sample.size_hw is not None:
-        scale = np.tile(sample.size_hw[::-1], 2).astype(float)
-    boxes = convert_boxes(sample.numbers, box_format) / scale
-    with np.errstate(invalid="ignore"):
-        return int(((box_problems(boxes, sample.size_hw) != OK) | is_tiny(boxes, sample.size_hw)).sum())
 
 
 def format_report(report: Report) -> str:

@@ -69,11 +69,16 @@ def find(folder: Path, name: str) -> Path | None:
 
 def _check_inside(path: Path, name: str, roots: Sequence[Path]) -> None:
     real = os.path.realpath(path)
-    if not any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots):
+    if not any(is_below(real, os.path.realpath(root)) for root in roots):
         raise SampleError(
             f"{name!r} leads out of the data set in {roots[-1]}; give outside=true to allow it",
             "file outside of the data set",
         )
+
+
+def is_below(real: str, root: str) -> bool:
+    """Whether a path is a folder or lies below it; both without links, as by `os.path.realpath`."""
+    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def make_keys(names: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.bad_samples import tell_opening
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.evaluation.checked import checked
@@ -90,13 +91,15 @@ def evaluate(
     run_task = find_task(task)
     check_method(method, task_name(task))
     data = open_reader(dataset) if isinstance(dataset, str) else dataset
+    named = dataset_name or (dataset if isinstance(dataset, str) else "")
+    tell_opening(data, named or "data set", 0, "and an evaluation leaves nothing out")
     opened = _as_method(model, method, config, device)
     with _eval_mode(model), torch.inference_mode():
         result = run_task(checked(opened), data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
     made = {
-        "dataset": dataset_name or (dataset if isinstance(dataset, str) else ""),
+        "dataset": named,
         "model": name,
         "pretrained": pretrained or origin,
         "task": task_name(task),

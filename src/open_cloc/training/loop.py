@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.bad_samples import tell_opening
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.readers import open_reader
@@ -75,7 +76,8 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
     """
     with join_ranks(recipe.run.device) as ranks:
         _refuse_what_cannot_work(recipe, ranks)
-        dataset = open_data(recipe) if dataset is None else dataset
+        data = open_data(recipe) if dataset is None else dataset
+        ranks.on_first(lambda: _tell_opening(data, recipe))
         with open_run_folder(recipe, resume, ranks) as (folder, found):
             if ranks.is_first and found is None:
                 _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
@@ -96,7 +98,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
                 step = checkpoint.load_checkpoint(found, run.state, ranks, recipe.run.global_batch_size)
                 if ranks.is_first:
                     _write_recipe(recipe, folder)
-            if not _run_steps(run, dataset, step, stop_at):
+            if not _run_steps(run, data, step, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
             whole = whole_model(model, ranks)
             ranks.on_first(lambda: _finish(whole, recipe, folder))
@@ -272,6 +274,17 @@ def open_data(recipe: Recipe) -> SampleDataset:
         raise UserError("no training data: give --data.train FORMAT:PATH, such as shards:my_shards")
     sets = [open_reader(spec) for spec in recipe.data.train]
     return sets[0] if len(sets) == 1 else Mixture(sets, recipe.data.weights)
+
+
+def _tell_opening(data: SampleDataset, recipe: Recipe) -> None:
+    """Say what each data set leaves out; too many broken entries raise."""
+    sets = data.sources if isinstance(data, Mixture) else (data,)
+    for number, source in enumerate(sets):
+        # A mixture that is given from outside may have other parts than the recipe names.
+        name = recipe.data.train[number] if len(recipe.data.train) == len(sets) else f"data set {number}"
+        tell_opening(
+            source, name, recipe.data.loader.max_bad_fraction, "loader.max_bad_fraction leaves them out"
+        )
 
 
 def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
-from tests.data.readers.made import encoded, pictures, samples, write_table
+from open_cloc.errors import SampleError
+from tests.data.readers.made import coco_document, encoded, pictures, samples, write_table
 
 
 def test_a_folder_is_read_sorted_with_its_texts(tmp_path: Path) -> None:
@@ -49,14 +54,132 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/sub/circle").symlink_to(tmp_path / "data")
     (tmp_path / "data/gone.png").symlink_to(tmp_path / "absent.png")
-    dataset = open_reader(f"folder:{tmp_path / 'data'}")
-    found = samples(dataset)
-    assert [sample.key for sample in found] == ["gone", "link/x", "sub/y"]
+    (tmp_path / "data/other").symlink_to(tmp_path / "data/sub")
+    dataset: Any = open_reader(f"folder:{tmp_path / 'data'},outside=true")
+    assert [dataset.keys[i] for i in range(len(dataset))] == ["gone", "link/x", "other/y", "sub/y"]
+    assert dataset[1].pixels().shape == (4, 6, 3)
     with pytest.raises(FileNotFoundError, match="image of sample 'gone' not found"):
-        found[0].pixels()
+        dataset[0].pixels()
 
 
-def test_metadata_of_image_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_that_lead_out_need_an_option(tmp_path: Path) -> None:
+    pictures(tmp_path / "private", "x.png")
+    (tmp_path / "private/key").write_text("a secret")
+    pictures(tmp_path / "data", "a.png", "b.png")
+    (tmp_path / "data/folder").symlink_to(tmp_path / "private")
+    (tmp_path / "data/a.txt").symlink_to(tmp_path / "private/key")
+    (tmp_path / "data/c.png").symlink_to(tmp_path / "private/x.png")
+    dataset: Any = open_reader(f"folder:{tmp_path / 'data'}")
+    assert [dataset.keys[i] for i in range(len(dataset))] == ["a", "b", "c"]
+    assert [problem.message for problem in dataset.problems] == [
+        f"link 'folder' leads out of the data set in {tmp_path / 'data'}; give outside=true to allow it"
+    ]
+    sample, problems = read_usable(dataset, 0)
+    assert sample is not None
+    assert sample.captions == ()
+    assert [problem.cause for problem in problems] == ["file outside of the data set"]
+    with pytest.raises(SampleError, match=r"'c\.png' leads out of the data set .* outside=true"):
+        dataset[2]
+    found = samples(open_reader(f"folder:{tmp_path / 'data'},outside=true"))
+    assert [sample.captions for sample in found] == [("a secret",), (), (), ()]
+
+
+def test_captions_stand_in_files_of_several_suffixes(tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{i}.png" for i in range(5)))
+    (tmp_path / "0.txt").write_text("zero")
+    (tmp_path / "1.TXT").write_bytes(b"\xef\xbb\xbfone\r\n")
+    (tmp_path / "2.caption").write_text("two")
+    fields = {"caption": "three", "key": "x", "status": "success", "similarity": 0.5}
+    region = {"box": [0.1, 0.1, 0.6, 0.6], "text": "red mug"}
+    (tmp_path / "3.json").write_text(json.dumps(fields | {"regions": [region], "box_format": "xyxy_norm"}))
+    (tmp_path / "3.txt").write_text("three, again")
+    (tmp_path / "4.json").write_text("\ufeff" + json.dumps({"captions": ["four", "and more"]}))
+    (tmp_path / "4.caption").write_text("four")
+    dataset: Any = open_reader(str(tmp_path))
+    found = samples(dataset)
+    assert [sample.captions for sample in found] == [
+        ("zero",),
+        ("one",),
+        ("two",),
+        ("three", "three, again"),
+        ("four", "and more"),
+    ]
+    assert [(region.text, region.box) for region in found[3].regions] == [("red mug", (0.1, 0.1, 0.6, 0.6))]
+    assert found[3].key == "3"
+    assert found[3].metadata == {"similarity": 0.5, "file_name": "3.png"}
+    assert (dataset.left_out, dataset.problems) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cause", "message"),
+    [
+        (
+            "a.txt",
+            "0 0.5 0.5 0.2 0.1\n1 .5 0.5 1 1e-1",
+            "boxes that are not read",
+            "YOLO's boxes, no caption",
+        ),
+        ("a.txt", b"caf\xe9", "unusable sample", "text is not UTF-8"),
+        ("a.json", '{"shapes": [], "imagePath": "a"}', "boxes that are not read", "boxes of labelme"),
+        ("a.json", '{"mood": "good"}', "JSON that is not read", r"is not a sample's: got \['mood'\]"),
+        ("a.json", "[1, 2]", "JSON that is not read", "is not a sample's: got list"),
+        ("a.json", "{", "unusable sample", r"a\.json is not valid JSON"),
+        ("a.json", '{"caption": 7}', "unusable sample", r"at \$\.caption"),
+        ("a.json", '{"caption": "a", "caption": "b"}', "unusable sample", "key 'caption' comes twice"),
+        ("a.json", '{"captions": ' + "[" * 5000, "unusable sample", "not valid JSON"),
+    ],
+)
+def test_a_wrong_file_beside_a_picture_costs_itself(
+    tmp_path: Path, name: str, content: Any, cause: str, message: str
+) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "a.caption").write_text("a mug")
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    dataset = open_reader(f"folder:{tmp_path}")
+    with pytest.raises(SampleError, match=message) as caught:
+        dataset[0]
+    assert name in str(caught.value)
+    sample, problems = read_usable(dataset, 0)
+    assert sample is not None
+    assert sample.captions == ("a mug",)
+    assert [problem.cause for problem in problems] == [cause]
+
+
+def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "train/b.png", "._a.png", "__MACOSX/a.png", ".git/x.png")
+    for name in ("phone.heic", "phone2.HEIC", "notes.md", "Thumbs.db", "README", "a.jpg.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "train/_annotations.coco.json").write_text(json.dumps(coco_document()))
+    (tmp_path / "via.json").write_text('{"x": {"regions": [{"shape_attributes": {"x": 3}}]}}')
+    (tmp_path / "train/b.xml").write_text("<annotation><object><bndbox><xmin>3</xmin></bndbox></object>")
+    (tmp_path / "train/other.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    os.mkfifo(tmp_path / "c.png")
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    assert [dataset.keys[i] for i in range(len(dataset))] == ["a", "train/b"]
+    assert dataset.left_out == {
+        "files of macOS and Windows, such as ._NAME and Thumbs.db": 3,
+        "hidden files and folders": 1,
+        "pipes, sockets and devices": 1,
+        "files .heic": 2,
+        "files .md": 1,
+        "files without a suffix": 1,
+        "files .json": 1,
+        "boxes of COCO in train/_annotations.coco.json": 1,
+        "boxes of VIA in via.json": 1,
+        "boxes of Pascal VOC in train/b.xml": 1,
+        "boxes of YOLO in train/other.txt": 1,
+    }
+
+
+def test_many_files_with_boxes_are_one_line(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    for number in range(30):
+        (tmp_path / f"{number:02d}.xml").write_text("<bndbox>")
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    assert dataset.left_out == {"files .xml with boxes of Pascal VOC, such as 00.xml": 30}
+
+
+def test_metadata_of_image_folders(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png", "b.png", "data/c.png", "data/d.png")
     (tmp_path / "b.txt").write_text("from the text file")
     (tmp_path / "a.txt").write_text("not this one")
@@ -71,9 +194,13 @@ def test_metadata_of_image_folders(tmp_path: Path, caplog: pytest.LogCaptureFixt
     ]
     write_table(tmp_path / "metadata.jsonl", outer)
     write_table(tmp_path / "data/metadata.jsonl", inner)
-    with caplog.at_level(logging.WARNING):
-        found = samples(open_reader(f"folder:{tmp_path}"))
-    assert "1 of 3 rows name pictures that are not there, such as 'absent.png'" in caplog.text
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    found = samples(dataset)
+    assert dataset.problems == []
+    assert dataset.left_out == {
+        "rows of metadata.jsonl that name pictures which are not there": 1,
+        "key 'tags' of metadata.jsonl": 1,
+    }
     assert {sample.key: sample.captions for sample in found} == {
         "a": ("not this one",),  # its `caption` is null, and one column is the caption
         "b": ("from the text file",),
@@ -84,21 +211,69 @@ def test_metadata_of_image_folders(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert found[2].metadata == {"file_name": "data/c.png"}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_metadata_of_other_forms_and_systems(tmp_path: Path, suffix: str) -> None:
+    pictures(tmp_path, "sub/a.png", "b.png")
+    rows = [{"file_name": "sub\\a.png", "text": "a mug"}, {"file_name": "./b.png", "text": "a cat"}]
+    write_table(tmp_path / f"metadata{suffix}", rows)
+    found = samples(open_reader(f"folder:{tmp_path}"))
+    assert {sample.key: sample.captions for sample in found} == {"b": ("a cat",), "sub/a": ("a mug",)}
+
+
+def test_a_broken_metadata_file_costs_itself(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a mug")
+    (tmp_path / "metadata.jsonl").write_bytes(b"\x1f\x8b and more")
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    assert dataset[0].captions == ("a mug",)
+    assert "table is compressed by gzip: unpack it first" in dataset.problems[0].message
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"file_name": "a.png", "text": 7}', r"captions must be text .* got int \(.*metadata\.jsonl, row 1"),
-        ('{"text": "x"}', r"a row must name a picture as file_name \(.*metadata\.jsonl, row 1\)"),
+        ('{"text": "x"}', r"a row must name a picture: 'file_name' is missing; .*metadata\.jsonl, row 1\)"),
+        ('{"file_name": null}', r"file_name must be text; got null .*row 1"),
         ('{"file_name": "b.png"}', r"rows 0 and 1 both describe 'b\.png'"),
-        ('{"file_name": ', r"not a line of JSON: .*metadata\.jsonl, row 1\)"),
+        ('{"file_name": ', r"row is not valid JSON: .*metadata\.jsonl, row 1\)"),
         ('["a.png"]', r"a row must be a JSON object; got list \(.*metadata\.jsonl, row 1\)"),
+        ('{"file_name": "a.png", "file_name": "b.png"}', r"key 'file_name' comes twice"),
     ],
 )
-def test_wrong_metadata_are_named(tmp_path: Path, line: str, message: str) -> None:
+def test_a_wrong_row_of_metadata_costs_itself(tmp_path: Path, line: str, message: str) -> None:
     pictures(tmp_path, "a.png", "b.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png"}\n' + line)
-    with pytest.raises(ValueError, match=message):
-        samples(open_reader(f"folder:{tmp_path}"))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "a cat"}\n' + line)
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    assert [sample.captions for sample in samples(dataset)] == [(), ("a cat",)]
+    (problem,) = dataset.problems
+    assert re.search(message, problem.message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7", r"captions must be text .* got 7 \(.*metadata\.jsonl, row 0, column 'text'\)"),
+        ('{"en": "x"}', r"captions must be text .* got \{'en': 'x'\}"),
+        ('["a", null, 3]', r"captions must be text .* got 3"),
+        ('"nan"', r"caption 'nan' stands for a missing text"),
+    ],
+)
+def test_a_caption_that_is_no_text_costs_itself(tmp_path: Path, text: str, message: str) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "licence": "cc0", "text": ' + text + "}")
+    dataset = open_reader(f"folder:{tmp_path}")
+    with pytest.raises(SampleError, match=message):
+        dataset[0]
+    sample, problems = read_usable(dataset, 0)
+    assert sample is not None
+    assert sample.metadata == {"licence": "cc0", "file_name": "a.png"}
+    assert [problem.cause for problem in problems] == ["broken caption"]
+
+
+def test_a_missing_number_of_pandas_is_no_caption(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": NaN}')
+    assert open_reader(f"folder:{tmp_path}")[0].captions == ()
 
 
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
@@ -106,14 +281,13 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
         open_reader(f"folder:{tmp_path / 'absent'}")
     with pytest.raises(ValueError, match=r"no pictures \(\.jpg, .*\) in folder"):
         open_reader(f"folder:{tmp_path}")
+    (tmp_path / "phone.HEIC").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"no pictures .*; there are \.heic: 1$"):
+        open_reader(str(tmp_path))
     pictures(tmp_path, "a.png")
     write_table(tmp_path / "metadata.jsonl", [{"file_name": "images/a.png"}])
-    with pytest.raises(ValueError, match=r"no row names a picture that is there; .* 'images/a\.png'"):
-        open_reader(f"folder:{tmp_path}")
-    (tmp_path / "metadata.jsonl").unlink()
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"caption is not UTF-8: .*a\.txt"):
-        samples(open_reader(f"folder:{tmp_path}"))
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    assert "no row names a picture that is there" in dataset.problems[0].message
 
 
 def test_a_name_that_is_no_text_still_makes_a_sample(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def test_readers_from_outside_the_package() -> None:
     [
         (
             "ark:data",
-            "unknown data 'ark:data'; expected FORMAT:PATH, FORMAT one of coco, lvis, yolo, shards, scenes",
+            "'ark:data' is neither an existing path nor FORMAT:PATH (FORMAT: coco, lvis, yolo, shards",
         ),
-        ("coco", "unknown data 'coco'"),
+        ("coco", "'coco' is neither an existing path nor FORMAT:PATH"),
         ("coco:x,folder=y", "unknown option 'folder' in 'coco:x,folder=y'; expected one of images, captions"),
         (
             "shards:x,images=y",

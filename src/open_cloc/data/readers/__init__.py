@@ -13,6 +13,8 @@ from pathlib import Path
 
 from open_cloc.config import call_with_options, lookup, parse_spec
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.readers.files import MOST_LOOKED_AT, subfolders
+from open_cloc.data.readers.unread import ADVICE, form_of
 from open_cloc.data.readers.upright import Upright, exif_option
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.shown import without_secrets
@@ -37,22 +39,16 @@ def open_reader(spec: str) -> SampleDataset:
 
     Args:
         spec: FORMAT is a key of `READERS`, or `package.module:Name` of a callable that takes the path and the
-            options and returns a `SampleDataset`. Options become what the callable's annotations say. With
-            `exif=apply`, which every format has, pictures are turned as their EXIF orientation asks, and
-            nothing else is.
+            options and returns a `SampleDataset`; a path alone is taken for what `guess_spec` finds there.
+            Options become what the callable's annotations say. With `exif=apply`, which every format has,
+            pictures are turned as their EXIF orientation asks, and nothing else is.
 
     Raises:
         UserError: On an unknown format or option, or files that are not of that format.
         MissingFileError: If the path does not exist.
     """
-    kind, path, options = parse_spec(spec, READERS)
+    kind, path, options = parse_spec(guess_spec(spec), READERS)
     turn = exif_option(options.pop("exif", "keep"), spec)
-    if not path:
-        formats = ", ".join(READERS)
-        raise UserError(
-            f"unknown data {without_secrets(spec)!r}; expected FORMAT:PATH, FORMAT one of {formats} or "
-            "package.module:Name"
-        )
     dataset = call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
     return Upright(dataset) if turn else dataset
 
@@ -64,20 +60,50 @@ def guess_spec(text: str) -> str:
         MissingFileError: If the text is neither a spec nor an existing path.
         UserError: If nothing there is recognised, or several formats are.
     """
-    if re.match(rf"({'|'.join(READERS)}):|[A-Za-z_][\w.]*:[A-Za-z_]\w*:", text):
+    if re.match(rf"({'|'.join(READERS)}):.|[A-Za-z_][\w.]*:[A-Za-z_]\w*:.", text):
         return text
-    found = [name for name in READERS if name != LAST and _recogniser(name)(text)]
-    if not found and _recogniser(LAST)(text):
+    bare = parse_spec(text, {})
+    path = f"{bare.kind}:{bare.what}" if bare.what else bare.kind
+    found = _formats(path)
+    below = [] if found else _data_sets_below(Path(path))
+    if not found and _recogniser(LAST)(path):
         found = [LAST]
-    if len(found) == 1:
-        return f"{found[0]}:{text}"
-    exists, text = Path(text).exists(), without_secrets(text)
-    if found:
-        raise UserError(f"{text!r} looks like {' and like '.join(found)}; give the format as FORMAT:{text}")
+    if below:
+        alone = f", or {LAST}:{path} for its pictures alone" if found else ""
+        raise UserError(f"{path!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
+    if len(found) > 1:
+        raise UserError(f"{path!r} looks like {' and like '.join(found)}; give the format as FORMAT:{path}")
+    if not found:
+        raise _unknown(path)
+    return f"{found[0]}:{text}"
+
+
+def _formats(path: str) -> list[str]:
+    """The formats of what lies at a path; a folder of pictures is none."""
+    return [name for name in READERS if name != LAST and _recogniser(name)(path)]
+
+
+def _data_sets_below(folder: Path) -> list[str]:
+    """FORMAT:PATH of what lies in the folders and tables of a folder, as Roboflow's `train` and `valid`."""
+    inside = subfolders(folder)
+    if len(inside) > MOST_LOOKED_AT:  # a folder for each class, or the like
+        return []
+    return [f"{name}:{place}" for place in inside for name in _formats(str(place))]
+
+
+def _unknown(path: str) -> UserError:
+    """The error for a path at which nothing is recognised, which names what seems to lie there."""
     formats = ", ".join(READERS)
-    if not exists:
-        raise MissingFileError(f"{text!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
-    raise UserError(f"{text!r} holds nothing known; give the format as FORMAT:{text} (FORMAT: {formats})")
+    if not Path(path).exists():
+        return MissingFileError(f"{path!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
+    tool = form_of(Path(path))
+    if tool:
+        return UserError(f"{path!r} holds boxes of {tool}, which no reader knows: {ADVICE}")
+    tables = [str(file) for file in sorted(Path(path).glob("*.*")) if _recogniser("table")(str(file))]
+    if tables:
+        more = f" and {len(tables) - 3} more" if len(tables) > 3 else ""
+        return UserError(f"{path!r} holds tables; give one of table:{', table:'.join(tables[:3])}{more}")
+    return UserError(f"{path!r} holds nothing known; give the format as FORMAT:{path} (FORMAT: {formats})")
 
 
 def _recogniser(name: str) -> Callable[[str], bool]:

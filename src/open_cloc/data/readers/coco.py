@@ -138,7 +138,7 @@ class CocoDataset:
         self,
         document: Document,
         folder: Path,
-        captions: Mapping[str, tuple[str, ...]],
+        captions: Captions,
         source: str,
         outside: bool = False,
     ) -> None:
@@ -147,7 +147,7 @@ class CocoDataset:
         Args:
             document: A parsed file.
             folder: Where the pictures lie.
-            captions: Texts of the images that have some, by image id.
+            captions: Texts of the images that have some.
             source: What each region says about its maker, such as `coco`.
             outside: Allow pictures that do not lie in the data set's folder.
 
@@ -158,13 +158,13 @@ class CocoDataset:
         self.root = root_of(document.where)
         self.file_names = PackedTexts(document.names)
         self.keys = PackedTexts(make_keys(document.names))
-        self.problems = [*document.problems]
+        self.problems = [*document.problems, *captions.problems]
         self.left_out: Counter[str] = Counter()
         self._image_ids = PackedTexts(document.ids)
         self._id_is_text = np.array([isinstance(image["id"], str) for image in document.images])
         self._own_problems: defaultdict[int, list[Problem]] = defaultdict(list)
         self.sizes = self._read_sizes(document.images)
-        self._keep_captions(document.ids, captions)
+        self._keep_captions(document.ids, captions.texts)
         categories = self._read_categories(document.categories)
         rows = {image_id: row for row, image_id in enumerate(document.ids)}
         self._index_annotations(document.annotations, rows, categories)
@@ -297,28 +297,46 @@ class CocoDataset:
             self.left_out["boxes without area"] = empty
 
 
-def read_captions(path: Path | None) -> dict[str, tuple[str, ...]]:
-    """Captions by image id from a COCO captions file; none without a path.
+class Captions(NamedTuple):
+    """Texts of pictures, of a file of their own.
+
+    Attributes:
+        texts: By image id.
+        problems: Entries that cannot be used.
+    """
+
+    texts: Mapping[str, tuple[str, ...]]
+    problems: Sequence[Problem]
+
+
+NO_CAPTIONS = Captions({}, ())
+
+
+def read_captions(path: Path | None) -> Captions:
+    """COCO's captions by image id; none without a path.
 
     Raises:
         MissingFileError: If the file is not there.
         UserError: If it is not COCO's captions.
     """
     if path is None:
-        return {}
+        return NO_CAPTIONS
     document = read_json(path)
     entries = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise UserError(f"captions must be a list of objects 'annotations'; got {_kind(entries)} ({path})")
-    captions: defaultdict[str, list[str]] = defaultdict(list)
+    texts: defaultdict[str, list[str]] = defaultdict(list)
+    problems = []
     for position, annotation in enumerate(entries):
         try:
             _check_object(annotation)
             text = as_text(field_of(annotation, "caption"), "caption")
-            captions[as_id(field_of(annotation, "image_id"), "image_id")].append(text)
+            texts[as_id(field_of(annotation, "image_id"), "image_id")].append(text)
         except FieldError as error:
-            raise UserError(_problem(error, path, "annotation", annotation, position).message) from error
-    return {image_id: tuple(texts) for image_id, texts in captions.items()}
+            problems.append(_problem(error, path, "caption", annotation, position))
+    if problems and not texts:
+        raise UserError(f"no caption can be used; the first: {problems[0].message}")
+    return Captions({image_id: tuple(own) for image_id, own in texts.items()}, problems)
 
 
 def _check_object(entry: Any) -> None:

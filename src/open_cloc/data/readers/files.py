@@ -5,15 +5,19 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from open_cloc.data.names import find, is_url
+from open_cloc.data.annotations import Problem
+from open_cloc.data.names import ANNOTATION_FOLDERS, find, is_below, is_url
 from open_cloc.errors import MissingFileError, UserError
 
 COCO_KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories"))
 LVIS_KEY = re.compile(rb'"not_exhaustive_category_ids"')
 MOST_LOOKED_AT = 100  # JSONs of a folder; of more, each is one picture's
+OF_SYSTEMS = ("__macosx", ".ds_store", ".appledouble", "thumbs.db", "desktop.ini")
 
 
 def looks_like_coco(file: Path) -> bool:
@@ -26,7 +30,17 @@ def is_lvis(file: Path) -> bool:
     return file.name.startswith("lvis") or _finds(file, (LVIS_KEY,))
 
 
+def is_regular(file: Path) -> bool:
+    """Whether a path is a file that ends; a pipe or a device may not."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
+
+
 def _finds(file: Path, patterns: Iterable[re.Pattern[bytes]]) -> bool:
+    if not is_regular(file):
+        return False
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(pattern.search(content) for pattern in patterns)
@@ -37,14 +51,34 @@ def _finds(file: Path, patterns: Iterable[re.Pattern[bytes]]) -> bool:
 def coco_files(folder: Path) -> list[Path]:
     """JSONs of COCO's form in a folder or in its `annotations/`, by any name, sorted."""
     return sorted(
-        file for place in (folder, folder / "annotations") for file in _jsons(place) if looks_like_coco(file)
+        file
+        for place in (folder, *_annotation_folders(folder))
+        for file in _jsons(place)
+        if looks_like_coco(file)
     )
+
+
+def _annotation_folders(folder: Path) -> list[Path]:
+    return [place for place in subfolders(folder) if place.name.lower() in ANNOTATION_FOLDERS]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; none where it is no folder, or may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _jsons(folder: Path) -> list[Path]:
     """The JSONs of a folder; none where each belongs to one picture."""
-    found = [file for file in folder.glob("*.json") if file.is_file()] if folder.is_dir() else []
-    return found if len(found) <= MOST_LOOKED_AT else []
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(e.path) for e in entries if e.name.lower().endswith(".json") and e.is_file()]
+    except OSError:
+        return []
+    return [file for file in found if not file.name.startswith("._")] if len(found) <= MOST_LOOKED_AT else []
 
 
 def holds_coco(path: Path, lvis: bool) -> bool:
@@ -54,7 +88,7 @@ def holds_coco(path: Path, lvis: bool) -> bool:
         path: A file or a folder.
         lvis: Look for LVIS's instead of all others.
     """
-    if path.is_file():
+    if is_regular(path):
         return path.suffix.lower() == ".json" and is_lvis(path) == lvis and looks_like_coco(path)
     return any(is_lvis(file) == lvis for file in coco_files(path))
 
@@ -117,21 +151,79 @@ def missing_images(annotations: Path, images: Path | None, names: Sequence[str])
     )
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Files below a folder, as paths relative to it; no hidden ones, links followed but never in circles."""
+class Listing(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+        files: Paths relative to it, sorted.
+        skipped: What else lies there and was not looked at, by kind.
+        problems: Folders that cannot be read, or lead out of the data set.
+    """
+
+    files: list[str]
+    skipped: Counter[str]
+    problems: list[Problem]
+
+
+def list_files(folder: Path, outside: bool = False) -> Listing:
+    """All files below a folder; no hidden ones, links followed but never in circles.
+
+    Args:
+        folder: Where to start.
+        outside: Follow links to folders that do not lie below it.
+    """
+    found = Listing([], Counter(), [])
+    found.files.extend(sorted(walk(folder, outside, found)))
+    return found
+
+
+def walk(folder: Path, outside: bool = False, found: Listing | None = None) -> Iterator[str]:
+    """The files of `list_files`, one by one as they are found.
+
+    Args:
+        folder: Where to start.
+        outside: Follow links to folders that do not lie below it.
+        found: Takes what is passed over.
+    """
+    found = found or Listing([], Counter(), [])
+    root = os.path.realpath(folder)
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
         below, above = stack.pop()
-        status = os.stat(folder / below)
+        try:
+            status = os.stat(folder / below)
+            with os.scandir(folder / below) as entries:
+                inside = list(entries)
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"folder cannot be read: {reason} ({folder / below})"
+            found.problems.append(Problem("unreadable folder", message))
+            continue
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             continue
-        with os.scandir(folder / below) as entries:
-            for entry in entries:
-                name = f"{below}/{entry.name}" if below else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    stack.append((name, above | {identity}))
-                elif entry.is_file() or entry.is_symlink():  # a broken link is a missing picture, not none
-                    yield name
+        for entry in inside:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if kind := _kind_of_skipped(entry):
+                found.skipped[kind] += 1
+            elif not entry.is_dir():
+                yield name
+            elif outside or not entry.is_symlink() or is_below(os.path.realpath(entry.path), root):
+                stack.append((name, above | {identity}))
+            else:
+                message = (
+                    f"link {name!r} leads out of the data set in {folder}; give outside=true to allow it"
+                )
+                found.problems.append(Problem("file outside of the data set", message))
+
+
+def _kind_of_skipped(entry: os.DirEntry[str]) -> str:
+    """A word for what is not looked at; empty for files and folders that are."""
+    if entry.name.lower() in OF_SYSTEMS or entry.name.startswith("._"):
+        return "files of macOS and Windows, such as ._NAME and Thumbs.db"
+    if entry.name.startswith("."):
+        return "hidden files and folders"
+    # A broken link is a missing picture, not none.
+    if entry.is_dir() or entry.is_file() or entry.is_symlink():
+        return ""
+    return "pipes, sockets and devices"

@@ -1,50 +1,50 @@
-"""A folder of pictures, with captions in text files beside them or in `metadata.jsonl`."""
+"""A folder of pictures, with captions and regions in files beside them or in `metadata.jsonl`."""
 
 from __future__ import annotations
 
-import logging
-import posixpath
-from collections.abc import Mapping, Set
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from open_cloc.data.names import make_keys, printable
-from open_cloc.data.readers.columns import CAPTION_COLUMNS, find_columns, scalars, texts_of
-from open_cloc.data.readers.files import walk
-from open_cloc.data.readers.rows import JsonRows
+from open_cloc.data.annotations import RawSample, finish
+from open_cloc.data.bad_samples import listed
+from open_cloc.data.names import make_keys, printable, resolve
+from open_cloc.data.readers.files import Listing, list_files, walk
+from open_cloc.data.readers.metadata import Metadata
+from open_cloc.data.readers.sidecars import pair, read_beside
+from open_cloc.data.readers.unread import count_unread
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.pictures import SUFFIXES, is_picture
+from open_cloc.pictures import SUFFIXES, UNREAD_SUFFIXES, is_picture
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts
 
-logger = logging.getLogger(__name__)
-
-METADATA = "metadata.jsonl"
-
 
 def recognises(text: str) -> bool:
-    """Whether there is a picture anywhere below a folder."""
-    return Path(text).is_dir() and any(map(is_picture, walk(Path(text))))
+    """Whether there is a picture anywhere below a folder, be it one that is not read."""
+    return Path(text).is_dir() and any(
+        is_picture(name) or PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES for name in walk(Path(text))
+    )
 
 
-def open_folder(path: str) -> FolderDataset:
+def open_folder(path: str, outside: bool = False) -> FolderDataset:
     """Open all pictures below a folder, sorted by path.
 
-    A picture's captions are those of `file_name` in the `metadata.jsonl` of its folder or one above, as in
-    Hugging Face's image folders, else the text of the `.txt` beside it. Its key is its path without suffix;
-    where two would share one, as with `a.jpg` and `a.png`, the suffix is added: `a_jpg` and `a_png`.
+    A picture's captions are those of `file_name` in the metadata of its folder or one above, as in Hugging
+    Face's image folders, else those of the `.json`, `.txt` or `.caption` beside it; JSON may hold regions.
+    Its key is its path without suffix; where two would share one, the suffix is added: `a_jpg` and `a_png`.
 
     Args:
         path: The folder.
+        outside: Follow links to files and folders that do not lie in the folder.
 
     Raises:
         MissingFileError: If it does not exist.
-        UserError: If it holds no pictures, two would still share a key, or the metadata are wrong.
+        UserError: If it holds no pictures.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise MissingFileError(f"no such folder: {folder}")
-    return FolderDataset(folder)
+    return FolderDataset(folder, outside)
 
 
 class FolderDataset:
@@ -54,94 +54,66 @@ class FolderDataset:
         folder: Where the pictures lie.
         file_names: Paths of the pictures below the folder, sorted.
         keys: A name for each picture.
+        problems: Entries that cannot be used and belong to no sample.
+        left_out: What was seen and is not used, with counts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, outside: bool = False) -> None:
         """List the pictures and find what the metadata say of them.
 
+        Args:
+            folder: Where the pictures lie.
+            outside: Follow links that lead out of it.
+
         Raises:
-            UserError: If there are none, two would share a key, or the metadata are wrong.
+            UserError: If there are no pictures.
         """
-        self.folder = folder
-        files = sorted(walk(folder))
-        names = [name for name in files if is_picture(name)]
+        self.folder, self.outside = folder, outside
+        listing = list_files(folder, outside)
+        names = [name for name in listing.files if is_picture(name)]
         if not names:
-            raise UserError(f"no pictures ({', '.join(SUFFIXES)}) in folder {folder}")
+            raise _no_pictures(folder, listing)
+        others = [name for name in listing.files if not is_picture(name)]
         self.file_names = PackedTexts(names)
         self.keys = PackedTexts(make_keys(names))
-        metadata = [name for name in files if PurePosixPath(name).name == METADATA]
-        metadata.sort(key=lambda name: name.count("/"))  # what a nearer folder says replaces the outer's
-        self._metadata = [JsonRows(folder / name) for name in metadata]
-        self._rows: dict[str, tuple[int, int]] = {}
-        known = set(names)
-        for number, rows in enumerate(self._metadata):
-            described = described_pictures(rows, folder, known)
-            self._rows |= {name: (number, index) for name, index in described.items()}
+        self._metadata = Metadata(folder, names, others, outside)
+        beside, used = pair(names, others)
+        self._beside = PackedTexts(beside)
+        self.problems = [*listing.problems, *self._metadata.problems]
+        self.left_out: Counter[str] = Counter(listing.skipped) + self._metadata.left_out
+        used.update(self._metadata.names)
+        self.left_out.update(count_unread(folder, (name for name in others if name not in used)))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> RegionSample:
-        """A sample; its picture is not decoded.
+        """A sample with its boxes checked; its picture is not decoded.
 
         Raises:
-            UserError: If its captions are not text; names the file.
+            SampleError: If anything about it is wrong; names the file.
+        """
+        return finish(self.raw(index))
+
+    def raw(self, index: int) -> RawSample:
+        """A sample with its boxes as in the file beside it.
+
+        Raises:
+            SampleError: If the picture leads out of the folder.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} ({self.folder})")
         name = self.file_names[index]
-        row, where = self._row(name)
-        column = next(iter(find_columns(row, CAPTION_COLUMNS)), "")
-        captions = texts_of(row.get(column), f"{where}, column {column!r}")
-        others = {field: value for field, value in row.items() if field != column}
-        return RegionSample(
-            key=self.keys[index],
-            image=self.folder / name,
-            captions=captions or _text_beside(self.folder / name),
-            metadata=scalars(others) | {"file_name": printable(name)},
-        )
-
-    def _row(self, name: str) -> tuple[Mapping[str, Any], str]:
-        """What the metadata say of a picture, and where."""
-        if name not in self._rows:
-            return {}, ""
-        number, index = self._rows[name]
-        return self._metadata[number][index], f"{self._metadata[number].file}, row {index}"
+        image = resolve(self.folder, name, outside=self.outside)
+        suffixes = self._beside[index].split()
+        sample = read_beside(self.folder, name, suffixes, self.keys[index], image, self.outside)
+        described = self._metadata.add_to(sample, name)
+        return replace(described, metadata={**described.metadata, "file_name": printable(name)})
 
 
-def described_pictures(rows: JsonRows, folder: Path, pictures: Set[str]) -> dict[str, int]:
-    """Which row of a metadata file speaks of a picture, by its path below the folder.
-
-    Raises:
-        UserError: If a row names no picture, two name the same, or none names one that is there.
-    """
-    below = rows.file.parent.relative_to(folder).as_posix()
-    found: dict[str, int] = {}
-    absent = []
-    for index, row in enumerate(rows):
-        name = row.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise UserError(f"a row must name a picture as file_name ({rows.file}, row {index})")
-        place = posixpath.normpath(posixpath.join(below, name))
-        if place not in pictures:
-            absent.append(name)
-        elif found.setdefault(place, index) != index:
-            raise UserError(f"rows {found[place]} and {index} both describe {name!r} ({rows.file})")
-    if absent and not found:
-        raise UserError(f"no row names a picture that is there; the first is {absent[0]!r} ({rows.file})")
-    if absent:
-        message = "%d of %d rows name pictures that are not there, such as %r (%s)"
-        logger.warning(message, len(absent), len(rows), absent[0], rows.file)
-    return found
-
-
-def _text_beside(picture: Path) -> tuple[str, ...]:
-    """The caption in the `.txt` of a picture's name, if there is one."""
-    file = picture.with_suffix(".txt")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return ()
-    except UnicodeDecodeError as error:
-        raise UserError(f"caption is not UTF-8: {error} ({file})") from error
-    return texts_of(text, str(file))
+def _no_pictures(folder: Path, listing: Listing) -> UserError:
+    """The error for a folder without pictures, which says what is there instead."""
+    suffixes = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in listing.files)
+    there = f"; there are {listed(suffixes)}" if suffixes else ""
+    reason = f"; {listing.problems[0].message}" if listing.problems else ""
+    return UserError(f"no pictures ({', '.join(SUFFIXES)}) in folder {folder}{there}{reason}")

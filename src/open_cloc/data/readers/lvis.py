@@ -40,7 +40,8 @@ def open_lvis(
     for num_parts in (1, 2):  # 000000397133.jpg, then val2017/000000397133.jpg
         names = ["/".join(PurePosixPath(name).parts[-num_parts:]) for name in document.names]
         folder = find_images(annotations, images, names)
-        if folder is not None:
+        # Two parts may use one name: then the shorter names say not enough.
+        if folder is not None and len(set(names)) == len(names):
             document = document._replace(names=names)
             return CocoDataset(document, folder, read_captions(captions), "lvis", outside)
     raise missing_images(annotations, images, [PurePosixPath(name).name for name in document.names])

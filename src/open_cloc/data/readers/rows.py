@@ -1,37 +1,69 @@
-"""Rows of Parquet files, of JSON lines and of CSV by number, read when they are asked for."""
+"""Rows of Parquet files, of JSON and of CSV by number, read when they are asked for.
+
+A row that cannot be read is that row's fault: it raises when it is asked for, and the others stay.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
 from open_cloc.config import require
-from open_cloc.errors import UserError
+from open_cloc.errors import MissingFileError, SampleError, UserError
+from open_cloc.files import parse_json, read_json
+from open_cloc.texts import PackedTexts
 
-FIRST_ROWS = 100  # of JSON lines: these say which columns there are
+FIRST_ROWS = 100  # of JSON: these say which columns there are
 LONGEST_FIELD = 2**27  # characters of a CSV field
+BATCH = 256  # rows of Parquet that become Python's at a time
+SEPARATORS = ",\t;|"
+BROKEN = "broken row"
+
+Row: TypeAlias = Mapping[str, Any]
+
+# What a file is by its first bytes, whatever its name says.
+DISGUISES = {
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save it as CSV in UTF-8",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook: save it as CSV in UTF-8",
+    b"\xff\xfe": "text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16: save it as UTF-8",
+    b"ARROW1": "an Arrow file: write it as Parquet",
+}
+# Suffixes of tables that are not read.
+UNREAD = (".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
 
 
 class Rows(Protocol):
-    """A table's rows by number, and the names of its columns."""
+    """A table's rows by number.
 
-    @property
-    def columns(self) -> Sequence[str]:
-        """The names, in order."""
-        ...
+    Attributes:
+        file: The table.
+        columns: Names of the columns, in order.
+    """
+
+    file: Path
+    columns: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Row:
+        """A row; raises `SampleError` where it cannot be read."""
+        ...
 
-    def column(self, name: str) -> Iterator[Any]:
-        """A column's values, in order."""
+    def scan(self, columns: Sequence[str]) -> Iterator[Row | SampleError]:
+        """All rows in order with at least these columns; an error stands for one that cannot be read."""
         ...
 
 
@@ -39,8 +71,16 @@ def open_rows(file: Path) -> Rows:
     """The rows of a table by its file's suffix.
 
     Raises:
+        MissingFileError: If it is not there.
         UserError: If the suffix is none of `ROWS`, or the file is not what its suffix says.
     """
+    if not file.is_file():
+        raise MissingFileError(f"no such table: {file}")
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    for start, what in DISGUISES.items():
+        if head.startswith(start):
+            raise UserError(f"table is {what} ({file})")
     if file.suffix.lower() not in ROWS:
         raise UserError(f"a table must end in {', '.join(ROWS)}; got {file}")
     return ROWS[file.suffix.lower()](file)
@@ -50,6 +90,7 @@ class JsonRows:
     """One JSON object a line; the lines' places in the file are kept, not the lines.
 
     Attributes:
+        file: The table.
         columns: The names in the first rows.
     """
 
@@ -57,7 +98,7 @@ class JsonRows:
         """Find the lines.
 
         Raises:
-            UserError: If one of the first rows is not a JSON object.
+            UserError: If none of the first rows is a JSON object.
         """
         self.file = file
         starts, end = array("q"), 0
@@ -67,84 +108,174 @@ class JsonRows:
                     starts.append(end)
                 end += len(line)
         self._starts = np.array(starts, np.int64)
-        first = [self[index] for index in range(min(len(self), FIRST_ROWS))]
-        self.columns = tuple(dict.fromkeys(name for row in first for name in row))
+        self.columns = _columns_of(self)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         with self.file.open("rb") as stream:
             stream.seek(int(self._starts[index]))
             return self._parse(stream.readline(), index)
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def scan(self, columns: Sequence[str] = ()) -> Iterator[Row | SampleError]:
+        """All rows, in order."""
         with self.file.open("rb") as stream:
             lines = (line for line in stream if line.strip())
-            yield from (self._parse(line, index) for index, line in enumerate(lines))
+            for index, line in enumerate(lines):
+                try:
+                    yield self._parse(line, index)
+                except SampleError as error:
+                    yield error
 
-    def column(self, name: str) -> Iterator[Any]:
-        return (row.get(name) for row in self)
-
-    def _parse(self, line: bytes, index: int) -> Mapping[str, Any]:
-        where = f"({self.file}, row {index})"
+    def _parse(self, line: bytes, index: int) -> Row:
+        where = f"{self.file}, row {index}"
         try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"not a line of JSON: {error} {where}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"a row must be a JSON object; got {type(row).__name__} {where}")
-        return row
+            row = parse_json(line, "row")
+        except UserError as error:
+            raise SampleError(f"{error} ({where})", BROKEN) from error
+        return _object(row, where)
+
+
+class JsonListRows:
+    """The objects of a list in one JSON document, kept as text.
+
+    Attributes:
+        file: The table.
+        columns: The names in the first rows.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Parse the document.
+
+        Raises:
+            UserError: If it is no JSON, no list, or none of the first entries is an object.
+        """
+        self.file = file
+        document = read_json(file)
+        if not isinstance(document, list):
+            kind = type(document).__name__
+            raise UserError(f"a table in JSON must be a list of objects; got {kind} ({file})")
+        try:
+            self._rows = PackedTexts(json.dumps(row) for row in document)
+        except RecursionError:
+            raise UserError(f"JSON is nested too deeply ({file})") from None
+        self.columns = _columns_of(self)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return _object(json.loads(self._rows[index]), f"{self.file}, row {index}")
+
+    def scan(self, columns: Sequence[str] = ()) -> Iterator[Row | SampleError]:
+        """All rows, in order."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except SampleError as error:
+                yield error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise SampleError(f"a row must be a JSON object; got {type(row).__name__} ({where})", BROKEN)
+    return row
+
+
+def _columns_of(rows: JsonRows | JsonListRows) -> tuple[str, ...]:
+    """The names in the first rows that can be read.
+
+    Raises:
+        UserError: If there are rows, and none of these can be read.
+    """
+    first = list(islice(rows.scan(), FIRST_ROWS))
+    readable = [row for row in first if not isinstance(row, SampleError)]
+    if first and not readable:
+        raise UserError(f"none of the first {len(first)} rows can be read: {first[0]}")
+    return tuple(dict.fromkeys(name for row in readable for name in row))
 
 
 class CsvRows:
-    """Comma, tab or semicolon separated text with a header; the rows' places in the file are kept.
+    """Text separated by commas, tabs, semicolons or bars, with a header; the rows' places are kept.
+
+    A first line `sep=;`, as Excel reads it, is heeded.
 
     Attributes:
-        columns: The header.
+        file: The table.
+        columns: The header; a column without a name is called `Unnamed: 0`, by its number.
     """
 
     def __init__(self, file: Path) -> None:
         """Find the rows.
 
         Raises:
-            UserError: If the header is missing or names a column twice, or the text is no UTF-8 or no CSV.
+            UserError: If the header cannot be read, or names a column twice.
         """
         self.file = file
         csv.field_size_limit(LONGEST_FIELD)
-        with file.open("rb") as stream:
-            header = stream.readline().decode("utf-8-sig", "replace")
-        self._separator = max(",\t;", key=header.count)
-        starts = array("q")
-        self.columns: tuple[str, ...] = ()
-        for start, fields in self._scan():
-            if self.columns:
-                starts.append(start)
-            else:
-                self.columns = tuple(field.strip() for field in fields)
-        if len(set(self.columns)) < len(self.columns) or not all(self.columns):
+        self._separator, start = self._find_separator()
+        scan = self._scan(start)
+        _, header = next(scan, (start, []))
+        if isinstance(header, SampleError):
+            raise UserError(f"header cannot be read: {header}")
+        self.columns = tuple(name.strip() or f"Unnamed: {i}" for i, name in enumerate(header))
+        if len(set(self.columns)) < len(self.columns):
             raise UserError(f"a header must name every column once; got {self.columns} ({file})")
-        self._starts = np.array(starts, np.int64)
+        self._starts = np.fromiter((place for place, _ in scan), np.int64)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         _, fields = next(self._scan(int(self._starts[index])))
-        if len(fields) != len(self.columns):
-            raise UserError(
-                f"a row must have {len(self.columns)} fields, as the header; got {len(fields)} "
-                f"({self.file}, row {index})"
-            )
-        return dict(zip(self.columns, fields))
+        row = self._row(fields, index)
+        if isinstance(row, SampleError):
+            raise row
+        return row
 
-    def column(self, name: str) -> Iterator[Any]:
-        place = self.columns.index(name)
-        rows = self._scan(int(self._starts[0]))
-        return (fields[place] if place < len(fields) else None for _, fields in rows)
+    def scan(self, columns: Sequence[str] = ()) -> Iterator[Row | SampleError]:
+        """All rows, in order."""
+        if len(self):
+            for index, (_, fields) in enumerate(self._scan(int(self._starts[0]))):
+                yield self._row(fields, index)
 
-    def _scan(self, start: int = 0) -> Iterator[tuple[int, list[str]]]:
+    def _row(self, fields: list[str] | SampleError, index: int) -> Row | SampleError:
+        if isinstance(fields, SampleError):
+            return SampleError(f"{fields} ({self.file}, row {index})", BROKEN)
+        if len(fields) == len(self.columns):
+            return dict(zip(self.columns, fields))
+        return SampleError(
+            f"a row must have {len(self.columns)} fields, as the header; got {len(fields)} ({self.file}, row "
+            f"{index})",
+            BROKEN,
+        )
+
+    def _find_separator(self) -> tuple[str, int]:
+        """What separates the fields, and the byte where the header begins."""
+        with self.file.open("rb") as stream:
+            first = stream.readline()
+            text = first.decode("utf-8-sig", "replace").strip('\r\n"')
+            if text.lower().startswith("sep="):
+                header = stream.readline().decode("utf-8", "replace")
+                return text[4:5] or _separator_of(header), len(first)
+        return _separator_of(text), 0
+
+    def _scan(self, start: int) -> Iterator[tuple[int, list[str] | SampleError]]:
         """Rows that are not blank, each with the byte where it begins, which may be lines before its end."""
+        with self.file.open("rb") as stream:
+            while True:
+                end = yield from self._scan_sound(stream, start)
+                if end is None:
+                    return
+                # The line that broke is passed over; the next may be sound.
+                stream.seek(end)
+                start = end + len(stream.readline())
+
+    def _scan_sound(
+        self, stream: BinaryIO, start: int
+    ) -> Generator[tuple[int, list[str] | SampleError], None, int | None]:
+        """Rows from a byte on, up to the first that is broken; returns where that one begins."""
         place = start
 
         def lines() -> Iterator[str]:
@@ -153,25 +284,31 @@ class CsvRows:
                 place += len(line)
                 yield line.decode("utf-8-sig" if place == len(line) else "utf-8")
 
-        with self.file.open("rb") as stream:
-            stream.seek(start)
-            reader = csv.reader(lines(), delimiter=self._separator, strict=True)
-            while True:
-                start = place  # the reader takes a line only when it needs it
-                try:
-                    fields = next(reader)
-                except StopIteration:
-                    return
-                except (csv.Error, UnicodeDecodeError) as error:
-                    raise UserError(f"not a row of CSV: {error} ({self.file}, byte {start})") from error
-                if fields:
-                    yield start, fields
+        stream.seek(start)
+        reader = csv.reader(lines(), delimiter=self._separator, strict=True)
+        while True:
+            start = place  # the reader takes a line only when it needs it
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return None
+            except (csv.Error, UnicodeDecodeError) as error:
+                yield start, SampleError(f"not a row of CSV: {error}", BROKEN)
+                return start
+            if any(map(str.strip, fields)):
+                yield start, fields
+
+
+def _separator_of(header: str) -> str:
+    """The most common separator of a header, outside of quotes."""
+    return max(SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
 
 
 class ParquetRows:
     """The rows of a Parquet file; one row group at a time is in memory.
 
     Attributes:
+        file: The table.
         columns: The schema's top names.
     """
 
@@ -179,46 +316,66 @@ class ParquetRows:
         """Read the footer.
 
         Raises:
-            UserError: If it is no Parquet file, or pyarrow is missing.
+            UserError: If it is no Parquet file, names a column twice, or pyarrow is missing.
         """
         self.file = file
-        with _parquet(file) as table:
-            self.columns = tuple(table.schema_arrow.names)
-            sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        pyarrow = require("pyarrow", "label")
+        # What a damaged file leads to: `ArrowException` is the kin of all errors of theirs.
+        self._errors = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+        try:
+            with self._open() as table:
+                self.columns = tuple(table.schema_arrow.names)
+                sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        except self._errors as error:
+            raise UserError(f"not a Parquet file: {error} ({file})") from error
+        if len(set(self.columns)) < len(self.columns):
+            raise UserError(f"a table must name every column once; got {self.columns} ({file})")
         self._starts = np.cumsum([0, *sizes])
         self._group: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
-        if self._group is None or self._group[0] != group:
-            with _parquet(self.file) as table:
-                self._group = (group, table.read_row_group(group, use_threads=False))
-        return self._group[1].slice(index - int(self._starts[group]), 1).to_pylist()[0]
+        try:
+            if self._group is None or self._group[0] != group:
+                with self._open() as table:
+                    self._group = (group, table.read_row_group(group, use_threads=False))
+            return self._group[1].slice(index - int(self._starts[group]), 1).to_pylist()[0]
+        except self._errors as error:
+            raise self._broken(error, index) from error
 
-    def column(self, name: str) -> Iterator[Any]:
-        with _parquet(self.file) as table:
-            for batch in table.iter_batches(columns=[name], use_threads=False):
-                yield from batch.column(0).to_pylist()
+    def scan(self, columns: Sequence[str]) -> Iterator[Row | SampleError]:
+        """All rows in order, with these columns alone."""
+        for group, size in enumerate(np.diff(self._starts).tolist()):
+            num_read = 0
+            try:
+                with self._open() as table:
+                    batches = table.iter_batches(BATCH, [group], list(columns), use_threads=False)
+                    for row in (row for batch in batches for row in batch.to_pylist()):
+                        num_read += 1
+                        yield row
+            except self._errors as error:
+                start = int(self._starts[group])
+                yield from (self._broken(error, start + row) for row in range(num_read, size))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_group": None}  # worker processes read their own
 
+    def _open(self) -> Any:
+        """An open `pyarrow.parquet.ParquetFile`."""
+        return require("pyarrow.parquet", "label").ParquetFile(self.file)
 
-def _parquet(file: Path) -> Any:
-    """An open `pyarrow.parquet.ParquetFile`."""
-    pyarrow, parquet = require("pyarrow", "label"), require("pyarrow.parquet", "label")
-    try:
-        return parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"not a Parquet file: {error} ({file})") from error
+    def _broken(self, error: Exception, index: int) -> SampleError:
+        return SampleError(f"row cannot be read: {error} ({self.file}, row {index})", BROKEN)
 
 
 ROWS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": ParquetRows,
     ".jsonl": JsonRows,
+    ".ndjson": JsonRows,
+    ".json": JsonListRows,
     ".csv": CsvRows,
     ".tsv": CsvRows,
 }

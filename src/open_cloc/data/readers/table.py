@@ -1,28 +1,51 @@
-"""Tables that list pictures, one row a sample: Parquet, JSON lines, or CSV, read when asked for."""
+"""Tables that list pictures, one row a sample: Parquet, JSON, or CSV, read when asked for.
+
+A row that is wrong costs its sample, a caption that is none costs itself.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from open_cloc.data.annotations import Problem, RawSample, finish
+from open_cloc.data.fields import FieldError, as_id, as_text, shown
+from open_cloc.data.names import is_url, make_keys, resolve, root_of
 from open_cloc.data.readers.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     KEY_COLUMNS,
     URL_COLUMNS,
+    find_boxes,
     find_columns,
     scalars,
     texts_of,
+    unused,
 )
-from open_cloc.data.readers.rows import ROWS, Rows, open_rows
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.data.readers.files import is_regular
+from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, Rows, open_rows
+from open_cloc.data.readers.unread import form_of
+from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.samples import RegionSample
+from open_cloc.texts import PackedTexts
+
+LONGEST_NAME = 4096  # characters; what is longer is no path
 
 
 def recognises(text: str) -> bool:
-    """Whether a file's name ends as a table's does."""
-    return Path(text).suffix.lower() in ROWS and Path(text).is_file()
+    """Whether a file's name ends as a table's does; a JSON must begin as a list of objects, without boxes."""
+    file = Path(text)
+    suffix, before = file.suffix.lower(), Path(file.stem).suffix.lower()
+    if not is_regular(file):
+        return False
+    if suffix == ".json":
+        with file.open("rb") as stream:
+            head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").split()
+        return b"".join(head)[:2] == b"[{" and not form_of(file)
+    return suffix in ROWS or (suffix in UNREAD and (before in ROWS or before == ""))
 
 
 def open_table(
@@ -31,28 +54,29 @@ def open_table(
     caption: str | None = None,
     key: str | None = None,
     root: Path | None = None,
+    outside: bool = False,
 ) -> TableDataset:
     """Open a table of pictures.
 
     Args:
-        path: A `.parquet`, `.jsonl`, `.csv` or `.tsv` file.
+        path: A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file.
         image: Column of the picture: a path, the encoded bytes, or a struct of both (`bytes`, `path`). One of
             `IMAGE_COLUMNS` unless given.
-        caption: Column of a text or a list of texts; one of `CAPTION_COLUMNS` unless given.
+        caption: Column of a text or a list of texts; one of `CAPTION_COLUMNS` unless given; empty for none.
         key: Column of unique names; one of `KEY_COLUMNS` unless given; empty for row numbers.
         root: Folder that the pictures' paths are relative to; the table's own unless given.
+        outside: Allow pictures that do not lie in that folder or the table's.
 
     Raises:
         MissingFileError: If the table or the root does not exist.
         UserError: If the file is no such table, has no rows, a column is missing, or keys are not unique.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"no such table: {file}")
+    rows = open_rows(file)
     folder = root or file.parent
     if not folder.is_dir():
         raise MissingFileError(f"no such folder of pictures: root={folder} ({file})")
-    return TableDataset(open_rows(file), str(file), folder, image, caption, key)
+    return TableDataset(rows, folder, image, caption, key, outside)
 
 
 class TableDataset:
@@ -61,41 +85,44 @@ class TableDataset:
     Attributes:
         where: The table, for messages.
         columns: Names of the table's columns.
+        keys: A name for each row; empty where the column of keys holds none.
+        left_out: What was seen and is not used, with counts.
     """
 
     def __init__(
         self,
         rows: Rows,
-        where: str,
         root: Path,
         image: str | None = None,
         caption: str | None = None,
         key: str | None = None,
+        outside: bool = False,
     ) -> None:
         """Find the columns, and check that keys are unique.
 
         Args:
             rows: The table's rows.
-            where: The table, for messages.
             root: Folder that the pictures' paths are relative to.
             image: Column of the picture; found by its name unless given.
-            caption: Column of the texts; found by its name unless given.
+            caption: Column of the texts; found by its name unless given; empty for none.
             key: Column of unique names; found by its name unless given; empty for row numbers.
+            outside: Allow pictures that do not lie in `root` or the table's folder.
 
         Raises:
             UserError: If there are no rows, a column is missing, or keys are not unique.
         """
+        self._rows, self.where, self.root, self.outside = rows, str(rows.file), root, outside
         if not len(rows):
-            raise UserError(f"table has no rows ({where})")
-        self._rows, self.where, self.root = rows, where, root
-        self.columns = tuple(rows.columns)
+            raise UserError(f"table has no rows ({self.where})")
+        self.columns = rows.columns
         self._image = self._find("image", image, IMAGE_COLUMNS)
         self._caption = self._find("caption", caption, CAPTION_COLUMNS)
-        self._key = "" if key == "" else self._find("key", key, KEY_COLUMNS)
+        self._key = self._find("key", key, KEY_COLUMNS)
         if not self._image:
             raise UserError(self._no_image_column())
-        if self._key:
-            self._check_keys()
+        self._is_caption_known = caption is not None or bool(self._caption)
+        self.keys = PackedTexts(self._read_keys() if self._key else ())
+        self.left_out = self._count_unused()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,73 +131,133 @@ class TableDataset:
         """A sample; its picture is neither looked for nor decoded.
 
         Raises:
-            UserError: If the row has no picture, a URL for one, or captions that are not text.
+            SampleError: If the row has no picture, a URL for one, or captions that are not text.
+        """
+        return finish(self.raw(index))
+
+    def raw(self, index: int) -> RawSample:
+        """A sample with what is wrong with its captions.
+
+        Raises:
+            SampleError: If the row cannot be read, has no key, no picture, or a URL for one.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} ({self.where})")
         row = self._rows[index]
-        key = _as_key(row.get(self._key)) if self._key else f"{index:09d}"
-        image, file_name = self._picture(row, index)
-        captions = texts_of(row.get(self._caption), f"{self.where}, row {index}, column {self._caption!r}")
+        where = f"{self.where}, row {index}"
+        try:
+            key = self._key_of(row, index)
+            image, file_name = self._picture(row)
+        except SampleError as error:
+            raise SampleError(f"{error} ({where})", error.cause) from error
+        captions, problems = self._captions(row, where)
         used = (self._image, self._caption, self._key)
         others = {name: value for name, value in row.items() if name not in used}
-        metadata = {"file_name": file_name} if file_name else {}
-        return RegionSample(key, image, captions, metadata=metadata | scalars(others))
+        return RawSample(
+            key=key,
+            image=image,
+            size_hw=None,
+            where=where,
+            captions=captions,
+            metadata=({"file_name": file_name} if file_name else {}) | scalars(others),
+            problems=problems,
+        )
 
     def _find(self, what: str, given: str | None, known: Sequence[str]) -> str:
         """The column of something; empty where there is none."""
-        if given is not None:
-            if given not in self.columns:
-                columns = ", ".join(self.columns)
-                raise UserError(f"no column {given!r} for {what}; the columns are {columns} ({self.where})")
-            return given
-        return next(iter(find_columns(self.columns, known)), "")
+        if given and given not in self.columns:
+            columns = ", ".join(self.columns)
+            raise UserError(f"no column {given!r} for {what}; the columns are {columns} ({self.where})")
+        return next(iter(find_columns(self.columns, known)), "") if given is None else given
 
     def _no_image_column(self) -> str:
         if any(column.lower() in URL_COLUMNS for column in self.columns):
-            return _only_urls(self.where)
+            return f"{_only_urls()} ({self.where})"
         columns = ", ".join(self.columns)
         return f"no column of pictures; give it as image=COLUMN, one of {columns} ({self.where})"
 
-    def _check_keys(self) -> None:
-        seen: dict[str, int] = {}
-        for index, value in enumerate(self._rows.column(self._key)):
-            key = _as_key(value)
-            advice = f"give another column as key=COLUMN, or key= for row numbers ({self.where})"
-            if not key:
-                raise UserError(f"row {index} has no key in column {self._key!r}; {advice}")
-            first = seen.setdefault(key, index)
-            if first != index:
-                raise UserError(
-                    f"rows {first} and {index} share the key {key!r} of column {self._key!r}; {advice}"
-                )
+    def _read_keys(self) -> list[str]:
+        """A key for each row, empty where the row has none.
 
-    def _picture(self, row: Mapping[str, Any], index: int) -> tuple[bytes | Path, str]:
+        Raises:
+            UserError: If two rows share one.
+        """
+        given = [_id_of(row, self._key) for row in self._rows.scan([self._key])]
+        first: dict[str, int] = {}
+        for index, own in enumerate(given):
+            if own and first.setdefault(own, index) != index:
+                raise UserError(
+                    f"rows {first[own]} and {index} share the key {own!r} of column {self._key!r}; give "
+                    f"another column as key=COLUMN, or key= for row numbers ({self.where})"
+                )
+        keys = iter(make_keys([own for own in given if own]))
+        return [next(keys) if own else "" for own in given]
+
+    def _key_of(self, row: Mapping[str, Any], index: int) -> str:
+        if not self._key:
+            return f"{index:09d}"
+        if not self.keys[index]:
+            as_id(row.get(self._key), f"key in column {self._key!r}")  # says what is wrong
+        return self.keys[index]
+
+    def _captions(self, row: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
+        """The texts of a row, and what is wrong with them."""
+        column = self._caption
+        if not self._is_caption_known:  # none of the first rows has one
+            column = next(iter(find_columns(row, CAPTION_COLUMNS)), "")
+        try:
+            return texts_of(row.get(column)), ()
+        except FieldError as error:
+            return (), (Problem(error.cause, f"{error} ({where}, column {column!r})"),)
+
+    def _picture(self, row: Mapping[str, Any]) -> tuple[bytes | Path, str]:
         """The picture of a row, and its file's name where it has one."""
-        where = f"{self.where}, row {index}"
         name = value = row.get(self._image)
+        if isinstance(value, list) and len(value) == 1:  # a list of the sample's pictures
+            name = value = value[0]
         if isinstance(value, Mapping):
             name, encoded = value.get("path"), value.get("bytes")
-            if encoded:
+            if isinstance(encoded, bytes) and encoded:
                 return encoded, name if isinstance(name, str) else ""
-        if not name:
-            raise UserError(f"no picture in column {self._image!r} ({where})")
-        if isinstance(name, bytes):
+        if isinstance(name, bytes) and name:
             return name, ""
+        if name is None or name in ("", b""):
+            raise FieldError(f"no picture in column {self._image!r}", "no picture")
         if not isinstance(name, str):
-            raise UserError(f"a picture must be a path or bytes; got {type(name).__name__} ({where})")
-        if name.lower().startswith(("http://", "https://")):
-            raise UserError(_only_urls(where))
-        return self.root / name, name
+            raise FieldError(f"a picture must be a path or bytes; got {shown(value)}", "broken picture")
+        if is_url(name):
+            raise FieldError(f"{_only_urls()}: {shown(name)}", "picture is a URL")
+        if name.startswith("data:") or len(name) > LONGEST_NAME:
+            raise FieldError(
+                "a picture must be a path or bytes; got a text of base64 or the like", "broken picture"
+            )
+        name = as_text(name, f"column {self._image!r}")
+        return resolve(self.root, name, root_of(self._rows.file), self.outside), name
+
+    def _count_unused(self) -> Counter[str]:
+        """What the first rows hold that no sample will; pictures are not read for it."""
+        columns = [name for name in self.columns if name != self._image]
+        counts: Counter[str] = Counter()
+        boxes = find_boxes(columns)
+        if boxes:
+            counts[f"boxes in the columns {', '.join(boxes)}"] = len(self)
+        if not self._is_caption_known:
+            counts["rows without a column of captions; give it as caption=COLUMN"] = len(self)
+        used = (self._image, self._caption, self._key, *boxes)
+        first = islice(self._rows.scan(columns), FIRST_ROWS) if columns else ()
+        names = {name for row in first if not isinstance(row, SampleError) for name in unused(row, used)}
+        counts.update({f"column {name!r}": len(self) for name in columns if name in names})
+        return counts
 
 
-def _as_key(value: Any) -> str:
-    """A value as a sample's name: no dot, which would end it inside a tar; empty where there is none."""
-    return "" if value is None else str(value).strip().lstrip("/").replace(".", "_")
+def _id_of(row: Mapping[str, Any] | SampleError, column: str) -> str:
+    """The id that a row gives itself; empty where it gives none that can be read."""
+    try:
+        return "" if isinstance(row, SampleError) else as_id(row.get(column), "key")
+    except FieldError:  # said when the row is read
+        return ""
 
 
-def _only_urls(where: str) -> str:
-    return (
-        f"the pictures are URLs, which are not fetched here; download them with img2dataset and give its "
-        f"shards ({where})"
-    )
+def _only_urls() -> str:
+    advice = "download them with img2dataset and give its shards"
+    return f"the pictures are URLs, which are not fetched here; {advice}"
