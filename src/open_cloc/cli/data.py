@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,13 +56,15 @@ def convert(
     """
     dataset = open_source(source)
     tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out")
-    skipped = BadSamples(max_bad_fraction)
+    skipped, causes = BadSamples(max_bad_fraction), _causes_of(dataset)
     with _progress(len(dataset), "images") as bar:
-        samples = _usable(dataset, skipped, range(len(dataset))) if max_bad_fraction else _all(dataset)
+        samples = (
+            _usable(dataset, range(len(dataset)), skipped, causes) if max_bad_fraction else _all(dataset)
+        )
         count = write_shards(
             samples, out, samples_per_shard, max_side=max_side, resume=resume, progress=bar.update
         )
-    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(skipped)}")
+    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(causes)}")
     return 0
 
 
@@ -105,12 +108,12 @@ def show(
     check_output(out)
     dataset = open_source(source)
     tell_opening(dataset, source)
-    skipped = BadSamples(max_fraction=1)
-    samples = list(_usable(dataset, skipped, _evenly(len(dataset), num)))
+    skipped, causes = BadSamples(max_fraction=1), _causes_of(dataset)
+    samples = list(_usable(dataset, _evenly(len(dataset), num), skipped, causes))
     if not samples:
         raise UserError(f"no sample can be drawn: {skipped.first}")
     write_picture(out, contact_sheet(samples, columns, tile))
-    say(f"drew {len(samples)} of {len(dataset)} samples on {out}{_left_out(skipped)}")
+    say(f"drew {len(samples)} of {len(dataset)} samples on {out}{_left_out(causes)}")
     return 0
 
 
@@ -141,13 +144,27 @@ def _all(dataset: SampleDataset) -> Iterator[RegionSample]:
         yield clean_sample(dataset[index])
 
 
-def _left_out(skipped: BadSamples) -> str:
+def _left_out(causes: Counter[str]) -> str:
     """What was left out, for the end of a sentence."""
-    return f"; left out {skipped.causes.total()} ({listed(skipped.causes)})" if skipped.causes else ""
+    return f"; left out {sum(causes.values())} ({listed(causes)})" if causes else ""
 
 
-def _usable(dataset: SampleDataset, skipped: BadSamples, indices: Iterable[int]) -> Iterator[RegionSample]:
-    """What can be used of samples; the others are counted, and too many of them raise."""
+def _causes_of(dataset: SampleDataset) -> Counter[str]:
+    """Broken entries that belong to no sample, by cause."""
+    return Counter(problem.cause for problem in getattr(dataset, "problems", ()))
+
+
+def _usable(
+    dataset: SampleDataset, indices: Iterable[int], skipped: BadSamples, causes: Counter[str]
+) -> Iterator[RegionSample]:
+    """What can be used of samples.
+
+    Args:
+        dataset: The samples.
+        indices: Which of them.
+        skipped: Counts those of which anything is wrong; too many raise.
+        causes: Counts everything that is wrong.
+    """
     for index in indices:
         sample, problems = read_usable(dataset, index)
         if sample is not None:
@@ -155,6 +172,7 @@ def _usable(dataset: SampleDataset, skipped: BadSamples, indices: Iterable[int])
                 sample.pixels()
             except Exception as error:  # whatever Pillow's decoders stumble over
                 sample, problems = None, [problem_of(error, f"sample number {index}")]
+        causes.update(problem.cause for problem in problems)
         skipped.add(int(not problems), [BadSample(*problem, last_draw=False) for problem in problems[:1]])
         if sample is not None:
             yield sample

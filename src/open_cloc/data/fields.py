@@ -6,6 +6,7 @@ raises a `FieldError` without saying where: readers know the file and the entry,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -92,7 +93,8 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     try:
-        text = repr(value)
+        is_nested = isinstance(value, (list, tuple, dict))
+        text = json.dumps(value, ensure_ascii=False, default=repr) if is_nested else repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists without end
         return f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -253,7 +253,7 @@ def test_a_wrong_row_of_metadata_costs_itself(tmp_path: Path, line: str, message
     ("text", "message"),
     [
         ("7", r"captions must be text .* got 7 \(.*metadata\.jsonl, row 0, column 'text'\)"),
-        ('{"en": "x"}', r"captions must be text .* got \{'en': 'x'\}"),
+        ('{"en": "x"}', r'captions must be text .* got \{"en": "x"\}'),
         ('["a", null, 3]', r"captions must be text .* got 3"),
         ('"nan"', r"caption 'nan' stands for a missing text"),
     ],

@@ -113,7 +113,7 @@ def test_urls_are_refused_with_a_way_out(tmp_path: Path) -> None:
         ([{"image": [1, 2]}], r"a picture must be a path or bytes; got \[1, 2\] \(.*row 0\)"),
         (
             [{"image": "x", "text": {"a": 1}}],
-            r"captions must be text .* got \{'a': 1\} \(.*row 0, column 'text'\)",
+            r"captions must be text .* got \{\"a\": 1\} \(.*row 0, column 'text'\)",
         ),
         (
             [{"image": "x", "key": "k"}, {"image": "y", "key": "k"}],
