@@ -64,15 +64,16 @@ def guess_spec(text: str) -> str:
         return text
     bare = parse_spec(text, {})
     path = f"{bare.kind}:{bare.what}" if bare.what else bare.kind
+    named = without_secrets(path)
     found = _formats(path)
     below = [] if found else _data_sets_below(Path(path))
     if not found and _recogniser(LAST)(path):
         found = [LAST]
     if below:
         alone = f", or {LAST}:{path} for its pictures alone" if found else ""
-        raise UserError(f"{path!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
+        raise UserError(f"{named!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
     if len(found) > 1:
-        raise UserError(f"{path!r} looks like {' and like '.join(found)}; give the format as FORMAT:{path}")
+        raise UserError(f"{named!r} looks like {' and like '.join(found)}; give the format as FORMAT:{named}")
     if not found:
         raise _unknown(path)
     return f"{found[0]}:{text}"
@@ -95,7 +96,8 @@ def _unknown(path: str) -> UserError:
     """The error for a path at which nothing is recognised, which names what seems to lie there."""
     formats = ", ".join(READERS)
     if not Path(path).exists():
-        return MissingFileError(f"{path!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
+        named = without_secrets(path)
+        return MissingFileError(f"{named!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
     tool = form_of(Path(path))
     if tool:
         return UserError(f"{path!r} holds boxes of {tool}, which no reader knows: {ADVICE}")
