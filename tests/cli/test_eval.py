@@ -38,7 +38,7 @@ def test_eval_prints_a_table_and_writes_a_file(
 
 def test_class_names_stand_in_a_file(weights: str, tmp_path: Path) -> None:
     names, output = tmp_path / "names.txt", tmp_path / "result.json"
-    names.write_text("blue cat\n\nred dog \n")
+    names.write_text("\ufeffblue cat\n\nred dog \n")  # as Windows's editors begin a file
     assert command.read_names(names) == ("blue cat", "red dog")
     argv = ["--weights", weights, "--data", "scenes:val", "--limit", "2", "--output", str(output)]
     with pytest.raises(UserError, match="none of the 2 classes"):

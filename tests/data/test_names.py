@@ -45,7 +45,7 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
 def test_urls_and_nul_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"URL, which is not fetched here: https://x/a\.jpg"):
         resolve(tmp_path, "https://x/a.jpg")
-    with pytest.raises(SampleError, match="NUL"):
+    with pytest.raises(SampleError, match="no file can have this name"):
         resolve(tmp_path, "a\0.jpg")
 
 
@@ -57,3 +57,9 @@ def test_another_form_of_unicode_is_found(tmp_path: Path) -> None:
 def test_a_folder_of_annotations_belongs_to_the_one_above(tmp_path: Path) -> None:
     assert root_of(tmp_path / "annotations" / "x.json") == tmp_path
     assert root_of(tmp_path / "x.json") == tmp_path
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "\ud83d.jpg"])
+def test_names_that_no_file_can_have_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SampleError, match="no file can have this name"):
+        resolve(tmp_path, name)

@@ -18,6 +18,7 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_texts
 from open_cloc.model.search import ground_phrases
 from open_cloc.samples import Region, RegionSample
+from tests.data.readers.made import annotation, coco_document, write_coco
 
 CASES = [
     ("zeroshot_classification", ""),
@@ -176,3 +177,20 @@ def test_results_hold_no_secrets_of_urls(model: CLOC, samples: Samples) -> None:
     )
     assert result["dataset"] == "shards:https://***@host/{0..9}.tar,cache=here"
     assert "hunter2" not in json.dumps(result)
+
+
+def test_entries_that_could_not_be_used_end_an_evaluation(model: CLOC, tmp_path: Path) -> None:
+    """What belongs to no sample is missed by nobody else: an evaluation would be of fewer regions."""
+    broken = [annotation([0, 0, 9, 9]), annotation([0, 0, 9, 9], image_id=5)]
+    path = write_coco(tmp_path, coco_document(annotations=broken))
+    with pytest.raises(UserError, match=r"unknown image_id: 1.* and an evaluation leaves nothing out"):
+        evaluate(model, f"coco:{path}", "region_retrieval")
+
+
+def test_what_is_left_out_by_rule_is_told(
+    model: CLOC, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [annotation([0, 0, 50, 40]), annotation([0, 0, 9, 9], iscrowd=1, id=3)]
+    path = write_coco(tmp_path, coco_document(annotations=rows))
+    evaluate(model, f"coco:{path}", "region_retrieval")
+    assert "not used: crowd annotations: 1" in caplog.text

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from open_cloc.labelling.source import known_pictures, plan_units, read_batches
+import pytest
+
+from open_cloc.errors import UserError
+from open_cloc.labelling.source import known_pictures, plan_units, read_batches, tell_input
+from tests.data.readers.made import pictures
 from tests.labelling.made import (
     COUNT,
     captions_only,
@@ -24,3 +28,17 @@ def test_units_and_batches_follow_from_the_input(tmp_path: Path) -> None:
     assert [p.key for b in batches for p in b.pictures] == [scene.key for scene in scenes]
     assert known_pictures(units) == COUNT
     assert [(u.start, u.stop) for u in plan_units("scenes:val,num_samples=5", 2)] == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_what_the_reader_leaves_out_is_told_before_anything_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    (tmp_path / "metadata.jsonl").write_text('{"text": "of no picture"}')
+    units = plan_units(str(tmp_path), 10)
+    tell_input(units, str(tmp_path), 0.01)
+    assert f"{tmp_path}: not used: files .heic: 1" in caplog.text
+    assert f"{tmp_path}: 1 entry is broken (broken row: 1)" in caplog.text
+    with pytest.raises(UserError, match="max_bad_fraction leaves them out"):
+        tell_input(units, str(tmp_path), 0)

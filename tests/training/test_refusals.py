@@ -18,6 +18,7 @@ from open_cloc.model.create import ModelConfig
 from open_cloc.samples import RegionSample
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import OptimConfig, Recipe, RunConfig
+from tests.data.readers.made import annotation, coco_document, write_coco
 
 
 class Broken:
@@ -96,7 +97,7 @@ def test_too_many_bad_samples_end_the_command(
     error = capsys.readouterr().err
     assert error.startswith("open-cloc train: ")
     assert error.rstrip("\n").count("\n") <= 1  # and the first bad sample, when it was met
-    assert "samples are bad (unreadable image: " in error
+    assert "samples are bad (undecodable picture: " in error
     assert "past max_bad_fraction=0.02; the first one: image of sample 'train-" in error
     assert not any(path.is_dir() and path.name == "model" for path in Path(project.run.output).glob("*"))
     assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.5", "--run.output", "tolerant"]) == 0
@@ -142,3 +143,16 @@ def test_a_recipe_that_is_saved_holds_no_secrets(tiny: Recipe) -> None:
     saved = (Path(tiny.run.output) / "recipe.json").read_text()
     assert "hunter2" not in saved
     assert json.loads(saved)["data"]["train"] == ["shards:https://***@host/{0..9}.tar"]
+
+
+def test_broken_entries_of_the_data_are_told_or_end_the_command(
+    project: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [annotation([0, 0, 50, 40]), annotation([0, 0, 9, 9], image_id=5)]
+    data = write_coco(tmp_path / "data", coco_document(annotations=rows))
+    argv = ["train", "my_run:tiny", "--data.train", f"coco:{data}"]
+    assert cli.main([*argv, "--data.loader.max-bad-fraction", "0"]) == 2
+    assert "1 entry is broken (unknown image_id: 1)" in capsys.readouterr().err
+    assert not Path(project.run.output).exists()
+    assert cli.main([*argv, "--run.output", "tolerant"]) == 0
+    assert f"coco:{data}: 1 entry is broken (unknown image_id: 1)" in caplog.text

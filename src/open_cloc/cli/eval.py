@@ -16,7 +16,7 @@ from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import FirstSamples, evaluate, result_table
 from open_cloc.evaluation.tasks import find_task
-from open_cloc.files import write_json
+from open_cloc.files import read_text, write_json
 
 # What every result holds.
 RESULT = ("dataset", "model", "task", "metrics", "protocol")
@@ -98,7 +98,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     """Class names, one a line."""
     if not path.is_file():
         raise MissingFileError(f"no such file of class names: {path}")
-    names = tuple(filter(None, (line.strip() for line in path.read_text(encoding="utf-8").splitlines())))
+    names = tuple(filter(None, (line.strip() for line in read_text(path).splitlines())))
     if not names:
         raise UserError(f"file of class names is empty: {path}")
     return names

@@ -100,7 +100,12 @@ class RawSample:
 
     def numbers(self) -> np.ndarray:
         """The boxes' numbers as read, (R, 4) float64."""
-        return np.array([region.box for region in self.regions], np.float64).reshape(-1, 4)
+        boxes = [region.box for region in self.regions]
+        try:
+            return np.array(boxes, np.float64).reshape(-1, 4)
+        except OverflowError:  # integers of hundreds of digits, which no box check would pass either
+            finite = [[n if abs(n) <= 1e300 else math.inf for n in box] for box in boxes]
+            return np.array(finite, np.float64)
 
     def measured(self) -> RawSample:
         """The same with the picture's size, where pixel boxes need one and nothing declares it.
@@ -135,7 +140,7 @@ class RawSample:
             ValueError: If they are in pixels and nothing says the size: see `measured`.
         """
         boxes = convert_boxes(self.numbers(), self.box_format)
-        if self.normalized:
+        if self.normalized or not len(boxes):
             return boxes
         if self.size_hw is None:
             raise ValueError(f"pixel boxes need the picture's size; got none ({self.where})")
@@ -274,7 +279,7 @@ def checked_boxes(sample: RegionSample) -> np.ndarray:
 def describe_problem(raw: RawSample, row: int, problem: int) -> str:
     """One sentence on a wrong box: what, got, expected, where."""
     region = raw.regions[row]
-    numbers = ", ".join(f"{number:g}" for number in region.box)
+    numbers = ", ".join(f"{number:g}" for number in raw.numbers()[row].tolist())
     unit = "normalised to [0, 1]" if raw.normalized else "in pixels"
     picture = f" of a {raw.size_hw[1]} x {raw.size_hw[0]} picture" if raw.size_hw else ""
     return (

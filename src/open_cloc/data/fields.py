@@ -46,12 +46,18 @@ def as_number(value: Any, name: str) -> float:
     return value
 
 
-def as_whole(value: Any, name: str, least: int = 0) -> int:
+def as_whole(value: Any, name: str, least: int = 0, most: float = math.inf) -> int:
     """A whole number; 64.0, as tables write it, is 64."""
     number = as_number(value, name)
-    if number != int(number) or number < least:
-        raise FieldError(f"{name} must be a whole number of at least {least}; got {shown(value)}")
+    if number != int(number) or not least <= number <= most:
+        limit = "" if most == math.inf else f" and at most {most:g}"
+        raise FieldError(f"{name} must be a whole number of at least {least}{limit}; got {shown(value)}")
     return int(number)
+
+
+def as_side(value: Any, name: str) -> int:
+    """A side of a picture in pixels."""
+    return as_whole(value, name, 1, LARGEST)
 
 
 def as_flag(value: Any, name: str) -> bool:

@@ -47,12 +47,20 @@ def resolve(folder: Path, name: str, root: Path | None = None, outside: bool = F
     """
     if is_url(name):
         raise SampleError(f"picture is a URL, which is not fetched here: {name}", "picture is a URL")
-    if "\0" in name:
-        raise SampleError(f"name of a picture holds a NUL character: {name!r}", "unusable name")
+    if not _can_be_a_file(name):
+        raise SampleError(f"no file can have this name: {name!r}", "unusable name")
     path = find(folder, name) or folder / name
     if not outside:
         _check_inside(path, name, [folder, *([root] if root else [])])
     return path
+
+
+def _can_be_a_file(name: str) -> bool:
+    """Whether a name holds no NUL and no half character; bytes that are no text may be there."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def is_url(name: str) -> bool:

@@ -19,7 +19,7 @@ from open_cloc.labelling.checks import check_recipe
 from open_cloc.labelling.kinds import check_kinds
 from open_cloc.labelling.output import RunFolder
 from open_cloc.labelling.recipe import LabelRecipe
-from open_cloc.labelling.source import known_pictures, plan_units
+from open_cloc.labelling.source import known_pictures, plan_units, tell_input
 from open_cloc.labelling.types import Batch
 
 
@@ -46,6 +46,7 @@ def label(
     check_recipe(recipe)
     check_kinds(recipe)
     units = plan_units(source, recipe.run.samples_per_shard)
+    tell_input(units, source, recipe.run.max_bad_fraction)
     run = RunFolder.open(output, recipe, source, units, overwrite)
     todo = run.todo()
     if any(todo):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.bad_samples import problem_of, read_usable
+from open_cloc.data.bad_samples import problem_of, read_usable, tell_opening
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import expand_paths
 from open_cloc.data.shards.remote import list_shards
@@ -51,6 +51,21 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
         Unit(f"{number:05d}", spec, start, min(total, start + samples_per_shard))
         for number, start in enumerate(starts)
     ]
+
+
+def tell_input(units: Sequence[Unit], source: str, max_bad_fraction: float) -> None:
+    """Say what the reader of an input leaves out; of shards, each worker counts what it reads.
+
+    Args:
+        units: Those of the input.
+        source: What the user gave.
+        max_bad_fraction: Largest share of entries that may be broken.
+
+    Raises:
+        UserError: If there are more.
+    """
+    if units[0].stop is not None:
+        tell_opening(_opened(units[0].spec), source, max_bad_fraction, "run.max_bad_fraction leaves them out")
 
 
 def samples_of(unit: Unit) -> tuple[SampleDataset, range]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.errors import UserError
 from open_cloc.samples import RegionSample
-from tests.data.readers.made import coco_document, write_coco
+from tests.data.readers.made import coco_document, pictures, write_coco, write_yolo
 
 
 class Outside:
@@ -70,3 +71,49 @@ def test_bare_paths_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "00000.tar").touch()
     with pytest.raises(ValueError, match="looks like coco and like shards; give the format as FORMAT:"):
         guess_spec(str(tmp_path))
+
+
+def test_a_bare_path_may_have_options(tmp_path: Path) -> None:
+    pictures(tmp_path / "a,b", "x.png")
+    assert guess_spec(f"{tmp_path / 'a,b'},exif=apply") == f"folder:{tmp_path / 'a,b'},exif=apply"
+    assert len(open_reader(f"{tmp_path / 'a,b'},outside=true")) == 1
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "shards"])
+def test_data_sets_below_a_folder_are_named(tmp_path: Path, form: str) -> None:
+    """As Roboflow exports `train` and `valid`: whoever gives the folder above wants the boxes."""
+    for split in ("train", "valid"):
+        folder = tmp_path / split
+        folder.mkdir()
+        if form == "coco":
+            write_coco(folder, coco_document(), "_annotations.coco.json")
+        elif form == "yolo":
+            write_yolo(folder, {"a": ["0 .5 .5 1 1"]})
+        else:
+            (folder / "00000.tar").touch()
+    with pytest.raises(UserError, match="holds data sets in its folders; give one of") as caught:
+        guess_spec(str(tmp_path))
+    assert f"{form}:{tmp_path}/train, {form}:{tmp_path}/valid" in str(caught.value)
+    assert (f"folder:{tmp_path} for its pictures alone" in str(caught.value)) == (form != "shards")
+
+
+def test_what_no_reader_knows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labelme.json").write_text('{"shapes": [{"label": "mug"}], "imagePath": "a.jpg"}')
+    (tmp_path / "voc.xml").write_text("<annotation><bndbox></bndbox></annotation>")
+    for name, tool in (("labelme.json", "labelme"), ("voc.xml", "Pascal VOC")):
+        with pytest.raises(
+            UserError, match=f"holds boxes of {tool}, which no reader knows: export it as COCO"
+        ):
+            open_reader(str(tmp_path / name))
+    for number in range(5):
+        (tmp_path / f"train-{number}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"holds tables; give one of table:.*-0\.parquet, .* and 2 more"):
+        open_reader(str(tmp_path))
+
+
+def test_a_json_in_a_folder_of_annotations_is_found(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    path = write_coco(tmp_path, coco_document(), "result.json")
+    path.rename(tmp_path / "Annotations/result.json")
+    assert guess_spec(str(tmp_path)) == f"coco:{tmp_path}"
+    assert len(open_reader(str(tmp_path))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.readers.rows import CsvRows, JsonRows
+from open_cloc.errors import SampleError, UserError
 from tests.data.readers.made import encoded, pictures, samples, write_table
 
 TEXTS = ["a red mug", 'two "mugs", stacked', "zwei\nTassen", "", "猫 on a mat"]
@@ -193,3 +196,187 @@ def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"pip install 'open-cloc\[label\]'"):
         open_reader(f"table:{tmp_path / 'a.parquet'}")
+
+
+@pytest.mark.parametrize(
+    ("content", "captions"),
+    [
+        ("image;caption\na.png;ein Becher, rot\n", ["ein Becher, rot"]),
+        ('sep=;\r\n"image";"caption, long"\r\n"a.png";"a, b"\r\n', None),
+        ("\ufeffsep=;\r\nimage;caption;;\r\na.png;eins;;\r\n;;;\r\n", ["eins"]),
+        ('"sep=|"\nimage|caption\na.png|one; two\n', ["one; two"]),
+        ('"image";"caption";"a,b,c,d"\n"a.png";"one";"x"\n', ["one"]),
+        ("image_name| comment_number| caption\na.png| 0| two dogs\n", ["two dogs"]),
+        (",image,caption\n0,a.png,a mug\n", ["a mug"]),  # pandas' index
+        ("image,caption\na.png,\n", [""]),
+        ("image,caption\r\n\r\na.png,one\r\n   ,  \r\n", ["one"]),
+    ],
+)
+def test_csv_of_spreadsheets(tmp_path: Path, content: str, captions: list[str] | None) -> None:
+    pictures(tmp_path, "a.png")
+    (tmp_path / "a.csv").write_bytes(content.encode())
+    options = ""
+    if captions is None:
+        captions, options = ["a, b"], ",caption=caption, long"
+    found = samples(open_reader(f"table:{tmp_path / 'a.csv'}{options}"))
+    assert [" ".join(sample.captions) for sample in found] == captions
+    assert found[0].pixels().shape == (4, 6, 3)
+
+
+def test_a_broken_row_of_csv_costs_itself(tmp_path: Path) -> None:
+    """What is wrong costs one row; the rows before and behind stay."""
+    pictures(tmp_path, "a.png")
+    rows = [
+        b"image,caption",
+        b"a.png,one",
+        b"a.png,caf\xe9",
+        b"a.png,two",
+        b'a.png,"never closed',
+        b"a.png,three",
+        b'a.png,"closed"too late',
+        b"a.png",
+        b"a.png,four",
+        b'a.png,"five\nlines"',
+    ]
+    (tmp_path / "a.csv").write_bytes(b"\n".join(rows))
+    dataset: Any = open_reader(f"table:{tmp_path / 'a.csv'}")
+    read = [read_usable(dataset, index) for index in range(len(dataset))]
+    assert [sample and sample.captions[0] for sample, _ in read] == [
+        "one",
+        None,
+        "two",
+        None,
+        "three",
+        None,
+        None,
+        "four",
+        "five\nlines",
+    ]
+    assert {problem.cause for _, problems in read for problem in problems} == {"broken row"}
+
+
+def test_json_of_lists_lines_and_odd_rows(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    rows = [{"image": "a.png", "text": "one"}, 7, {"text": "two"}, {"image": "a.png", "text": "three"}]
+    (tmp_path / "list.json").write_text("\ufeff" + json.dumps(rows, indent=1))
+    (tmp_path / "lines.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in rows)
+    )
+    for name in ("list.json", "lines.jsonl"):
+        assert guess_spec(str(tmp_path / name)) == f"table:{tmp_path / name}"
+        dataset = open_reader(str(tmp_path / name))
+        read = [read_usable(dataset, index) for index in range(4)]
+        assert [sample and sample.captions for sample, _ in read] == [("one",), None, None, ("three",)]
+        assert [problems[0].cause for _, problems in read if problems] == ["broken row", "no picture"]
+        assert f"{name}, row 1" in str(read[1][1])
+    (tmp_path / "not.json").write_text('{"image": ["a.png"]}')
+    with pytest.raises(UserError, match="a table in JSON must be a list of objects; got dict"):
+        open_reader(f"table:{tmp_path / 'not.json'}")
+
+
+def test_captions_that_only_later_rows_have_are_read(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.png"} for i in range(150)] + [{"image": "x.png", "caption": "late"}]
+    dataset: Any = open_reader(f"table:{write_table(tmp_path / 'a.jsonl', rows)}")
+    assert dataset[150].captions == ("late",)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_columns_that_are_not_used_are_named(tmp_path: Path, suffix: str) -> None:
+    row = {"image": "a.png", "xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4, "class": "mug"}
+    dataset: Any = open_reader(f"table:{write_table(tmp_path / f'boxes{suffix}', [row, row])}")
+    assert dataset.left_out == {
+        "boxes in the columns xmin, ymin, xmax, ymax": 2,
+        "rows without a column of captions; give it as caption=COLUMN": 2,
+    }
+    if suffix == ".csv":
+        return
+    row = {"image": "a.png", "text": "a", "caption": "b", "tags": ["x"], "bbox": [1, 2, 3, 4], "width": 6}
+    dataset = open_reader(f"table:{write_table(tmp_path / f'more{suffix}', [row])},caption=text")
+    assert dataset.left_out == {"boxes in the columns bbox": 1, "column 'caption'": 1, "column 'tags'": 1}
+    assert dataset[0].captions == ("a",)
+    row = {"image": "a.png", "says": "a", "objects": None}
+    dataset = open_reader(f"table:{write_table(tmp_path / f'none{suffix}', [row])},caption=")
+    assert dataset[0].captions == ()
+
+
+def test_paths_may_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
+    pictures(tmp_path, "set/a.png", "private.png", "root/b.png")
+    (tmp_path / "set/link.png").symlink_to(tmp_path / "private.png")
+    names = ["a.png", ".\\a.png", "../private.png", str(tmp_path / "private.png"), "link.png"]
+    path = write_table(tmp_path / "set/a.jsonl", [{"image": name, "text": "x"} for name in names])
+    dataset: Any = open_reader(f"table:{path}")
+    read = [read_usable(dataset, index) for index in range(5)]
+    assert [sample is not None for sample, _ in read] == [True, True, False, False, False]
+    assert "leads out of the data set" in read[2][1][0].message
+    assert "a.jsonl, row 2" in read[2][1][0].message
+    assert [sample.pixels().shape for sample in samples(open_reader(f"table:{path},outside=true"))] == [
+        (4, 6, 3)
+    ] * 5
+    given = write_table(tmp_path / "set/b.jsonl", [{"image": "b.png"}])
+    assert open_reader(f"table:{given},root={tmp_path / 'root'}")[0].pixels().shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_keys_are_ids_and_one_key_maker_makes_them(tmp_path: Path, suffix: str) -> None:
+    ids = ["a/b.jpg", "a/b.png", "x.y", "x_y", "../up", None]
+    rows = [{"image": "a.png", "key": value} for value in ids]
+    dataset: Any = open_reader(f"table:{write_table(tmp_path / f'a{suffix}', rows)}")
+    assert [dataset[i].key for i in range(5)] == ["a/b_jpg", "a/b_png", "x_y", "x_y-2", "up"]
+    with pytest.raises(SampleError, match=r"must be a whole number or text; got null .*row 5"):
+        dataset[5]
+    rows = [{"image": "a.png", "key": 7}, {"image": "a.png", "key": 20240116120544123456}]
+    dataset = open_reader(f"table:{write_table(tmp_path / 'numbers.jsonl', rows)}")
+    assert [dataset[i].key for i in range(2)] == ["7", "20240116120544123456"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("data:image/png;base64,iVBORw0KGgo=", "got a text of base64"),
+        ("A" * 5000, "got a text of base64"),
+        ("s3://bucket/a.png", "pictures are URLs"),
+        (True, "must be a path or bytes; got true"),
+        ({"bytes": "AAAA", "path": None}, "no picture"),
+        ("  ", "must not be blank"),
+        ([], r"must be a path or bytes; got \[\]"),
+    ],
+)
+def test_a_picture_that_is_none_costs_its_row(tmp_path: Path, value: Any, message: str) -> None:
+    pictures(tmp_path, "a.png")
+    path = write_table(tmp_path / "a.jsonl", [{"image": value}, {"image": ["a.png"]}])
+    dataset = open_reader(f"table:{path}")
+    with pytest.raises(SampleError, match=message) as caught:
+        dataset[0]
+    assert len(str(caught.value)) < 300
+    assert dataset[1].pixels().shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv.gz", b"\x1f\x8b", r"compressed by gzip: unpack it first \(.*a\.csv\.gz\)"),
+        ("a.csv", b"\x1f\x8b", "compressed by gzip"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+        ("a.xlsx", b"PK\x03\x04", "Excel workbook: unpack it, or save it as CSV in UTF-8"),
+        ("a.csv", "image".encode("utf-16"), "text in UTF-16: save it as UTF-8"),
+        ("a.feather", b"ARROW1", "an Arrow file: write it as Parquet"),
+        ("a.ods", b"anything", "must end in .parquet"),
+    ],
+)
+def test_tables_in_disguise_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_reader(str(tmp_path / name))
+
+
+def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
+    rows = [{"image": encoded(i), "text": f"number {i}", "key": f"k{i}"} for i in range(6)]
+    path = write_table(tmp_path / "a.parquet", rows)
+    column = pytest.importorskip("pyarrow.parquet").ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    dataset = open_reader(f"table:{path}")
+    read = [read_usable(dataset, index) for index in range(6)]
+    assert [sample is not None for sample, _ in read] == [True, True, False, False, True, True]
+    assert read[2][1][0].cause == "broken row"

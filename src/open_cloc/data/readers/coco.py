@@ -16,7 +16,7 @@ import numpy as np
 
 from open_cloc.boxes import EMPTY, box_problems, convert_boxes, normalize_boxes
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
-from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_text, as_whole, field_of
+from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_side, as_text, field_of
 from open_cloc.data.names import make_keys, resolve, root_of
 from open_cloc.data.readers.files import find_annotations, find_images, holds_coco, missing_images
 from open_cloc.errors import UserError
@@ -223,8 +223,8 @@ class CocoDataset:
             if None in sides:
                 continue  # the picture says it
             try:
-                sizes[row] = [as_whole(side, name, 1) for side, name in zip(sides, ("height", "width"))]
-            except (FieldError, OverflowError) as error:
+                sizes[row] = [as_side(side, name) for side, name in zip(sides, ("height", "width"))]
+            except FieldError as error:
                 self._own_problems[row].append(_problem(error, self.where, "image", image, row))
         return sizes
 

@@ -255,11 +255,12 @@ class CsvRows:
         """What separates the fields, and the byte where the header begins."""
         with self.file.open("rb") as stream:
             first = stream.readline()
-            text = first.decode("utf-8-sig", "replace").strip('\r\n"')
-            if text.lower().startswith("sep="):
+            header = first.decode("utf-8-sig", "replace")
+            said = header.strip('\r\n"')
+            if said.lower().startswith("sep="):
                 header = stream.readline().decode("utf-8", "replace")
-                return text[4:5] or _separator_of(header), len(first)
-        return _separator_of(text), 0
+                return said[4:5] or _separator_of(header), len(first)
+        return _separator_of(header), 0
 
     def _scan(self, start: int) -> Iterator[tuple[int, list[str] | SampleError]]:
         """Rows that are not blank, each with the byte where it begins, which may be lines before its end."""

@@ -86,6 +86,7 @@ class TableDataset:
         where: The table, for messages.
         columns: Names of the table's columns.
         keys: A name for each row; empty where the column of keys holds none.
+        problems: None: what is wrong belongs to a row.
         left_out: What was seen and is not used, with counts.
     """
 
@@ -122,6 +123,7 @@ class TableDataset:
             raise UserError(self._no_image_column())
         self._is_caption_known = caption is not None or bool(self._caption)
         self.keys = PackedTexts(self._read_keys() if self._key else ())
+        self.problems: list[Problem] = []  # every row is a sample
         self.left_out = self._count_unused()
 
     def __len__(self) -> int:
