@@ -139,7 +139,8 @@ class RawSample:
         Raises:
             ValueError: If they are in pixels and nothing says the size: see `measured`.
         """
-        boxes = convert_boxes(self.numbers(), self.box_format)
+        with np.errstate(invalid="ignore"):  # what is not finite is found as such
+            boxes = convert_boxes(self.numbers(), self.box_format)
         if self.normalized or not len(boxes):
             return boxes
         if self.size_hw is None:

@@ -86,14 +86,15 @@ def check_dataset(
         tally.errors[problem.cause].add(problem.message)
     for name, count in getattr(dataset, "left_out", {}).items():
         tally.warnings[f"not used: {name}"].count = count
-    for index in range(len(dataset)) if indices is None else indices:
-        try:
-            tally.add(raw_sample(dataset, index))
-        except Exception as error:  # data of any shape, readers from elsewhere
-            problem = problem_of(error, f"sample number {index}")
-            tally.errors[problem.cause].add(problem.message)
-        progress(1)
-    return tally.report()
+    with np.errstate(all="ignore"):  # numbers that are none are what is looked for
+        for index in range(len(dataset)) if indices is None else indices:
+            try:
+                tally.add(raw_sample(dataset, index))
+            except Exception as error:  # data of any shape, readers from elsewhere
+                problem = problem_of(error, f"sample number {index}")
+                tally.errors[problem.cause].add(problem.message)
+            progress(1)
+        return tally.report()
 
 
 class Tally:

@@ -290,7 +290,8 @@ class CocoDataset:
         self._starts = np.searchsorted(self._images, np.arange(len(self.keys) + 1))
 
     def _count_empty(self) -> None:
-        boxes = convert_boxes(self._boxes, "xywh")
+        with np.errstate(invalid="ignore"):  # what is not finite is found with its sample
+            boxes = convert_boxes(self._boxes, "xywh")
         sizes = np.where(self.sizes > 0, self.sizes, 2**31)[self._images]
         empty = int((box_problems(normalize_boxes(boxes, tuple(sizes.T))) == EMPTY).sum())
         if empty:
