@@ -7,9 +7,10 @@ and its shard are written. A run that is started again does what is not yet ther
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -20,12 +21,26 @@ from open_cloc.labelling.kinds import check_kinds
 from open_cloc.labelling.output import RunFolder
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.source import known_pictures, plan_units
-from open_cloc.labelling.types import Batch
+from open_cloc.labelling.types import Batch, UnreadUnit
+
+UNREAD_SHOWN = 3  # shards that cannot be opened, one a line; the end of the run counts them
+
+logger = logging.getLogger(__name__)
 
 
-def label(
-    recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool = False
-) -> list[dict[str, Any]]:
+class Outcome(NamedTuple):
+    """What became of a run.
+
+    Attributes:
+        counts: The counts of all shards, added up.
+        unread: Shards of the input that could not be opened, each with the reason; they have no labels.
+    """
+
+    counts: dict[str, Any]
+    unread: dict[str, str]
+
+
+def label(recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool = False) -> Outcome:
     """Label pictures, or go on where an earlier run of the same recipe and input ended.
 
     Args:
@@ -35,7 +50,7 @@ def label(
         overwrite: Delete the files of an earlier run there, whatever made them, and nothing else.
 
     Returns:
-        The counts of each unit, in order.
+        The counts of all units, also of those that were labelled before; and which ones are not.
 
     Raises:
         ExistingFileError: If the folder holds something else.
@@ -55,10 +70,12 @@ def label(
             batches = labelled_batches(todo.detect, recipe)
             for batch in watched(batches, known_pictures(todo.detect), recipe.run.max_bad_fraction):
                 run.add(batch, write)
-    return run.finish()
+    return Outcome(run.finish(), run.unread)
 
 
-def watched(batches: Iterable[Batch], total: int | None, max_bad_fraction: float) -> Iterator[Batch]:
+def watched(
+    batches: Iterable[Batch | UnreadUnit], total: int | None, max_bad_fraction: float
+) -> Iterator[Batch | UnreadUnit]:
     """Pass batches on, show how far they are, and stop where too many of their pictures cannot be used.
 
     Args:
@@ -69,9 +86,15 @@ def watched(batches: Iterable[Batch], total: int | None, max_bad_fraction: float
     Raises:
         UserError: If more of them fail.
     """
-    bad = BadSamples(max_bad_fraction)
+    bad, unread = BadSamples(max_bad_fraction), 0
     with tqdm(desc="labelling", total=total, unit="img", unit_scale=True) as bar:
         for batch in batches:
+            if isinstance(batch, UnreadUnit):
+                unread += 1
+                if unread <= UNREAD_SHOWN:
+                    logger.warning("shard %s is left out: %s", batch.unit, batch.message)
+                yield batch
+                continue
             failures = [p.failure for p in batch.pictures if p.failure is not None]
             bad.add(len(batch.pictures) - len(failures), [BadSample(*failure, False) for failure in failures])
             bar.update(len(batch.pictures))
