@@ -17,14 +17,15 @@ def texts_of(results: list[Caption | Failure]) -> list[str]:
     return [result.text if isinstance(result, Caption) else f"({result.cause})" for result in results]
 
 
-WORDS = [f"w{i}" for i in range(60)]
+# Each ends a sentence: what the limit cuts off is whole sentences, and stays.
+WORDS = [f"w{i:02d}." for i in range(60)]
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 
 TEMPLATE = (
     "<s> {% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}w1 w2{% endif %}"
+    "{% if add_generation_prompt %}w01. w02.{% endif %}"
 )
 
 
@@ -185,7 +186,7 @@ LOCAL = {
 
 def local_config(folder: Path, **changes: Any) -> CaptionConfig:
     return CaptionConfig(
-        **{"kind": "local", "weights": str(folder), "max_new_tokens": 8, "prompt": "w5 w6"} | changes
+        **{"kind": "local", "weights": str(folder), "max_new_tokens": 8, "prompt": "w05. w06."} | changes
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from open_cloc.labelling.captioners import open_captioner
 from open_cloc.labelling.captioners.pictures import decoded
 from open_cloc.labelling.recipe import CaptionConfig
-from open_cloc.labelling.types import Caption, Failure
+from open_cloc.labelling.types import Failure
 from tests.labelling.captioners.made import LOCAL, SHAPES, captions_of, local_config, texts_of
 from tests.labelling.made import encoded
 
@@ -37,7 +37,7 @@ def test_a_local_caption_does_not_depend_on_its_batch(name: str, local_models: d
     assert captions_of(captioner, images[::-1]) == alone[::-1]
     with_broken = captions_of(captioner, [images[0], b"no picture", images[1]])
     assert texts_of(with_broken) == [texts[0], "(unreadable picture)", texts[1]]
-    assert alone[0] == Caption(texts[0], f"local {local_models[name]}")
+    assert alone[0][:2] == (texts[0], f"local {local_models[name]}")
     assert captions_of(captioner, [b""])[0][0] == "unreadable picture"
     json.dumps(captioner.provenance)
 
@@ -53,12 +53,12 @@ def test_a_chat_model_is_asked_the_prompt_and_answers_greedily(
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     images = [encoded(i, "PNG", size) for i, size in enumerate(SHAPES[:3])]
-    for prompt in ("w5 w6", "w40 w41 w42"):
+    for prompt in ("w05. w06.", "w40. w41. w42."):
         captioner = open_captioner(local_config(folder, prompt=prompt))
-        assert captioner.provenance["prompt"] == f"<s> user <image> {prompt} w1 w2"
+        assert captioner.provenance["prompt"] == f"<s> user <image> {prompt} w01. w02."
         expected = []
         for image in images:
-            text = f"<s> user <image> {prompt} w1 w2"
+            text = f"<s> user <image> {prompt} w01. w02."
             inputs = processor(
                 images=decoded(image), text=text, return_tensors="pt", add_special_tokens=False
             )

@@ -126,7 +126,7 @@ def _without_courtesy(text: str) -> str:
 
 
 def _of_json(text: str) -> str:
-    """The caption of an answer in JSON, where it is one of these: `{"caption": "..."}`, `["..."]`, `"..."`."""
+    """The caption of an answer that is JSON: `{"caption": "..."}`, `["..."]` or `"..."`."""
     if text[:1] not in ("{", "[", '"') or text[-1:] not in ("}", "]", '"'):
         return text
     try:
@@ -144,43 +144,36 @@ def _of_json(text: str) -> str:
 
 # --- refusals -------------------------------------------------------------------------------------------
 
-_APOLOGY = (
-    r"(?:(?:i(?:'m|’m| am)\s+)?(?:so |very |really )?sorry|(?:my )?apolog(?:ies|y|ise|ize)|i apologi[sz]e"
-    r"|unfortunately)"
-)
+_PICTURE = "(?:image|picture|photo|content|request|file|url|link)"
+_APOLOGY = "(?:(?:i(?:'m| am) )?(?:so |very |really )?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
 _UNABLE = (
-    r"(?:can\s?not|can'?t|can’t|am unable|'m unable|’m unable|am not able|'m not able|’m not able|won'?t|won’t"
-    r"|could\s?not|couldn'?t|couldn’t|do(?:n'?t|n’t| not) (?:see|have|feel comfortable|think i can)"
-    r"|must decline|decline to|will not|am not allowed|'m not allowed|was(?:n'?t| not) able)"
+    "(?:can ?not|can't|(?: ?am|'m) (?:unable|not able|not allowed|afraid i can't)|won't|could ?n[o']t"
+    "|do(?:n't| not) (?:see|have|feel comfortable|think i can)|must decline|decline to|was(?:n't| not) able)"
 )
-_REFUSAL = re.compile(
-    rf"""^[\s*_>\#-]*(?:
-        {_APOLOGY}(?:[\s,.;:!—–-]+(?:but\s+|however,?\s+|that\s+|as\s+an?\s+ai[^.]{{0,60}},?\s+)*
-            (?:i\b|for\ the\b|there(?:'s|\ is|\ was)\ no\b
-            |(?:this|the|no)\s+(?:image|picture|photo|content|request)\b)|\W*$)
-        |i\s*{_UNABLE}\b
-        |as\ an?\ (?:ai|artificial\ intelligence|large\ language|language\ model)\b
-        |(?:there\ is|there's|i\ see)\ no\ (?:image|picture|photo)\s*(?:$|[.,]|to\b|attach|provid|here\b|in\ your)
-        |no\ (?:image|picture|photo)\ (?:was|is|has\ been)\ (?:provided|attached|given|shared|uploaded)
-        |(?:please|kindly|could\ you\ please)\ (?:provide|upload|attach|share|send)\b
-            [^.]{{0,40}}\b(?:image|picture|photo|file|url|link)
-        |it\ (?:seems|looks|appears)[^.]{{0,30}}\ (?:image|picture|photo)\ (?:was|is|has|did|could|isn|wasn)\w*
-            [^.]{{0,30}}(?:attach|upload|provid|load|includ|come\ through)
-        |(?:this|the)\ (?:request|content|image|picture)\ (?:violates|goes\ against|may\ violate)
-    )""",
-    re.IGNORECASE | re.VERBOSE,
+# Beginnings of answers, in plain words; what is no word may be any space or mark.
+_REFUSALS = (
+    rf"{_APOLOGY}\W+(?:(?:but|however|that|as an? ai[^.]{{0,60}}?)\W+)*"
+    rf"(?:i\b|for the\b|there(?:'s| is| was) no\b|(?:this|the|no) {_PICTURE})",
+    rf"{_APOLOGY}\W*$",
+    rf"i ?{_UNABLE}\b",
+    "as an? (?:ai|artificial intelligence|large language|language model)\\b",
+    rf"(?:there is|there's|i see) no {_PICTURE}\s*(?:$|[.,]|to\b|attached|provided|here\b|in your)",
+    rf"no {_PICTURE} (?:was|is|has been) (?:provided|attached|given|shared|uploaded)",
+    rf"(?:please|kindly|could you please) (?:provide|upload|attach|share|send)\b[^.]{{0,40}}\b{_PICTURE}",
+    rf"it (?:seems|looks|appears)[^.]{{0,30}} {_PICTURE} [^.]{{0,40}}(?:attach|upload|provid|load|includ)",
+    rf"(?:this|the) {_PICTURE} (?:violates|goes against|may violate)",
+    # Other languages.
+    "lo siento|no puedo|désolée?\\b|je suis désolée?|je ne peux pas|(?:es )?tut mir leid",
+    "ich kann (?:dir|das|diese)",
+    "mi dispiace|non posso|desculpe|(?:acho que )?não posso|sinto muito|извините|к сожалению, я|я не могу",
+    "很?抱歉|对不起|對不起|我无法|我無法|我不能|申し訳|すみません|죄송",
 )
-_ELSEWHERE = re.compile(
-    r"^[\s*_>#-]*(?:lo siento|no puedo|désolée?\b|je suis désolée?|je ne peux pas|es tut mir leid|ich kann (?:diese|dir|das)"
-    r"|tut mir leid|mi dispiace|non posso|desculpe|não posso|sinto muito|извините|к сожалению, я|я не могу"
-    r"|抱歉|很抱歉|对不起|對不起|我无法|我無法|我不能|申し訳|すみません|죄송|acho que não posso)",
-    re.IGNORECASE,
-)
+_REFUSAL = re.compile(rf"[\s*_>#-]*(?:{'|'.join(_REFUSALS)})", re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:
     """Whether an answer begins as models do that will not, or cannot, describe a picture."""
-    return bool(_REFUSAL.match(text) or _ELSEWHERE.match(text))
+    return _REFUSAL.match(text.replace("’", "'")) is not None
 
 
 # --- the whole ------------------------------------------------------------------------------------------
