@@ -12,8 +12,8 @@ import pytest
 from open_cloc.labelling.captioners import open_captioner
 from open_cloc.labelling.captioners.pictures import decoded
 from open_cloc.labelling.recipe import CaptionConfig
-from open_cloc.labelling.types import Failure
-from tests.labelling.captioners.made import LOCAL, SHAPES, captions_of, local_config, texts_of
+from open_cloc.labelling.types import Caption, Failure
+from tests.labelling.captioners.made import LOCAL, SHAPES, SPECIALS, captions_of, local_config, texts_of
 from tests.labelling.made import encoded
 
 
@@ -66,6 +66,7 @@ def test_a_chat_model_is_asked_the_prompt_and_answers_greedily(
             assert (inputs["input_ids"] == 1).sum() == 1  # one start of text
             for _ in range(8):
                 logits = model(**inputs, use_cache=False).logits[0, -1]
+                logits[SPECIALS.index("<image>")] = -torch.inf
                 token = logits.argmax().view(1, 1)
                 inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
                 inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -114,3 +115,31 @@ def test_wrong_local_models_are_named(local_models: dict[str, Path], tmp_path: P
     (folder / "config.json").write_text(json.dumps({"model_type": "owlv2"}))
     with pytest.raises(ValueError, match="type 'owlv2', which is no image-to-text model of transformers"):
         open_captioner(local_config(folder))
+
+
+def test_answers_of_local_chat_models_are_read_as_those_of_servers(
+    local_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "<think>a mug?</think>Sure! Here is a caption: A mug."
+    chat: Any = open_captioner(local_config(local_models["llava_next"]))
+    plain: Any = open_captioner(local_config(local_models["blip"]))
+    for captioner in (chat, plain):
+        monkeypatch.setattr(captioner._tokenizer, "batch_decode", lambda tokens, **options: [said])
+    assert texts_of(captions_of(chat, [encoded(0)])) == ["A mug."]
+    assert texts_of(captions_of(plain, [encoded(0)])) == [
+        "<think>a mug?</think>Sure! Here is a caption: A mug."
+    ]
+    monkeypatch.setattr(
+        chat._tokenizer, "batch_decode", lambda tokens, **options: ["I'm sorry, but I can't."]
+    )
+    assert texts_of(captions_of(chat, [encoded(0)])) == ["(captioner refused)"]
+
+
+def test_answers_that_reach_the_limit_are_counted_as_cut(local_models: dict[str, Path]) -> None:
+    captioner: Any = open_captioner(local_config(local_models["llava_next"], max_new_tokens=2))
+    (result,) = captions_of(captioner, [encoded(0)])
+    assert isinstance(result, Caption)
+    assert result.is_cut
+    captioner._model.generation_config.eos_token_id = list(range(65))  # whatever it says is an end
+    (result,) = captions_of(captioner, [encoded(0)])
+    assert not (isinstance(result, Caption) and result.is_cut)

@@ -206,7 +206,7 @@ def read_answer(content: Any, is_cut: bool = False, refusal: Any = None) -> Answ
     if is_cut:
         ends = [match.end() for match in _SENTENCE_END.finditer(caption)]
         if not ends:
-            return Failure(CUT, f"not one sentence before the limit: {_short(text)}")
+            return Failure(CUT, f"no whole sentence within caption.max_new_tokens (it began: {_short(text)})")
         caption = caption[: ends[-1]]
     if not any(character.isalnum() for character in caption):
         return Failure(EMPTY, f"nothing but reasoning: {_short(text)}" if text.strip() else "no text")

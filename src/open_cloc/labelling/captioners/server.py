@@ -150,7 +150,7 @@ class ServerCaptioner:
     def _connect(self, config: CaptionConfig) -> tuple[Any, str]:
         """A client, and the server's URL as it may be shown, without a password."""
         httpx = self._httpx
-        given = without_login(config.url)
+        given = without_login(config.url if "://" in config.url else config.url.rpartition("@")[2])
         try:
             url = httpx.URL(config.url.rstrip("/"))
         except (httpx.InvalidURL, ValueError) as error:
