@@ -10,7 +10,7 @@ import pytest
 
 from open_cloc.cli.main import main as open_cloc
 from open_cloc.errors import MissingFileError, NotFiniteError, SampleError, UserError, WorkerDiedError
-from open_cloc.labelling.actors import _folder_for_sockets, as_sent, plan_actors
+from open_cloc.labelling.actors import as_sent, plan_actors
 from open_cloc.labelling.captioners.server import NoServerError
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
@@ -155,22 +155,3 @@ def test_an_absent_server_is_one_line(
     assert open_cloc(["label", "vesl-recaption", source, str(tmp_path / "out"), *given]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("open-cloc label: no server answers at http://127.0.0.1:9/v1/models")
-
-
-@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
-def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Names of sockets have 107 characters at most, of which Ray takes most."""
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    with _folder_for_sockets() as told:
-        assert told == {}
-    long = tmp_path / ("of_a_job_" * 9)
-    for folder in (long, Path("/nonexistent")):
-        monkeypatch.setenv(name, str(folder))
-        with _folder_for_sockets() as told:
-            made = Path(told["_temp_dir"])
-            assert made.is_dir()
-            assert len(str(made)) < 20
-        assert not made.exists()

@@ -136,6 +136,18 @@ def test_a_unit_is_written_once_its_last_batch_is_here(tmp_path: Path) -> None:
     assert ShardDataset(str(run.path)).keys[0] == first.pictures[0].key
 
 
+def test_secrets_of_urls_are_not_recorded(tmp_path: Path) -> None:
+    spec = "shards:http://user:sesame@host/{}.tar?token=abc"
+    units = [Unit("00000", spec.format(0)), Unit("00001", spec.format(1))]
+    run = RunFolder.open(tmp_path, recipe(tmp_path), spec, units)
+    written = (tmp_path / "label.json").read_text()
+    assert "sesame" not in written
+    assert "abc" not in written
+    assert run.todo().detect == units  # but they are read by their whole names
+    other = [Unit(unit.name, unit.spec.replace("abc", "def")) for unit in units]
+    assert RunFolder.open(tmp_path, recipe(tmp_path), spec, other).todo().detect == other
+
+
 def test_a_sample_that_cannot_be_written_any_more_is_a_failure_of_its_own(tmp_path: Path) -> None:
     """Between reading and writing one picture is damaged, another is gone."""
     folder = tmp_path / "in"

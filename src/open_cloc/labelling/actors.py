@@ -1,4 +1,4 @@
-"""The stages and the writers as processes on a Ray cluster; nothing else of labelling knows Ray.
+"""The stages and the writers as processes on a Ray cluster; nothing but this and `cluster` knows Ray.
 
 A row of Ray's data set is a batch of pictures. Stages are actors that load their model once, writers are
 tasks. What goes wrong in one of them goes on as a value in place of its result: Ray would start a failing
@@ -7,21 +7,18 @@ actor again for minutes, and hide the reason in its own errors.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import pickle
-import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_cloc.config import require
 from open_cloc.errors import RunError, UserError, WorkerDiedError
+from open_cloc.labelling.cluster import MOST_DEATHS
 from open_cloc.labelling.output import Write, write_unit
 from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
 from open_cloc.labelling.source import failure_of, read_batches
@@ -34,9 +31,6 @@ LIGHT = 0.1
 RAY_UNITS = 10_000
 # Most tasks that read; each reads its units one after the other.
 READ_TASKS = 4096
-
-# Characters of a folder below which Ray's sockets have names that the system takes.
-LONGEST_TEMPORARY = 30
 
 # A stage, and what it is made with.
 Step = tuple[type[Stage], tuple[Any, ...]]
@@ -54,55 +48,6 @@ class Actors(NamedTuple):
     steps: Sequence[Step]
     processes: int
     resources: dict[str, float]
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """A Ray cluster: the one at an address, or one of this machine alone that ends with the block.
-
-    Raises:
-        WorkerDiedError: If the cluster itself fails while the block runs.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
-    ray = require("ray", "label")
-    context = require("ray.data", "label").DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts pictures
-    context.issue_detectors_config.detectors = []
-    # A block a batch, so that a unit's batches spread over all actors.
-    context.target_max_block_size = 1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    started = not ray.is_initialized()
-    with ExitStack() as made:
-        if started:
-            place: dict[str, Any] = {"address": address}
-            if not address:
-                place = {"num_cpus": os.cpu_count(), "include_dashboard": False}
-                place |= made.enter_context(_folder_for_sockets())
-            # Else Ray has its workers look into the working folder before all libraries, as for scripts.
-            own = require("ray.job_config", "label").JobConfig(_client_job=True)
-            ray.init(**place, job_config=own, logging_level="ERROR", log_to_driver=False)
-        try:
-            yield
-        except ray.exceptions.RayError as error:
-            raise WorkerDiedError(f"the Ray cluster failed: {error}") from error
-        finally:
-            if started:
-                ray.shutdown()
-
-
-@contextmanager
-def _folder_for_sockets() -> Iterator[dict[str, str]]:
-    """What to tell Ray of its own folder: nothing, unless the path for temporary files is too long for it."""
-    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
-    if usual.is_dir() and len(str(usual)) <= LONGEST_TEMPORARY:
-        yield {}
-        return
-    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    try:
-        yield {"_temp_dir": short}
-    finally:
-        shutil.rmtree(short, ignore_errors=True)
 
 
 def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch | UnreadUnit]:
@@ -132,6 +77,8 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
                 size=actors.processes,
                 max_tasks_in_flight_per_actor=2 * int(actors.resources.get("max_concurrency", 1)),
             ),
+            max_restarts=-1,
+            max_task_retries=MOST_DEATHS,
             **actors.resources,
         )
     for row in stream.iter_rows():

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from open_cloc.data.shards.index import index_file
 from open_cloc.data.shards.write import Storage, write_shard
 from open_cloc.errors import ExistingFileError, MissingFileError, UserError
-from open_cloc.files import write_json
+from open_cloc.files import is_free, write_json
 from open_cloc.labelling.filter import LabelledSamples
 from open_cloc.labelling.marks import read_certificate, read_label_mark, read_raw_mark
 from open_cloc.labelling.provenance import describe, differences, downstream, software, upstream
@@ -33,6 +33,7 @@ from open_cloc.labelling.raw import read_raw, write_raw
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.stats import Totals, picture_stats
 from open_cloc.labelling.types import Batch, Picture, Unit, UnreadUnit
+from open_cloc.shown import hide_secrets, without_secrets
 
 RUN_FILE, SIZES, RAW = "label.json", "sizes.json", "raw"
 REPORT_PAGE, REPORT_NUMBERS, REPORT_SHEET = "report.html", "report.json", "sheet.jpg"
@@ -106,16 +107,19 @@ class RunFolder:
     Args:
         path: The folder.
         certificate: What `label.json` says: name, source, units, recipe, filter.
+        units: The parts of the input; those that the certificate names, which hold no secrets of URLs, unless
+            they are to be read.
 
     Attributes:
         units: The parts of the input, one for each shard, by name.
         unread: Units that could not be opened, each with the reason.
     """
 
-    def __init__(self, path: Path, certificate: dict[str, Any]) -> None:
+    def __init__(self, path: Path, certificate: dict[str, Any], units: Sequence[Unit] = ()) -> None:
         self.path = path
         self.certificate = certificate
-        self.units = {unit["name"]: Unit(**unit) for unit in certificate["units"]}
+        named = units or [Unit(**unit) for unit in certificate["units"]]
+        self.units = {unit.name: unit for unit in named}
         self.unread: dict[str, str] = {}
         self._parts: dict[str, list[Batch]] = {}
 
@@ -143,20 +147,22 @@ class RunFolder:
         """
         path = Path(path).resolve()
         earlier = read_certificate(path / RUN_FILE)
-        if earlier is None and path.exists() and any(path.iterdir()):
+        if earlier is None and not is_free(path):
             raise ExistingFileError(
                 f"output folder must be new, empty or of an earlier labelling run; got {path}"
             )
         if (path / RAW).is_symlink():
             raise UserError(f"{path / RAW} is a link; raw detections lie in the run's own folder")
-        now = {"source": source, "units": [asdict(unit) for unit in units], "recipe": upstream(recipe)}
+        now = {"source": without_secrets(source), "units": [_named(unit) for unit in units]}
+        now |= {"recipe": upstream(recipe)}
         if earlier is not None and overwrite:
             cls(path, earlier)._remove()
         elif earlier is not None:
-            _refuse_changes(path, {name: earlier.get(name) for name in now}, now)
+            # An earlier version wrote URLs out.
+            _refuse_changes(path, hide_secrets({name: earlier[name] for name in now}), now)
         certificate = {"name": recipe.name, **now, **downstream(recipe)}
         write_json(path / RUN_FILE, certificate)
-        return cls(path, certificate)
+        return cls(path, certificate, units)
 
     @classmethod
     def load(cls, path: str | Path) -> RunFolder:
@@ -271,7 +277,7 @@ def _write_raw(files: UnitFiles, recipe: LabelRecipe, unit: Unit, batches: Seque
         not_read |= batch.not_read
     write_raw(pictures, *files.raw)
     mark = {
-        "unit": {"spec": unit.spec, "start": unit.start, "stop": unit.stop},
+        "unit": {"spec": without_secrets(unit.spec), "start": unit.start, "stop": unit.stop},
         "recipe": upstream(recipe),
         "made_by": made_by,
         "software": software(),
@@ -305,6 +311,11 @@ def _detected(files: UnitFiles) -> list[Picture]:
         return read_raw(*files.raw)
     except UserError as error:
         raise UserError(f"{error}; delete {files.raw_mark} to have them made again") from None
+
+
+def _named(unit: Unit) -> dict[str, Any]:
+    """A unit as the certificate names it."""
+    return {**asdict(unit), "spec": without_secrets(unit.spec)}
 
 
 def _names(folder: Path) -> set[str]:

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.labelling.actors import connected, labelled_batches, writers
+from open_cloc.files import locked
+from open_cloc.labelling.actors import labelled_batches, writers
 from open_cloc.labelling.checks import check_recipe
+from open_cloc.labelling.cluster import connected
 from open_cloc.labelling.kinds import check_kinds
-from open_cloc.labelling.output import RunFolder
+from open_cloc.labelling.output import RunFolder, Todo
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.source import known_pictures, plan_units
 from open_cloc.labelling.types import Batch, UnreadUnit
@@ -54,23 +56,29 @@ def label(recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool 
 
     Raises:
         ExistingFileError: If the folder holds something else.
-        UserError: If it holds labels that were made otherwise, the recipe or the input is wrong, or too many
-            pictures cannot be used.
+        UserError: If it holds labels that were made otherwise, another process works in it, the recipe or the
+            input is wrong, or too many pictures cannot be used.
         RunError: If a server of captions is not there, or a worker fails for another reason.
     """
     check_recipe(recipe)
     check_kinds(recipe)
     units = plan_units(source, recipe.run.samples_per_shard)
-    run = RunFolder.open(output, recipe, source, units, overwrite)
-    todo = run.todo()
-    if any(todo):
-        with connected(recipe.run.address), writers(run.path, recipe) as write:
-            for unit in todo.filter:
-                write(unit, None)
-            batches = labelled_batches(todo.detect, recipe)
-            for batch in watched(batches, known_pictures(todo.detect), recipe.run.max_bad_fraction):
-                run.add(batch, write)
-    return Outcome(run.finish(), run.unread)
+    with locked(Path(output).resolve()):
+        run = RunFolder.open(output, recipe, source, units, overwrite)
+        todo = run.todo()
+        if any(todo):
+            _work(run, todo, recipe)
+        return Outcome(run.finish(), run.unread)
+
+
+def _work(run: RunFolder, todo: Todo, recipe: LabelRecipe) -> None:
+    """Do what is left to do."""
+    with connected(recipe.run.address), writers(run.path, recipe) as write:
+        for unit in todo.filter:
+            write(unit, None)
+        batches = labelled_batches(todo.detect, recipe)
+        for batch in watched(batches, known_pictures(todo.detect), recipe.run.max_bad_fraction):
+            run.add(batch, write)
 
 
 def watched(

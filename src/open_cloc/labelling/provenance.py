@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any
 
 from open_cloc.files import versions
 from open_cloc.labelling.recipe import AUTO, LabelRecipe
+from open_cloc.shown import hide_secrets
 
 LIBRARIES = (
     "open-cloc",
@@ -30,16 +30,10 @@ LIBRARIES = (
 
 def upstream(recipe: LabelRecipe) -> dict[str, Any]:
     """All of a recipe that raw detections depend on: a change here needs them anew."""
-    fields = json.loads(json.dumps(asdict(recipe)))
-    fields["caption"]["url"] = without_login(fields["caption"]["url"])
+    fields = hide_secrets(asdict(recipe))
     return {name: fields[name] for name in ("caption", "phrases", "detect", "cycle_weights")} | {
         "batch_size": recipe.run.batch_size
     }
-
-
-def without_login(url: str) -> str:
-    """A URL, or a text with URLs in it, without names and passwords."""
-    return re.sub(r"(?<=://)[^/?#\s'\"]*@", "***@", url)
 
 
 def downstream(recipe: LabelRecipe) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from open_cloc.errors import RunError, UserError
 from open_cloc.labelling.captioners.answers import EMPTY, Answer, read_answer
 from open_cloc.labelling.captioners.bounded import Reply, UnusableReplyError, request
 from open_cloc.labelling.captioners.pictures import data_url, one_line
-from open_cloc.labelling.provenance import without_login
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
+from open_cloc.shown import without_secrets
 from open_cloc.texts import sound_text
 
 # Paths below the URL.
@@ -150,12 +150,12 @@ class ServerCaptioner:
     def _connect(self, config: CaptionConfig) -> tuple[Any, str]:
         """A client, and the server's URL as it may be shown, without a password."""
         httpx = self._httpx
-        given = without_login(config.url if "://" in config.url else config.url.rpartition("@")[2])
+        given = without_secrets(config.url if "://" in config.url else config.url.rpartition("@")[2])
         try:
             url = httpx.URL(config.url.rstrip("/"))
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(
-                f"caption.url must be a URL; got {given!r}: {without_login(str(error))}"
+                f"caption.url must be a URL; got {given!r}: {without_secrets(str(error))}"
             ) from None
         if url.scheme not in ("http", "https") or not url.host:
             raise UserError(f"caption.url must be like http://localhost:8000/v1; got {given!r}")
@@ -173,7 +173,7 @@ class ServerCaptioner:
         except Exception as error:  # of many kinds, all from the environment's words
             raise UserError(
                 "the proxy or certificates that the environment names cannot be used: "
-                f"{one_line(without_login(str(error)))}; check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and "
+                f"{one_line(without_secrets(str(error)))}; check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and "
                 "SSL_CERT_FILE"
             ) from None
         return client, str(url.copy_with(userinfo=b"", query=None))
