@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.errors import UserError
+from open_cloc.files import read_json
 from open_cloc.labelling.diff import compare
 from open_cloc.labelling.output import RunFolder, write_unit
 from open_cloc.labelling.pipeline import label
@@ -21,7 +24,7 @@ from open_cloc.labelling.recipe import (
 )
 from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
-from open_cloc.labelling.types import Batch, Unit
+from open_cloc.labelling.types import Batch, Failure, Picture, Unit
 from tests.labelling.made import (
     Labelled,
     calls,
@@ -181,6 +184,33 @@ def test_a_unit_of_which_nothing_can_be_written_is_done_too(tmp_path: Path) -> N
     assert run.todo() == ([], [])
     assert run.finish()["written"] == 0
     assert not list(run.path.glob("*.tar"))
+
+
+def test_each_mark_is_read_once_however_many_units_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, count = "scenes:val,num_samples=60", 60
+    units, mine = plan_units(spec, 1), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, spec, units)
+    assert len(units) == count
+    picture = Picture(0, "a", failure=Failure("broken", "cut off"))
+    for unit in units[: count // 2]:
+        write_unit(run.path, mine, unit, [Batch(unit.name, 0, 1, (picture,))])
+    read: Counter[str] = Counter()
+
+    def counting(path: Path) -> Any:
+        read[path.name] += 1
+        return read_json(path)
+
+    monkeypatch.setattr("open_cloc.labelling.marks.read_json", counting)
+    again = RunFolder.open(tmp_path / "out", mine, spec, units)
+    assert again.todo() == (units[count // 2 :], [])
+    assert again.finish()["failures"] == {"broken": count // 2}
+    assert read.total() == 1 + 2 * count // 2
+    other = RunFolder.open(tmp_path / "out", recipe(tmp_path, min_score=0.5), spec, units)
+    read.clear()
+    assert other.todo() == (units[count // 2 :], units[: count // 2])
+    assert read.total() == count // 2
 
 
 def in_old_words(path: Path) -> None:

@@ -97,12 +97,11 @@ def told(error: Exception) -> str:
     if "Died" in name or "Crashed" in name or "Unavailable" in name or "RayActorError" in name:
         return (
             f"a worker was killed {MOST_DEATHS + 1} times over the same pictures, by the system for "
-            "lack of memory or by a library that crashed; fewer run.detectors or a smaller run.batch_size help"
+            "lack of memory or by a library that crashed; fewer run.detectors or less run.batch_size help"
         )
     return f"the Ray cluster failed: {name}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
-        :300
-    ]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:SHOWN] if lines else type(error).__name__
