@@ -33,6 +33,7 @@ def connected(address: str) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "retries remaining")
     ray = require("ray", "label")
     context = require("ray.data", "label").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
