@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_cloc.texts import sound_text
+from open_cloc.texts import blank_markup, sound_text
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_any_text_can_be_written_afterwards(text: str) -> None:
     assert json.loads(json.dumps(sound, ensure_ascii=False).encode()) == sound
     assert "\0" not in sound
     assert "\x1b" not in sound
+
+
+@pytest.mark.parametrize(
+    ("text", "blank"),
+    [
+        ("a &quot;mug&quot;", "a       mug      "),
+        ("<b>a</b> mug", "   a     mug"),
+        ("a mug &amp", "a mug     "),
+        ("a mug <a href='x", "a mug           "),
+        ("AT&T, a < b, <person>, R&D", "AT&T, a < b, <person>, R&D"),
+    ],
+)
+def test_markup_is_blanked_where_it_stands(text: str, blank: str) -> None:
+    assert blank_markup(text) == blank
+    assert len(blank) == len(text)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from open_cloc import fonts
 from open_cloc.canvas import Geometry
 from open_cloc.errors import ExistingFileError, UserError
 from open_cloc.files import write_whole
 from open_cloc.samples import Region, RegionSample
+from open_cloc.texts import sound_text
 
 # Dark enough for white text, far apart in hue.
 COLOURS = (
@@ -147,22 +147,18 @@ def contact_sheet(samples: Sequence[RegionSample], columns: int | None = None, t
         caption = sample.captions[0] if sample.captions else ""
         for line, text in enumerate((sample.key, caption)):
             shown = shorten(text, font_size, tile)
-            draw.text((x, y + tile + 2 + line * int(1.3 * font_size)), shown, "black", font(font_size))
+            fonts.write(draw, (x, y + tile + 2 + line * int(1.3 * font_size)), shown, "black", font_size)
     return np.asarray(sheet)
-
-
-@lru_cache(maxsize=32)
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def shorten(text: str, font_size: int, width: int) -> str:
     """The text on one line, cut with an ellipsis where it is wider than so many pixels."""
-    text = " ".join(text.split())
-    if font(font_size).getlength(text) <= width:
+    text = " ".join(sound_text(text).split())
+    is_long = len(text) > width  # no character is narrower than a pixel
+    text = text[:width]
+    if not is_long and fonts.length(text, font_size) <= width:
         return text
-    while text and font(font_size).getlength(text + "…") > width:
+    while text and fonts.length(text + "…", font_size) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
@@ -189,16 +185,17 @@ def _draw_label(
     text = shorten(text, size, width - 4)
     if not text:
         return
-    x = max(0, min(corner[0], width - int(font(size).getlength(text)) - 4))
+    length = int(fonts.length(text, size))
+    x = max(0, min(corner[0], width - length - 4))
     line = int(1.25 * size)
     y = corner[1] - line if corner[1] >= line else min(corner[1], max(0, height - line))
-    ground = (x, y, x + int(font(size).getlength(text)) + 4, y + line)
+    ground = (x, y, x + length + 4, y + line)
     draw.rectangle(ground, fill=colour)
-    draw.text((x + 2, y + line // 2), text, "white", font(size), anchor="lm")
+    fonts.write(draw, (x + 2, y + line // 2), text, "white", size, anchor="lm")
 
 
 def _colour(text: str) -> tuple[int, int, int]:
-    return COLOURS[zlib.crc32(text.encode()) % len(COLOURS)]
+    return COLOURS[zlib.crc32(text.encode("utf-8", "surrogatepass")) % len(COLOURS)]
 
 
 def _area(region: Region) -> float:

@@ -91,6 +91,10 @@ _TAGS += " hr i iframe img ins label li link mark ol p pre q s script small span
 _TAGS += " table tbody td th thead tr tt u ul video wbr"
 _TAG = re.compile(rf"</?(?:{'|'.join(_TAGS.split())})(?:\s[^<>]*)?/?>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 
+# What is left of them where a text was cut, or somebody wrote no semicolon.
+_LOOSE_ENTITY = re.compile(r"&(?:quot|amp|nbsp|lt|gt|apos|#[0-9]{1,7})(?![0-9A-Za-z]);?")
+_OPEN_TAG = re.compile(rf"</?(?:{'|'.join(_TAGS.split())})\b\s[^<>]*\Z", re.IGNORECASE)
+
 
 def sound_text(text: str) -> str:
     """A text as it can be written, drawn and tokenized anywhere; most come back as they are.
@@ -111,6 +115,15 @@ def sound_text(text: str) -> str:
 def is_odd(text: str) -> bool:
     """Whether a text holds anything that `sound_text` may change."""
     return _ODD.search(text) is not None
+
+
+def blank_markup(text: str) -> str:
+    """The same text, as long as before, with spaces where tags and entities of HTML stand."""
+    if "<" not in text and "&" not in text:
+        return text
+    for markup in (_ENTITY, _LOOSE_ENTITY, _TAG, _OPEN_TAG):
+        text = markup.sub(lambda match: " " * len(match.group()), text)
+    return text
 
 
 def _entity(match: re.Match[str]) -> str:

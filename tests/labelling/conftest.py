@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from open_cloc.labelling.pipeline import label
-from open_cloc.labelling.stats import merge_stats
 from tests.labelling.made import (
     COUNT,
     Labelled,
@@ -31,6 +30,6 @@ def cluster() -> Iterator[None]:
 def labelled(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     folder = tmp_path_factory.mktemp("labelled")
     source, scenes = captions_only(folder / "in")
-    counts = merge_stats(label(recipe(folder), source, folder / "out"))
+    counts = label(recipe(folder), source, folder / "out").counts
     assert counts["pictures"] == counts["written"] == COUNT
     return Labelled(source, scenes, folder, folder / "out")

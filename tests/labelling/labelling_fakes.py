@@ -41,7 +41,8 @@ class PatientCaptioner:
 class ColourDetector:
     """Finds 'a red umbrella' as whatever is red. The folder in `weights` says how it misbehaves.
 
-    A file `slow` makes each batch take a while; `die` kills the process once; `raise` raises its content.
+    A file `slow` makes each batch take a while; `die` kills the process once, `die always` each time; `raise`
+    raises its content.
     A file `version` makes it another one. Each call leaves a line in `calls`.
     """
 
@@ -59,6 +60,8 @@ class ColourDetector:
             time.sleep(0.2)
         if (self.folder / "raise").exists():
             raise RuntimeError((self.folder / "raise").read_text())
+        if (self.folder / "die always").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         if (self.folder / "die").exists():
             (self.folder / "die").unlink()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from open_cloc.cli.main import main as open_cloc
-from open_cloc.errors import MissingFileError, NotFiniteError, UserError, WorkerDiedError
-from open_cloc.labelling.actors import _folder_for_sockets, as_sent, plan_actors
+from open_cloc.errors import MissingFileError, NotFiniteError, SampleError, UserError, WorkerDiedError
+from open_cloc.labelling.actors import as_sent, plan_actors
 from open_cloc.labelling.captioners.server import NoServerError
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
@@ -19,7 +19,6 @@ from open_cloc.labelling.recipe import (
     LabelRecipe,
     LabelRunConfig,
 )
-from open_cloc.labelling.stats import merge_stats
 from tests.labelling.made import (
     COUNT,
     Labelled,
@@ -73,7 +72,7 @@ def test_what_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path)
         label(recipe(tmp_path), source, tmp_path / "out")
     assert not (tmp_path / "out" / "raw" / "00001.json").exists()
     in_the_way.rmdir()
-    assert merge_stats(label(recipe(tmp_path), source, tmp_path / "out"))["written"] == COUNT
+    assert label(recipe(tmp_path), source, tmp_path / "out").counts["written"] == COUNT
 
 
 class MissingPictureError(MissingFileError):
@@ -87,7 +86,7 @@ def caught(error: Exception) -> Exception:
     try:
         raise error
     except Exception as same:
-        return pickle.loads(pickle.dumps(as_sent(same)))
+        return pickle.loads(pickle.dumps(as_sent(same))).error()
 
 
 def test_errors_of_ours_keep_their_type_on_their_way() -> None:
@@ -103,6 +102,21 @@ def test_errors_of_ours_keep_their_type_on_their_way() -> None:
     sent = caught(MissingPictureError("a.txt", 3))
     assert type(sent) is UserError
     assert str(sent) == "a.txt, line 3"
+
+
+class NoSuchThingError(UserError):
+    """One that says something else once it has been pickled: its message is made of its argument."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no such thing: {name}")
+
+
+def test_an_error_that_would_say_something_else_is_sent_as_its_text() -> None:
+    assert str(pickle.loads(pickle.dumps(NoSuchThingError("a")))) == "no such thing: no such thing: a"
+    sent = caught(NoSuchThingError("a"))
+    assert (type(sent), str(sent)) == (UserError, "no such thing: a")
+    sample = caught(SampleError("cut short", "broken picture"))
+    assert (type(sample), sample.cause) == (SampleError, "broken picture")  # type: ignore[attr-defined]
 
 
 def test_other_errors_say_what_they_were_and_keep_their_traceback() -> None:
@@ -141,22 +155,3 @@ def test_an_absent_server_is_one_line(
     assert open_cloc(["label", "vesl-recaption", source, str(tmp_path / "out"), *given]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("open-cloc label: no server answers at http://127.0.0.1:9/v1/models")
-
-
-@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
-def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Names of sockets have 107 characters at most, of which Ray takes most."""
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    with _folder_for_sockets() as told:
-        assert told == {}
-    long = tmp_path / ("of_a_job_" * 9)
-    for folder in (long, Path("/nonexistent")):
-        monkeypatch.setenv(name, str(folder))
-        with _folder_for_sockets() as told:
-            made = Path(told["_temp_dir"])
-            assert made.is_dir()
-            assert len(str(made)) < 20
-        assert not made.exists()

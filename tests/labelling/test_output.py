@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.errors import UserError
+from open_cloc.files import read_json
 from open_cloc.labelling.diff import compare
 from open_cloc.labelling.output import RunFolder, write_unit
 from open_cloc.labelling.pipeline import label
@@ -20,8 +24,7 @@ from open_cloc.labelling.recipe import (
 )
 from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
-from open_cloc.labelling.stats import merge_stats
-from open_cloc.labelling.types import Batch, Unit
+from open_cloc.labelling.types import Batch, Failure, Picture, Unit
 from tests.labelling.made import (
     Labelled,
     calls,
@@ -37,9 +40,9 @@ def test_another_filter_reruns_the_last_stage_alone(labelled: Labelled, tmp_path
     before, made = calls(labelled.folder), checksums(labelled.output)
     label(recipe(labelled.folder), labelled.source, output)
     assert checksums(output) == made
-    strict = label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
+    strict = label(recipe(labelled.folder, min_score=0.5), labelled.source, output).counts
     assert calls(labelled.folder) == before
-    assert merge_stats(strict)["filtered"]["score"] > 0
+    assert strict["filtered"]["score"] > 0
     label(recipe(labelled.folder, min_score=0.5), labelled.source, tmp_path / "fresh")
     remade = checksums(output)
     assert remade == checksums(tmp_path / "fresh")
@@ -109,7 +112,7 @@ def test_a_full_disk_leaves_no_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.todo() == ([], units)
     write_unit(run.path, mine, units[0], None)
     assert run.todo() == ([], [])
-    assert run.finish()[0]["written"] == 5
+    assert run.finish()["written"] == 5
     assert len(ShardDataset(str(tmp_path / "out"))) == 5
 
 
@@ -130,9 +133,84 @@ def test_a_unit_is_written_once_its_last_batch_is_here(tmp_path: Path) -> None:
     for batch in (third, first, alone, second):  # in any order
         run.add(batch, write)
     assert written == [("00001", [0]), ("00000", [2, 0, 1])]
-    assert [count["written"] for count in run.finish()] == [5, 2]
-    assert [len(ShardDataset(str(tar))) for tar in run.shards()] == [5, 2]
+    assert run.finish()["written"] == 7
+    assert [mark["counts"]["written"] for _, mark in run.marks()] == [5, 2]
+    assert [len(ShardDataset(str(run.tar(unit)))) for unit in run.units] == [5, 2]
     assert ShardDataset(str(run.path)).keys[0] == first.pictures[0].key
+
+
+def test_secrets_of_urls_are_not_recorded(tmp_path: Path) -> None:
+    spec = "shards:http://user:sesame@host/{}.tar?token=abc"
+    units = [Unit("00000", spec.format(0)), Unit("00001", spec.format(1))]
+    run = RunFolder.open(tmp_path, recipe(tmp_path), spec, units)
+    written = (tmp_path / "label.json").read_text()
+    assert "sesame" not in written
+    assert "abc" not in written
+    assert run.todo().detect == units  # but they are read by their whole names
+    other = [Unit(unit.name, unit.spec.replace("abc", "def")) for unit in units]
+    assert RunFolder.open(tmp_path, recipe(tmp_path), spec, other).todo().detect == other
+
+
+def test_a_sample_that_cannot_be_written_any_more_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    """Between reading and writing one picture is damaged, another is gone."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 30), (238, 40, 40)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red square")
+    units, mine = plan_units(f"folder:{folder}", 1000), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, f"folder:{folder}", units)
+    batches = batches_of(units[0], mine)
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (folder / "1.png").unlink()
+    write_unit(run.path, mine, units[0], batches)
+    ((_, mark),) = run.marks()
+    assert mark["counts"]["written"] == 2
+    assert sum(mark["counts"]["failures"].values()) == 2
+    assert mark["counts"]["pictures"] == 4
+    assert run.todo() == ([], [])  # and no more at the next start
+    assert [sample.key for sample in (ShardDataset(str(run.path))[i] for i in range(2))] == ["2", "3"]
+
+
+def test_a_unit_of_which_nothing_can_be_written_is_done_too(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in", 5)
+    units, mine = plan_units(source, 1000), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, source, units)
+    batches = [
+        replace(batch, pictures=tuple(replace(p, index=100 + p.index) for p in batch.pictures))
+        for batch in batches_of(units[0], mine)
+    ]
+    write_unit(run.path, mine, units[0], batches)
+    assert run.todo() == ([], [])
+    assert run.finish()["written"] == 0
+    assert not list(run.path.glob("*.tar"))
+
+
+def test_each_mark_is_read_once_however_many_units_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, count = "scenes:val,num_samples=60", 60
+    units, mine = plan_units(spec, 1), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, spec, units)
+    assert len(units) == count
+    picture = Picture(0, "a", failure=Failure("broken", "cut off"))
+    for unit in units[: count // 2]:
+        write_unit(run.path, mine, unit, [Batch(unit.name, 0, 1, (picture,))])
+    read: Counter[str] = Counter()
+
+    def counting(path: Path) -> Any:
+        read[path.name] += 1
+        return read_json(path)
+
+    monkeypatch.setattr("open_cloc.labelling.marks.read_json", counting)
+    again = RunFolder.open(tmp_path / "out", mine, spec, units)
+    assert again.todo() == (units[count // 2 :], [])
+    assert again.finish()["failures"] == {"broken": count // 2}
+    assert read.total() == 1 + 2 * count // 2
+    other = RunFolder.open(tmp_path / "out", recipe(tmp_path, min_score=0.5), spec, units)
+    read.clear()
+    assert other.todo() == (units[count // 2 :], units[: count // 2])
+    assert read.total() == count // 2
 
 
 def in_old_words(path: Path) -> None:
@@ -159,7 +237,8 @@ def test_a_folder_of_version_0_1_is_understood(tmp_path: Path) -> None:
     (batch,) = batches_of(units[2], mine)
     own = {**batch.made_by, "detect": {**batch.made_by["detect"], "precision": "fp32"}}
     again.add(replace(batch, made_by=own), lambda unit, batches: write_unit(run.path, mine, unit, batches))
-    assert [count["written"] for count in again.finish()] == [5, 5, 2]
+    assert again.finish()["written"] == 12
+    assert [mark["counts"]["written"] for _, mark in again.marks()] == [5, 5, 2]
     coarse = replace(mine, detect=replace(mine.detect, precision="bf16"))
     with pytest.raises(ValueError, match=r"recipe\.detect\.precision was 'fp32', now 'bf16'"):
         RunFolder.open(tmp_path / "out", coarse, source, units)
@@ -167,5 +246,5 @@ def test_a_folder_of_version_0_1_is_understood(tmp_path: Path) -> None:
 
 def test_a_broken_mark_is_named(tmp_path: Path) -> None:
     (tmp_path / "label.json").write_text("{")
-    with pytest.raises(UserError, match=r"label\.json is not valid JSON.*delete it"):
+    with pytest.raises(UserError, match=r"label\.json is not valid JSON.*is no certificate"):
         RunFolder.load(tmp_path)

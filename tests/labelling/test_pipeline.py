@@ -21,7 +21,6 @@ from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
     CaptionConfig,
 )
-from open_cloc.labelling.stats import merge_stats
 from tests.labelling.caption_server import Server, answer, picture_in
 from tests.labelling.made import (
     COUNT,
@@ -62,7 +61,7 @@ def test_bad_pictures_are_counted(cluster: None, tmp_path: Path) -> None:
     (folder / "4.txt").write_text("a huge square")
     (folder / "1.txt").write_text("")
     (folder / "2.txt").write_text("word " * 5000)
-    counts = merge_stats(label(recipe(tmp_path), f"folder:{folder}", tmp_path / "out"))
+    counts = label(recipe(tmp_path), f"folder:{folder}", tmp_path / "out").counts
     assert counts["failures"] == {"unreadable picture": 2, "no caption": 1}
     assert "0x" not in str(counts["failure_examples"])  # an address would differ in each run
     assert counts["written"] == 2
@@ -99,8 +98,8 @@ def test_captions_come_from_a_server(labelled: Labelled, tmp_path: Path) -> None
 
 def test_captions_and_boxes_are_made_at_the_same_time(labelled: Labelled, tmp_path: Path) -> None:
     caption = CaptionConfig(kind="tests.labelling.labelling_fakes:PatientCaptioner", weights=str(tmp_path))
-    counts = label(replace(recipe(tmp_path), caption=caption), labelled.source, tmp_path / "out")
-    assert merge_stats(counts)["written"] == COUNT
+    outcome = label(replace(recipe(tmp_path), caption=caption), labelled.source, tmp_path / "out")
+    assert outcome.counts["written"] == COUNT
 
 
 COMMAND = """

@@ -12,7 +12,7 @@ from open_cloc.labelling.provenance import (
     software,
     upstream,
 )
-from open_cloc.labelling.recipe import LabelRecipe
+from open_cloc.labelling.recipe import CaptionConfig, LabelRecipe
 
 
 def test_what_the_raw_detections_depend_on() -> None:
@@ -30,6 +30,12 @@ def test_what_the_raw_detections_depend_on() -> None:
     ):
         assert upstream(other) != upstream(plain)
     assert downstream(plain)["filter"]["min_score"] == 0.1
+
+
+def test_passwords_of_urls_are_not_recorded() -> None:
+    own = LabelRecipe("a", caption=CaptionConfig(kind="server", url="http://user:sesame@host/v1"))
+    assert "sesame" not in str(upstream(own))
+    assert upstream(own)["caption"]["url"] == "http://***@host/v1"
 
 
 def test_differences_are_named_by_their_path() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
-from open_cloc.labelling.stats import RegionStats, count_tokens, mean_of, merge_stats, picture_stats
+from open_cloc.labelling.stats import RegionStats, Totals, count_tokens, mean_of, merge_stats, picture_stats
 from open_cloc.labelling.types import Detections, Failure, Phrase, Phrases, Picture
 from open_cloc.samples import Region, RegionSample
 
@@ -58,3 +59,20 @@ def test_the_mean_of_a_histogram() -> None:
 
 def test_tokens_are_counted_without_start_and_end() -> None:
     assert count_tokens("a dog") == 2
+
+
+def test_sums_grow_in_place_and_hold_the_most_frequent_phrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_cloc.labelling.stats.MOST_PHRASES", 6)
+    totals = Totals()
+    part = counted(sample("a", 0.5))
+    totals.add(part)
+    phrases, bins = totals.as_json()["top_phrases"], totals.as_json()["histograms"]["size"]
+    for number in range(20):
+        totals.add(part | {"top_phrases": {"a dog": 1, f"rare {number}": 1}})
+    assert totals.as_json()["histograms"]["size"] is bins  # no copy for each shard
+    assert bins == {"0.50": 21}
+    merged = totals.as_json()["top_phrases"]
+    assert merged["a dog"] == 21
+    assert len(merged) <= 6
+    assert phrases["a dog"] >= 1
+    assert part["top_phrases"] == {"a dog": 1}  # what was added stays as it was

@@ -33,6 +33,7 @@ LIBRARIES = (
 ENABLES = {
     "wandb": "train --run.report-to wandb",
     "label": "label, and tables in Parquet",
+    "fonts": "labels drawn in scripts that the system has no font for",
     "dev": "make check",
 }
 

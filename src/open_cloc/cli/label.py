@@ -12,7 +12,7 @@ import tyro
 from open_cloc.cli.parse import parse, parse_command
 from open_cloc.cli.screen import say
 from open_cloc.config import lookup
-from open_cloc.errors import UserError
+from open_cloc.errors import RunError, UserError
 from open_cloc.labelling.diff import compare
 from open_cloc.labelling.output import REPORT_PAGE
 from open_cloc.labelling.recipe import LabelRecipe
@@ -70,11 +70,15 @@ def _label(name: str, argv: Sequence[str]) -> int:
     from open_cloc.labelling.pipeline import label  # the stages' libraries take seconds
 
     try:
-        label(options.recipe, options.source, options.output, options.overwrite)
+        outcome = label(options.recipe, options.source, options.output, options.overwrite)
     except KeyboardInterrupt as stop:
         stop.args = ("the same command goes on with what is left",)
         raise
-    return _report(options.output)
+    if outcome.counts:
+        _report(options.output)
+    if outcome.unread:
+        raise RunError(unread_line(outcome.unread))
+    return 0
 
 
 def _report(output: tyro.conf.Positional[Path]) -> int:
@@ -97,6 +101,15 @@ def _diff(one: tyro.conf.Positional[Path], other: tyro.conf.Positional[Path]) ->
     """
     say(comparison_lines(compare(one, other)))
     return 0
+
+
+def unread_line(unread: Mapping[str, str]) -> str:
+    """Which shards of the input have no labels, and why the first of them has none."""
+    unit, message = next(iter(unread.items()))
+    return (
+        f"{len(unread)} shards of the input could not be opened and have no labels; the same command tries "
+        f"them again; the first one, {unit}: {message}"
+    )
 
 
 def summary_lines(report: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The stages and the writers as processes on a Ray cluster; nothing else of labelling knows Ray.
+"""The stages and the writers as processes on a Ray cluster; nothing but this and `cluster` knows Ray.
 
 A row of Ray's data set is a batch of pictures. Stages are actors that load their model once, writers are
 tasks. What goes wrong in one of them goes on as a value in place of its result: Ray would start a failing
@@ -7,26 +7,23 @@ actor again for minutes, and hide the reason in its own errors.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import pickle
-import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_cloc.config import require
 from open_cloc.errors import RunError, UserError, WorkerDiedError
+from open_cloc.labelling.cluster import MOST_DEATHS
 from open_cloc.labelling.output import Write, write_unit
 from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
-from open_cloc.labelling.source import read_batches
+from open_cloc.labelling.source import failure_of, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
-from open_cloc.labelling.types import Batch, Unit
+from open_cloc.labelling.types import Batch, Unit, UnreadUnit
 
 # CPUs that a stage asks for that mostly waits or is quick.
 LIGHT = 0.1
@@ -34,9 +31,6 @@ LIGHT = 0.1
 RAY_UNITS = 10_000
 # Most tasks that read; each reads its units one after the other.
 READ_TASKS = 4096
-
-# Characters of a folder below which Ray's sockets have names that the system takes.
-LONGEST_TEMPORARY = 30
 
 # A stage, and what it is made with.
 Step = tuple[type[Stage], tuple[Any, ...]]
@@ -56,56 +50,7 @@ class Actors(NamedTuple):
     resources: dict[str, float]
 
 
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """A Ray cluster: the one at an address, or one of this machine alone that ends with the block.
-
-    Raises:
-        WorkerDiedError: If the cluster itself fails while the block runs.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
-    ray = require("ray", "label")
-    context = require("ray.data", "label").DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts pictures
-    context.issue_detectors_config.detectors = []
-    # A block a batch, so that a unit's batches spread over all actors.
-    context.target_max_block_size = 1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    started = not ray.is_initialized()
-    with ExitStack() as made:
-        if started:
-            place: dict[str, Any] = {"address": address}
-            if not address:
-                place = {"num_cpus": os.cpu_count(), "include_dashboard": False}
-                place |= made.enter_context(_folder_for_sockets())
-            # Else Ray has its workers look into the working folder before all libraries, as for scripts.
-            own = require("ray.job_config", "label").JobConfig(_client_job=True)
-            ray.init(**place, job_config=own, logging_level="ERROR", log_to_driver=False)
-        try:
-            yield
-        except ray.exceptions.RayError as error:
-            raise WorkerDiedError(f"the Ray cluster failed: {error}") from error
-        finally:
-            if started:
-                ray.shutdown()
-
-
-@contextmanager
-def _folder_for_sockets() -> Iterator[dict[str, str]]:
-    """What to tell Ray of its own folder: nothing, unless the path for temporary files is too long for it."""
-    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
-    if usual.is_dir() and len(str(usual)) <= LONGEST_TEMPORARY:
-        yield {}
-        return
-    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    try:
-        yield {"_temp_dir": short}
-    finally:
-        shutil.rmtree(short, ignore_errors=True)
-
-
-def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:
+def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch | UnreadUnit]:
     """Send units through all stages but the last, on the Ray cluster that is connected.
 
     Batches come in no order.
@@ -119,8 +64,12 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
     data = require("ray.data", "label")
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
-    stream = stream.flat_map(_Read(recipe.run.batch_size), num_cpus=LIGHT)
-    for actors in plan_actors(recipe, require("ray", "label").cluster_resources()):
+    plan = plan_actors(recipe, require("ray", "label").cluster_resources())
+    # As many units are under way as there are processes to feed, however many CPUs could read.
+    stream = stream.flat_map(
+        _Read(recipe.run.batch_size), num_cpus=LIGHT, concurrency=min(readers(plan), len(rows))
+    )
+    for actors in plan:
         stream = stream.map(
             _OnRows,
             fn_constructor_args=(actors.steps, tuple(sys.path)),
@@ -128,12 +77,14 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
                 size=actors.processes,
                 max_tasks_in_flight_per_actor=2 * int(actors.resources.get("max_concurrency", 1)),
             ),
+            max_restarts=-1,
+            max_task_retries=MOST_DEATHS,
             **actors.resources,
         )
     for row in stream.iter_rows():
         batch = pickle.loads(row["batch"])
-        if isinstance(batch, Exception):
-            raise batch
+        if isinstance(batch, Trouble):
+            raise batch.error()
         yield batch
 
 
@@ -146,7 +97,7 @@ def writers(folder: Path, recipe: LabelRecipe) -> Iterator[Write]:
         recipe: What is written, and by how many tasks at a time.
 
     Raises:
-        UserError: If a picture that was read before cannot be read any more.
+        UserError: If the raw detections, or the input as a whole, cannot be read any more.
         RunError: If a writer fails for another reason, such as a full disk.
     """
     ray = require("ray", "label")
@@ -157,9 +108,9 @@ def writers(folder: Path, recipe: LabelRecipe) -> Iterator[Write]:
     def wait_for(most: int) -> None:
         while len(writing) > most:
             done, writing[:] = ray.wait(writing, num_returns=1)
-            for error in ray.get(done):
-                if error is not None:
-                    raise pickle.loads(error)
+            for trouble in ray.get(done):
+                if trouble is not None:
+                    raise trouble.error()
 
     def write(unit: Unit, batches: Sequence[Batch] | None) -> None:
         wait_for(recipe.run.writers - 1)
@@ -195,6 +146,11 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
             asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
         first = [Actors((caption,), run.captioners, asked), Actors((phrases,), run.phrasers, light)]
     return [*first, Actors((detect,), detectors, heavy)]
+
+
+def readers(plan: Sequence[Actors]) -> int:
+    """Units that are read at a time: their batches wait in memory until all of a unit are there."""
+    return 1 + plan[-1].processes
 
 
 def _share_cluster(
@@ -238,11 +194,12 @@ class _Read:
 
     def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
         _import_from(self.path)
+        unit: Unit = pickle.loads(row["unit"])
         try:
-            for batch in read_batches(pickle.loads(row["unit"]), self.batch_size):
+            for batch in read_batches(unit, self.batch_size):
                 yield {"batch": pickle.dumps(batch)}
-        except Exception as error:
-            yield {"batch": pickle.dumps(as_sent(error))}
+        except Exception as error:  # a shard of any kind
+            yield {"batch": pickle.dumps(UnreadUnit(unit.name, failure_of(error, unit.spec).message))}
 
 
 class _OnRows:
@@ -250,57 +207,82 @@ class _OnRows:
 
     def __init__(self, steps: Sequence[Step], path: Sequence[str]) -> None:
         _import_from(path)
-        self.error = b""
+        self.trouble: Trouble | None = None
         try:
             self.stages = [stage(*arguments) for stage, arguments in steps]
-        except Exception as error:
-            self.error = pickle.dumps(as_sent(error))
+        except (Exception, SystemExit) as error:
+            self.trouble = as_sent(error)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         batch = pickle.loads(row["batch"])
-        if isinstance(batch, Exception):  # what went wrong first is what is told
+        if not isinstance(batch, Batch):  # what went wrong first is what is told
             return row
-        if self.error:
-            return {"batch": self.error}
+        if self.trouble:
+            return {"batch": pickle.dumps(self.trouble)}
         try:
             for stage in self.stages:
                 batch = stage(batch)
-        except Exception as error:
+            return {"batch": pickle.dumps(batch)}
+        except (Exception, SystemExit) as error:  # a library that ends its process would be started for ever
             return {"batch": pickle.dumps(as_sent(error))}
-        return {"batch": pickle.dumps(batch)}
 
 
 def _write_unit(
     path: Sequence[str], folder: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch] | None
-) -> bytes | None:
+) -> Trouble | None:
     """`write_unit` as Ray calls it; gives what went wrong."""
     _import_from(path)
     try:
         write_unit(folder, recipe, unit, batches)
-    except Exception as error:
-        return pickle.dumps(as_sent(error))
+    except (Exception, SystemExit) as error:
+        return as_sent(error)
     return None
 
 
-def as_sent(error: Exception) -> Exception:
-    """An error as it leaves a worker: one of ours as it is, anything else as a `WorkerDiedError`.
+class Trouble(NamedTuple):
+    """What went wrong in a worker, as it is sent: plain texts, from which no error is made anew.
 
-    Where it came from goes along as a note, which a traceback shows and a one-line message does not.
+    Attributes:
+        kind: `user` where it is the user's to mend, `run` where a run cannot go on, `worker` for all else.
+        message: What it says, in one sentence.
+        where: Its traceback.
+        pickled: An error of ours itself, where it is the same after its way; else empty.
     """
-    sent: Exception = WorkerDiedError(f"a labelling worker failed: {type(error).__name__}: {error}")
-    for ours in (UserError, RunError):
-        if isinstance(error, ours):
-            sent = error if _survives_pickling(error) else ours(str(error))
+
+    kind: str
+    message: str
+    where: str
+    pickled: bytes = b""
+
+    def error(self) -> Exception:
+        """What the process that started the run raises; a traceback shows where it came from."""
+        kinds: dict[str, type[Exception]] = {"user": UserError, "run": RunError, "worker": WorkerDiedError}
+        error = _unpickled(self.pickled) or kinds[self.kind](self.message)
+        error.__notes__ = [*getattr(error, "__notes__", ()), f"in a labelling worker:\n{self.where}"]
+        return error
+
+
+def as_sent(error: BaseException) -> Trouble:
+    """An error as it leaves a worker."""
     where = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    sent.__notes__ = [*getattr(sent, "__notes__", ()), f"in a labelling worker:\n{where}"]
-    return sent
-
-
-def _survives_pickling(error: Exception) -> bool:
+    if not isinstance(error, (UserError, RunError)):
+        return Trouble("worker", f"a labelling worker failed: {type(error).__name__}: {error}", where)
     try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
+        pickled = pickle.dumps(error)
     except Exception:  # whatever a class of someone else's does
-        return False
+        pickled = b""
+    same = _unpickled(pickled)
+    is_same = type(same) is type(error) and str(same) == str(error)
+    kind = "user" if isinstance(error, UserError) else "run"
+    return Trouble(kind, str(error), where, pickled if is_same else b"")
+
+
+def _unpickled(pickled: bytes) -> Exception | None:
+    """An error; None where there is none, or its class cannot be made from what was sent."""
+    try:
+        return pickle.loads(pickled) if pickled else None
+    except Exception:  # whatever a class of someone else's does
+        return None
 
 
 def _import_from(path: Sequence[str]) -> None:

@@ -13,34 +13,72 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from open_cloc.data.annotations import SampleDataset, clean_sample
+from open_cloc.data.bad_samples import read_usable
+from open_cloc.errors import SampleError
 from open_cloc.labelling.recipe import FilterConfig, LabelRecipe
-from open_cloc.labelling.source import samples_of
+from open_cloc.labelling.source import check_key, failure_of, samples_of
 from open_cloc.labelling.stats import RegionStats
-from open_cloc.labelling.types import Detections, Picture, Unit
+from open_cloc.labelling.types import Detections, Failure, Picture, Unit
 from open_cloc.samples import Region, RegionSample
 
 # Side of a box, relative to the picture's, below which rounding leaves nothing.
 NO_AREA = 1e-5
 
 
-def labelled_samples(
-    unit: Unit, pictures: Sequence[Picture], recipe: LabelRecipe, stats: RegionStats
-) -> Iterator[RegionSample]:
-    """A unit's samples with the new captions and regions in place of their own.
+class LabelledSamples:
+    """A unit's samples with the new captions and regions in place of their own, read once.
+
+    A sample that cannot be read again, or not be written, is a failure of its picture.
 
     Args:
         unit: Where the samples are read again, for their pictures.
         pictures: Those of the unit that have not failed, with their raw detections.
         recipe: The filter, and the detector's name for the regions' source.
-        stats: Where everything that is written or left out is counted.
+
+    Attributes:
+        stats: Counts of what was written and left out.
+        failures: Why a picture was not written, by its index.
     """
-    dataset, _ = samples_of(unit)
-    for picture in pictures:
-        given = dataset[picture.index]
-        sample = _labelled(given, picture, tuple(_regions(picture, recipe, stats)))
-        stats.given_regions += len(given.regions)
-        stats.add(sample)
-        yield sample
+
+    def __init__(self, unit: Unit, pictures: Sequence[Picture], recipe: LabelRecipe) -> None:
+        self.unit, self.pictures, self.recipe = unit, pictures, recipe
+        self.stats = RegionStats()
+        self.failures: dict[int, Failure] = {}
+        self._current = 0
+        self._keys: set[str] = set()
+
+    def __iter__(self) -> Iterator[RegionSample]:
+        """Samples one at a time; each is counted once the next one is asked for, as it is written then."""
+        dataset, _ = samples_of(self.unit)
+        for picture in self.pictures:
+            self._current = picture.index
+            try:
+                given = self._given(dataset, picture)
+                regions, dropped = _regions(picture, self.recipe)
+                sample = clean_sample(_labelled(given, picture, regions))
+            except Exception as error:  # data of any shape: one picture's fault, never the unit's
+                self.failures[picture.index] = failure_of(error, picture.key)
+                continue
+            yield sample
+            if picture.index not in self.failures:
+                self._keys.add(sample.key)
+                self.stats.filtered.update(dropped)
+                self.stats.given_regions += len(given.regions)
+                self.stats.add(sample)
+
+    def refuse(self, sample: RegionSample, error: Exception) -> None:
+        """Count the last sample as one that cannot be written."""
+        self.failures[self._current] = failure_of(error, sample.key)
+
+    def _given(self, dataset: SampleDataset, picture: Picture) -> RegionSample:
+        sample, problems = read_usable(dataset, picture.index)
+        if sample is None:
+            raise SampleError(problems[0].message, problems[0].cause)
+        check_key(sample.key)
+        if sample.key in self._keys:
+            raise SampleError(f"key {sample.key!r} occurs twice in {self.unit.spec}", "repeated key")
+        return sample
 
 
 class Kept(NamedTuple):
@@ -109,16 +147,19 @@ def _labelled(given: RegionSample, picture: Picture, regions: tuple[Region, ...]
     )
 
 
-def _regions(picture: Picture, recipe: LabelRecipe, stats: RegionStats) -> Iterator[Region]:
+def _regions(picture: Picture, recipe: LabelRecipe) -> tuple[tuple[Region, ...], Counter[str]]:
+    """A picture's regions, and the number of boxes left out, by rule."""
     found, phrases = picture.detections, picture.phrases
     assert found is not None
     assert phrases is not None
     source = Path(recipe.detect.weights).name or recipe.detect.kind
     kept = select_regions(found, picture.cycle, recipe.filter)
-    stats.filtered.update(kept.dropped)
+    regions = []
     for box, column in zip(kept.boxes.tolist(), kept.phrases.tolist()):
         phrase = phrases.kept[column]
         x1, y1, x2, y2 = (round(side, 6) for side in found.boxes[box].tolist())
         cycle = None if picture.cycle is None else round(float(picture.cycle[box]), 6)
         score = round(float(found.scores[box, column]), 6)
-        yield Region((x1, y1, x2, y2), phrase.text, score, source, (phrase.start, phrase.end), cycle)
+        span = (phrase.start, phrase.end)
+        regions.append(Region((x1, y1, x2, y2), phrase.text, score, source, span, cycle))
+    return tuple(regions), kept.dropped

@@ -9,14 +9,15 @@
     report.html, report.json, sheet.jpg                     from `report`
 
 A mark is written last, so that where it exists all else is whole. Nothing in these files tells time: the same
-input gives the same bytes. Nobody but this file knows the names, or reads a mark.
+input gives the same bytes. Nobody but this file knows the names; `marks` reads them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,22 +25,17 @@ from typing import Any, NamedTuple
 from open_cloc.data.shards.index import index_file
 from open_cloc.data.shards.write import Storage, write_shard
 from open_cloc.errors import ExistingFileError, MissingFileError, UserError
-from open_cloc.files import read_json, write_json
-from open_cloc.labelling.filter import labelled_samples
-from open_cloc.labelling.provenance import (
-    describe,
-    differences,
-    downstream,
-    in_todays_words,
-    software,
-    upstream,
-)
+from open_cloc.files import is_free, write_json
+from open_cloc.labelling.filter import LabelledSamples
+from open_cloc.labelling.marks import read_certificate, read_label_mark, read_raw_mark
+from open_cloc.labelling.provenance import describe, differences, downstream, software, upstream
 from open_cloc.labelling.raw import read_raw, write_raw
 from open_cloc.labelling.recipe import LabelRecipe
-from open_cloc.labelling.stats import RegionStats, picture_stats
-from open_cloc.labelling.types import Batch, Picture, Unit
+from open_cloc.labelling.stats import Totals, picture_stats
+from open_cloc.labelling.types import Batch, Picture, Unit, UnreadUnit
+from open_cloc.shown import hide_secrets, without_secrets
 
-RUN_FILE, SIZES = "label.json", "sizes.json"
+RUN_FILE, SIZES, RAW = "label.json", "sizes.json", "raw"
 REPORT_PAGE, REPORT_NUMBERS, REPORT_SHEET = "report.html", "report.json", "sheet.jpg"
 
 # Has a unit written: from its batches, or, where these are None, from the raw detections that are there.
@@ -72,12 +68,12 @@ class UnitFiles:
 
     @property
     def raw_mark(self) -> Path:
-        return self.folder / "raw" / f"{self.unit}.json"
+        return self.folder / RAW / f"{self.unit}.json"
 
     @property
     def raw(self) -> tuple[Path, Path]:
         """The files of pictures and of boxes."""
-        raw = self.folder / "raw"
+        raw = self.folder / RAW
         return raw / f"{self.unit}_pictures.parquet", raw / f"{self.unit}_boxes.parquet"
 
     @property
@@ -111,15 +107,20 @@ class RunFolder:
     Args:
         path: The folder.
         certificate: What `label.json` says: name, source, units, recipe, filter.
+        units: The parts of the input; those that the certificate names, which hold no secrets of URLs, unless
+            they are to be read.
 
     Attributes:
         units: The parts of the input, one for each shard, by name.
+        unread: Units that could not be opened, each with the reason.
     """
 
-    def __init__(self, path: Path, certificate: dict[str, Any]) -> None:
+    def __init__(self, path: Path, certificate: dict[str, Any], units: Sequence[Unit] = ()) -> None:
         self.path = path
         self.certificate = certificate
-        self.units = {unit["name"]: Unit(**unit) for unit in certificate["units"]}
+        named = units or [Unit(**unit) for unit in certificate["units"]]
+        self.units = {unit.name: unit for unit in named}
+        self.unread: dict[str, str] = {}
         self._parts: dict[str, list[Batch]] = {}
 
     @classmethod
@@ -145,19 +146,23 @@ class RunFolder:
             UserError: If it holds labels that were made otherwise.
         """
         path = Path(path).resolve()
-        earlier = _read_mark(path / RUN_FILE)
-        if earlier is None and path.exists() and any(path.iterdir()):
+        earlier = read_certificate(path / RUN_FILE)
+        if earlier is None and not is_free(path):
             raise ExistingFileError(
                 f"output folder must be new, empty or of an earlier labelling run; got {path}"
             )
-        now = {"source": source, "units": [asdict(unit) for unit in units], "recipe": upstream(recipe)}
+        if (path / RAW).is_symlink():
+            raise UserError(f"{path / RAW} is a link; raw detections lie in the run's own folder")
+        now = {"source": without_secrets(source), "units": [_named(unit) for unit in units]}
+        now |= {"recipe": upstream(recipe)}
         if earlier is not None and overwrite:
             cls(path, earlier)._remove()
         elif earlier is not None:
-            _refuse_changes(path, {name: earlier.get(name) for name in now}, now)
+            # An earlier version wrote URLs out.
+            _refuse_changes(path, hide_secrets({name: earlier[name] for name in now}), now)
         certificate = {"name": recipe.name, **now, **downstream(recipe)}
         write_json(path / RUN_FILE, certificate)
-        return cls(path, certificate)
+        return cls(path, certificate, units)
 
     @classmethod
     def load(cls, path: str | Path) -> RunFolder:
@@ -165,8 +170,9 @@ class RunFolder:
 
         Raises:
             MissingFileError: If it holds none.
+            UserError: If its `label.json` is none of a run.
         """
-        certificate = _read_mark(Path(path) / RUN_FILE)
+        certificate = read_certificate(Path(path) / RUN_FILE)
         if certificate is None:
             raise MissingFileError(f"no labelling run in {path}: it has no {RUN_FILE}")
         return cls(Path(path), certificate)
@@ -174,51 +180,62 @@ class RunFolder:
     def todo(self) -> Todo:
         """The units that are not yet as the certificate has them."""
         whole = self.certificate["recipe"] | {"filter": self.certificate["filter"]}
-        detected = {unit for unit in self.units if _read_mark(self._files(unit).raw_mark) is not None}
         labelled = {unit for unit, mark in self.marks() if mark["recipe"] == whole}
-        units = self.units.values()
+        left = [unit for name, unit in self.units.items() if name not in labelled]
+        raw = _names(self.path / RAW)
+        detected = {unit.name for unit in left if self._files(unit.name).raw_mark.name in raw}
         return Todo(
-            [unit for unit in units if unit.name not in detected],
-            [unit for unit in units if unit.name in detected - labelled],
+            [unit for unit in left if unit.name not in detected],
+            [unit for unit in left if unit.name in detected],
         )
 
-    def add(self, batch: Batch, write: Write) -> None:
+    def add(self, batch: Batch | UnreadUnit, write: Write) -> None:
         """Take in a batch, and have its unit written once this was the last one that was missing.
 
         Raises:
             UserError: If other models made it than the raw detections that were there before.
         """
+        if isinstance(batch, UnreadUnit):
+            self.unread[batch.unit] = batch.message
+            return
         before = self._made_by
         if before is not None and batch.made_by.keys() == before.keys():
-            _refuse_changes(self.path, before, json.loads(json.dumps(batch.made_by)))
+            _refuse_changes(self.path, before, batch.made_by)
         part = self._parts.setdefault(batch.unit, [])
         part.append(batch)
         if len(part) == batch.of:
             write(self.units[batch.unit], self._parts.pop(batch.unit))
 
-    def finish(self) -> list[dict[str, Any]]:
-        """Write the sizes of the shards, as readers of shards look for them; returns each unit's counts."""
+    def finish(self) -> dict[str, Any]:
+        """Write the sizes of the shards, as readers of shards look for them; returns the counts of all."""
         assert not self._parts, f"batches are missing of {', '.join(self._parts)}"
-        counts = {unit: mark["counts"] for unit, mark in self.marks()}
-        sizes = {self._files(unit).tar.name: count["written"] for unit, count in counts.items()}
-        write_json(self.path / SIZES, {name: size for name, size in sizes.items() if size})
-        return list(counts.values())
+        totals, sizes = Totals(), dict[str, int]()
+        for unit, mark in self.marks():
+            totals.add(mark["counts"])
+            if mark["counts"]["written"]:
+                sizes[self._files(unit).tar.name] = mark["counts"]["written"]
+        write_json(self.path / SIZES, sizes)
+        return totals.as_json()
 
     def marks(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The name and the mark of each unit that is labelled: recipe, made_by, software, counts."""
+        there = _names(self.path)
         for unit in self.units:
-            mark = _read_mark(self._files(unit).label_mark)
+            path = self._files(unit).label_mark
+            mark = read_label_mark(path) if path.name in there else None
             if mark is not None:
                 yield unit, mark
 
-    def shards(self) -> list[Path]:
-        """The labelled shards that hold a sample, in order."""
-        return [self._files(unit).tar for unit, mark in self.marks() if mark["counts"]["written"]]
+    def tar(self, unit: str) -> Path:
+        """The labelled shard of a unit."""
+        return self._files(unit).tar
 
     @cached_property
     def _made_by(self) -> dict[str, Any] | None:
         """What the stages said of themselves before; None if nothing was there."""
-        marks = (_read_mark(self._files(unit).raw_mark) for unit in self.units)
+        there = _names(self.path / RAW)
+        paths = (self._files(unit).raw_mark for unit in self.units)
+        marks = (read_raw_mark(path) for path in paths if path.name in there)
         return next((mark["made_by"] for mark in marks if mark is not None), None)
 
     def _files(self, unit: str) -> UnitFiles:
@@ -242,7 +259,7 @@ def write_unit(folder: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[
         batches: All of the unit's, in any order; None takes the raw detections that are there.
 
     Raises:
-        UserError: If a picture that was read before cannot be read any more.
+        UserError: If the raw detections, or the input as a whole, cannot be read any more.
     """
     files = UnitFiles(folder, unit.name)
     if batches is not None:
@@ -253,49 +270,66 @@ def write_unit(folder: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[
 def _write_raw(files: UnitFiles, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch]) -> None:
     pictures: list[Picture] = []
     made_by: dict[str, Any] = {}
+    not_read: dict[str, int] = {}
     for batch in batches:
         pictures += batch.pictures
         made_by |= batch.made_by
+        not_read |= batch.not_read
     write_raw(pictures, *files.raw)
     mark = {
-        "unit": {"spec": unit.spec, "start": unit.start, "stop": unit.stop},
+        "unit": {"spec": without_secrets(unit.spec), "start": unit.start, "stop": unit.stop},
         "recipe": upstream(recipe),
         "made_by": made_by,
         "software": software(),
+        "not_read": not_read,
     }
     write_json(files.raw_mark, mark)
 
 
 def _write_labelled(files: UnitFiles, recipe: LabelRecipe, unit: Unit) -> None:
     """Filter a unit's raw detections and write the shard."""
-    certificate = _read_mark(files.raw_mark)
+    certificate = read_raw_mark(files.raw_mark)
     assert certificate is not None, unit
     files.remove_shard()
-    pictures, stats = list(read_raw(*files.raw)), RegionStats()
-    good = [picture for picture in pictures if picture.failure is None]
-    if good:
-        write_shard(labelled_samples(unit, good, recipe, stats), files.tar, Storage())
+    pictures = _detected(files)
+    samples = LabelledSamples(unit, [p for p in pictures if p.failure is None], recipe)
+    if samples.pictures and not write_shard(samples, files.tar, Storage(), samples.refuse):
+        files.remove_shard()
+    became = [replace(p, failure=samples.failures.get(p.index, p.failure)) for p in pictures]
+    not_read = certificate.pop("not_read", {})
     mark = {
         **certificate,
         "name": recipe.name,
         "recipe": certificate["recipe"] | downstream(recipe),
-        "counts": {**picture_stats(pictures), **stats.as_json()},
+        "counts": {**picture_stats(became), **samples.stats.as_json(), "not_read": not_read},
     }
     write_json(files.label_mark, mark)
 
 
-def _read_mark(path: Path) -> dict[str, Any] | None:
-    """A mark's content in the words of this version, None where there is none."""
+def _detected(files: UnitFiles) -> list[Picture]:
     try:
-        return in_todays_words(read_json(path))
-    except MissingFileError:
-        return None
+        return read_raw(*files.raw)
     except UserError as error:
-        raise UserError(f"{error}; delete it to make its shard again") from None
+        raise UserError(f"{error}; delete {files.raw_mark} to have them made again") from None
 
 
-def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changes = list(differences(before, now))
+def _named(unit: Unit) -> dict[str, Any]:
+    """A unit as the certificate names it."""
+    return {**asdict(unit), "spec": without_secrets(unit.spec)}
+
+
+def _names(folder: Path) -> set[str]:
+    """Names of what lies in a folder; of none where it is not there."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+
+
+def _refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before == now:
+        return
+    changes = list(differences(before, json.loads(json.dumps(now))))
     if changes:
         raise UserError(
             f"{folder} holds labels that were made otherwise: {describe(changes)[:500]}; "

@@ -7,25 +7,42 @@ and its shard are written. A run that is started again does what is not yet ther
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from open_cloc.data.bad_samples import BadSample, BadSamples
-from open_cloc.labelling.actors import connected, labelled_batches, writers
+from open_cloc.files import locked
+from open_cloc.labelling.actors import labelled_batches, writers
 from open_cloc.labelling.checks import check_recipe
+from open_cloc.labelling.cluster import connected
 from open_cloc.labelling.kinds import check_kinds
-from open_cloc.labelling.output import RunFolder
+from open_cloc.labelling.output import RunFolder, Todo
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.source import known_pictures, plan_units, tell_input
-from open_cloc.labelling.types import Batch
+from open_cloc.labelling.types import Batch, UnreadUnit
+
+UNREAD_SHOWN = 3  # shards that cannot be opened, one a line; the end of the run counts them
+
+logger = logging.getLogger(__name__)
 
 
-def label(
-    recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool = False
-) -> list[dict[str, Any]]:
+class Outcome(NamedTuple):
+    """What became of a run.
+
+    Attributes:
+        counts: The counts of all shards, added up.
+        unread: Shards of the input that could not be opened, each with the reason; they have no labels.
+    """
+
+    counts: dict[str, Any]
+    unread: dict[str, str]
+
+
+def label(recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool = False) -> Outcome:
     """Label pictures, or go on where an earlier run of the same recipe and input ended.
 
     Args:
@@ -35,31 +52,39 @@ def label(
         overwrite: Delete the files of an earlier run there, whatever made them, and nothing else.
 
     Returns:
-        The counts of each unit, in order.
+        The counts of all units, also of those that were labelled before; and which ones are not.
 
     Raises:
         ExistingFileError: If the folder holds something else.
-        UserError: If it holds labels that were made otherwise, the recipe or the input is wrong, or too many
-            pictures cannot be used.
+        UserError: If it holds labels that were made otherwise, another process works in it, the recipe or the
+            input is wrong, or too many pictures cannot be used.
         RunError: If a server of captions is not there, or a worker fails for another reason.
     """
     check_recipe(recipe)
     check_kinds(recipe)
     units = plan_units(source, recipe.run.samples_per_shard)
     tell_input(units, source, recipe.run.max_bad_fraction)
-    run = RunFolder.open(output, recipe, source, units, overwrite)
-    todo = run.todo()
-    if any(todo):
-        with connected(recipe.run.address), writers(run.path, recipe) as write:
-            for unit in todo.filter:
-                write(unit, None)
-            batches = labelled_batches(todo.detect, recipe)
-            for batch in watched(batches, known_pictures(todo.detect), recipe.run.max_bad_fraction):
-                run.add(batch, write)
-    return run.finish()
+    with locked(Path(output).resolve()):
+        run = RunFolder.open(output, recipe, source, units, overwrite)
+        todo = run.todo()
+        if any(todo):
+            _work(run, todo, recipe)
+        return Outcome(run.finish(), run.unread)
 
 
-def watched(batches: Iterable[Batch], total: int | None, max_bad_fraction: float) -> Iterator[Batch]:
+def _work(run: RunFolder, todo: Todo, recipe: LabelRecipe) -> None:
+    """Do what is left to do."""
+    with connected(recipe.run.address), writers(run.path, recipe) as write:
+        for unit in todo.filter:
+            write(unit, None)
+        batches = labelled_batches(todo.detect, recipe)
+        for batch in watched(batches, known_pictures(todo.detect), recipe.run.max_bad_fraction):
+            run.add(batch, write)
+
+
+def watched(
+    batches: Iterable[Batch | UnreadUnit], total: int | None, max_bad_fraction: float
+) -> Iterator[Batch | UnreadUnit]:
     """Pass batches on, show how far they are, and stop where too many of their pictures cannot be used.
 
     Args:
@@ -70,9 +95,15 @@ def watched(batches: Iterable[Batch], total: int | None, max_bad_fraction: float
     Raises:
         UserError: If more of them fail.
     """
-    bad = BadSamples(max_bad_fraction)
+    bad, unread = BadSamples(max_bad_fraction), 0
     with tqdm(desc="labelling", total=total, unit="img", unit_scale=True) as bar:
         for batch in batches:
+            if isinstance(batch, UnreadUnit):
+                unread += 1
+                if unread <= UNREAD_SHOWN:
+                    logger.warning("shard %s is left out: %s", batch.unit, batch.message)
+                yield batch
+                continue
             failures = [p.failure for p in batch.pictures if p.failure is not None]
             bad.add(len(batch.pictures) - len(failures), [BadSample(*failure, False) for failure in failures])
             bar.update(len(batch.pictures))

@@ -13,6 +13,7 @@ from typing import Any
 
 from open_cloc.files import versions
 from open_cloc.labelling.recipe import AUTO, LabelRecipe
+from open_cloc.shown import hide_secrets
 
 LIBRARIES = (
     "open-cloc",
@@ -29,7 +30,7 @@ LIBRARIES = (
 
 def upstream(recipe: LabelRecipe) -> dict[str, Any]:
     """All of a recipe that raw detections depend on: a change here needs them anew."""
-    fields = json.loads(json.dumps(asdict(recipe)))
+    fields = hide_secrets(asdict(recipe))
     return {name: fields[name] for name in ("caption", "phrases", "detect", "cycle_weights")} | {
         "batch_size": recipe.run.batch_size
     }
@@ -50,16 +51,20 @@ def in_todays_words(certificate: dict[str, Any]) -> dict[str, Any]:
     """A certificate as this version would write it: fields that had other names in version 0.1 are renamed.
 
     Args:
-        certificate: A `label.json` or a mark of any version.
+        certificate: A `label.json` or a mark of any version; its `recipe` and `made_by` are tables.
     """
-    new = json.loads(json.dumps(certificate))
-    recipe, made_by = new.get("recipe") or {}, new.get("made_by") or {}
+    new = {**certificate}
+    for part in ("recipe", "made_by"):
+        if part in new:
+            new[part] = {name: _copied(fields) for name, fields in new[part].items()}
+    recipe, made_by = new.get("recipe", {}), new.get("made_by", {})
     _rename(recipe.get("caption"), "model", "weights")
     for detect in (recipe.get("detect"), made_by.get("detect")):
         _rename(detect, "dtype", "precision", {"float32": "fp32", "bfloat16": "bf16"})
     _rename(recipe.get("detect"), "kind", "kind", {"transformers": AUTO})
-    if made_by.get("caption", {}).get("name") == "local":
-        _rename(made_by["caption"], "model", "weights")
+    caption = made_by.get("caption")
+    if isinstance(caption, dict) and caption.get("name") == "local":
+        _rename(caption, "model", "weights")
     return new
 
 
@@ -77,10 +82,14 @@ def describe(changes: list[tuple[str, Any, Any]]) -> str:
     return "; ".join(f"{where} was {old!r}, now {new!r}" for where, old, new in changes)
 
 
+def _copied(fields: Any) -> Any:
+    return dict(fields) if isinstance(fields, dict) else fields
+
+
 def _rename(fields: Any, old: str, new: str, values: Mapping[str, str] | None = None) -> None:
     if isinstance(fields, dict) and old in fields:
         value = fields.pop(old)
-        fields[new] = (values or {}).get(value, value)
+        fields[new] = (values or {}).get(value, value) if isinstance(value, str) else value
 
 
 def _code() -> str:

@@ -9,52 +9,91 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from open_cloc.config import require
+from open_cloc.errors import UserError
 from open_cloc.files import write_whole
 from open_cloc.labelling.types import Caption, Detections, Failure, Phrase, Phrases, Picture
+from open_cloc.texts import sound_text
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 
 
 def write_raw(pictures: Sequence[Picture], picture_file: Path, box_file: Path) -> None:
-    """Write a unit's pictures, without their bytes, and the boxes that were found in them."""
-    rows = [_picture_row(picture) for picture in pictures]
-    boxes = [row for picture in pictures for row in _box_rows(picture)]
-    _write(box_file, boxes, _box_schema())
-    _write(picture_file, rows, _picture_schema())
+    """Write a unit's pictures, without their bytes, and the boxes that were found in them.
+
+    A picture whose labels no table can hold becomes a failure.
+    """
+    try:
+        tables = _tables(pictures)
+    except Exception:  # texts and numbers of any kind; one of the pictures is at fault
+        tables = _tables([_holdable(picture) for picture in pictures])
+    _write(box_file, tables.boxes)
+    _write(picture_file, tables.pictures)
 
 
-def read_raw(picture_file: Path, box_file: Path) -> Iterator[Picture]:
+def read_raw(picture_file: Path, box_file: Path) -> list[Picture]:
     """Read back what `write_raw` wrote.
 
     Raises:
-        FileNotFoundError: If a file is not there.
+        UserError: If a file is not there, damaged, or of another form.
     """
-    parquet = require("pyarrow.parquet", "label")
-    boxes: dict[int, list[dict]] = {}
-    for row in parquet.read_table(box_file).to_pylist():
-        boxes.setdefault(row["index"], []).append(row)
-    for row in parquet.read_table(picture_file).to_pylist():
-        yield _picture(row, boxes.get(row["index"], []))
+    pa, parquet = require("pyarrow", "label"), require("pyarrow.parquet", "label")
+    try:
+        boxes: dict[int, list[dict]] = {}
+        for row in parquet.read_table(box_file).to_pylist():
+            boxes.setdefault(row["index"], []).append(row)
+        rows = parquet.read_table(picture_file).to_pylist()
+        return [_picture(row, boxes.get(row["index"], [])) for row in rows]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"raw detections cannot be read: {reason} ({picture_file}, {box_file})") from error
+
+
+class _Tables(NamedTuple):
+    """A row for each picture, and a row for each box."""
+
+    pictures: Any
+    boxes: Any
+
+
+def _tables(pictures: Sequence[Picture]) -> _Tables:
+    pa = require("pyarrow", "label")
+    rows = [_picture_row(picture) for picture in pictures]
+    boxes = [row for picture in pictures for row in _box_rows(picture)]
+    return _Tables(
+        pa.Table.from_pylist(rows, schema=_picture_schema()),
+        pa.Table.from_pylist(boxes, schema=_box_schema()),
+    )
+
+
+def _holdable(picture: Picture) -> Picture:
+    """The picture, or its failure where no table can hold what was made of it."""
+    try:
+        _tables([picture])
+    except Exception as error:
+        failure = Failure("labels that cannot be written", f"{type(error).__name__}: {error}")
+        return Picture(picture.index, picture.key, failure=failure)
+    return picture
 
 
 def _picture_row(picture: Picture) -> dict[str, Any]:
     phrases, caption, failure = picture.phrases, picture.caption, picture.failure
     return {
         "index": picture.index,
-        "key": picture.key,
+        "key": sound_text(picture.key),
         "given": list(picture.given),
         "caption": caption and caption.text,
         "caption_source": caption and caption.source,
+        "caption_cut": caption and caption.is_cut,
         "phrases": [p._asdict() for p in phrases.kept] if phrases else [],
         "phrases_dropped": json.dumps(dict(phrases.dropped) if phrases else {}),
         "boxes_dropped": json.dumps(dict(picture.detections.dropped) if picture.detections else {}),
-        "failure": failure and failure.cause,
-        "failure_message": failure and failure.message,
+        "failure": failure and sound_text(failure.cause),
+        "failure_message": failure and sound_text(failure.message),
     }
 
 
@@ -66,7 +105,7 @@ def _box_rows(picture: Picture) -> Iterator[dict[str, Any]]:
         best = int(scores.argmax())
         yield {
             "index": picture.index,
-            "key": picture.key,
+            "key": sound_text(picture.key),
             **dict(zip(BOX_COLUMNS, box)),
             "text": picture.phrases.kept[best].text,
             "score": float(scores[best]),
@@ -78,7 +117,8 @@ def _box_rows(picture: Picture) -> Iterator[dict[str, Any]]:
 def _picture(row: dict[str, Any], boxes: list[dict]) -> Picture:
     failure = Failure(row["failure"], row["failure_message"]) if row["failure"] else None
     kept = tuple(Phrase(**phrase) for phrase in row["phrases"])
-    caption = Caption(row["caption"], row["caption_source"]) if row["caption"] else None
+    is_cut = bool(row.get("caption_cut"))  # version 0.1 did not look
+    caption = Caption(row["caption"], row["caption_source"], is_cut) if row["caption"] else None
     cycle = [box["cycle"] for box in boxes]
     detections = Detections(
         boxes=np.array([[box[name] for name in BOX_COLUMNS] for box in boxes], np.float32).reshape(-1, 4),
@@ -107,6 +147,7 @@ def _picture_schema() -> Any:
             ("given", pa.list_(pa.string())),
             ("caption", pa.string()),
             ("caption_source", pa.string()),
+            ("caption_cut", pa.bool_()),
             ("phrases", pa.list_(phrase)),
             ("phrases_dropped", pa.string()),
             ("boxes_dropped", pa.string()),
@@ -131,7 +172,7 @@ def _box_schema() -> Any:
     )
 
 
-def _write(path: Path, rows: list[dict], schema: Any) -> None:
-    pa, parquet = require("pyarrow", "label"), require("pyarrow.parquet", "label")
+def _write(path: Path, table: Any) -> None:
+    parquet = require("pyarrow.parquet", "label")
     with write_whole(path) as part:
-        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), part, compression="zstd")
+        parquet.write_table(table, part, compression="zstd")

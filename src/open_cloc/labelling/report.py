@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from open_cloc.draw import contact_sheet
 from open_cloc.errors import UserError
 from open_cloc.files import write_json, write_text, write_whole
 from open_cloc.labelling.output import REPORT_NUMBERS, REPORT_PAGE, REPORT_SHEET, RunFolder
-from open_cloc.labelling.stats import mean_of, merge_stats
+from open_cloc.labelling.stats import Totals, mean_of
+from open_cloc.samples import RegionSample
 
 # What the paper's 300 million labelled pictures have, by alt-text and by VESL.
 PAPER = {
@@ -28,6 +29,7 @@ PAPER = {
 TOTALS = (
     "pictures",
     "written",
+    "captions_cut",
     "phrases",
     "without_phrase",
     "raw_boxes",
@@ -35,7 +37,7 @@ TOTALS = (
     "without_region",
     "given_regions_replaced",
 )
-LEFT_OUT = ("failures", "phrases_dropped", "boxes_dropped", "filtered")
+LEFT_OUT = ("not_read", "failures", "phrases_dropped", "boxes_dropped", "filtered")
 PHRASES_SHOWN = 40
 SHEET_SIZE = 16
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -46,16 +48,19 @@ code{background:#f2f2f2;padding:0 .2rem}.columns{columns:4 12rem}.bad{color:#a00
 
 def collect(run: RunFolder) -> dict[str, Any]:
     """The counts of all labelled shards, with the run's certificate, as JSON types."""
-    done = [mark for _, mark in run.marks()]
+    totals, made = Totals(), {"recipe": run.certificate["recipe"], "made_by": {}, "software": {}}
+    done = 0
+    for done, (_, mark) in enumerate(run.marks(), start=1):
+        totals.add(mark["counts"])
+        if done == 1:
+            made = {name: mark[name] for name in made}
     return {
         "name": run.certificate["name"],
         "source": run.certificate["source"],
         "units": len(run.units),
-        "labelled_units": len(done),
-        "recipe": done[0]["recipe"] if done else run.certificate["recipe"],
-        "made_by": done[0]["made_by"] if done else {},
-        "software": done[0]["software"] if done else {},
-        "counts": merge_stats([mark["counts"] for mark in done]),
+        "labelled_units": done,
+        **made,
+        "counts": totals.as_json(),
     }
 
 
@@ -99,13 +104,22 @@ def mean_text(value: float | None, digits: int) -> str:
 
 
 def _sheet(run: RunFolder) -> Image.Image | None:
-    tars = run.shards()
-    if not tars:
-        return None
-    dataset = ShardDataset("::".join(map(str, tars)))
-    count = min(SHEET_SIZE, len(dataset))
-    samples = [dataset[index * len(dataset) // count] for index in range(count)]
-    return Image.fromarray(contact_sheet(samples))
+    samples = list(_evenly(run))
+    return Image.fromarray(contact_sheet(samples)) if samples else None
+
+
+def _evenly(run: RunFolder) -> Iterator[RegionSample]:
+    """Samples from all over a run; of its tars only those are opened that hold one of them."""
+    sizes = {unit: mark["counts"]["written"] for unit, mark in run.marks()}
+    total, first = sum(sizes.values()), 0
+    count = min(SHEET_SIZE, total)
+    chosen = [index * total // count for index in range(count)]
+    for unit, size in sizes.items():
+        inside = [index - first for index in chosen if first <= index < first + size]
+        if inside:
+            dataset = ShardDataset(str(run.tar(unit)))
+            yield from (dataset[index] for index in inside)
+        first += size
 
 
 def _page(report: Mapping[str, Any], has_sheet: bool) -> str:

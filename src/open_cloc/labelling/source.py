@@ -6,23 +6,25 @@ again, or spread over another number of machines, computes the very same numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from open_cloc.data.annotations import SampleDataset
+from open_cloc.data.annotations import Problem, SampleDataset
 from open_cloc.data.bad_samples import problem_of, read_usable, tell_opening
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.read import expand_paths
 from open_cloc.data.shards.remote import list_shards
 from open_cloc.data.shards.write import Storage, encode_picture
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.files import read_json
 from open_cloc.labelling.types import Batch, Failure, Picture, Unit
 from open_cloc.pictures import read_file, read_header
 from open_cloc.samples import RegionSample
+from open_cloc.texts import is_odd, sound_text
 
 
 def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
@@ -92,21 +94,55 @@ def read_batches(unit: Unit, batch_size: int) -> Iterator[Batch]:
     count = -(-len(rows) // batch_size)
     for number in range(count):
         part = rows[number * batch_size : (number + 1) * batch_size]
-        yield Batch(unit.name, number, count, tuple(_read(dataset, index) for index in part))
+        not_read = {} if number else _not_read(dataset, unit)
+        yield Batch(unit.name, number, count, tuple(_read(dataset, i) for i in part), not_read=not_read)
+
+
+def _not_read(dataset: SampleDataset, unit: Unit) -> dict[str, int]:
+    """What a shard holds beside its samples, with counts; of other inputs that is told at their opening."""
+    if unit.stop is not None:
+        return {}
+    problems: Sequence[Problem] = getattr(dataset, "problems", ())
+    left_out: Mapping[str, int] = getattr(dataset, "left_out", {})
+    return dict(Counter(problem.cause for problem in problems) + Counter(left_out))
 
 
 def _read(dataset: SampleDataset, index: int) -> Picture:
     """One picture and its captions; labels of its own are made anew, so wrong boxes do no harm."""
+    key = f"#{index}"
     try:
         sample, problems = read_usable(dataset, index)
-        if sample is not None:
-            encoded = _encoded(sample)
-            if sample.size_hw is not None:
-                sample.check_size(read_header(encoded).size_hw)
-            return Picture(index, sample.key, encoded, sample.captions)
+        if sample is None:
+            return Picture(index, key, failure=Failure(*problems[0]))
+        key = check_key(sample.key)
+        encoded = _encoded(sample)
+        if sample.size_hw is not None:
+            sample.check_size(read_header(encoded).size_hw)
+        return Picture(index, key, encoded, sample.captions)
     except Exception as error:  # data of any shape: one picture's fault, never the run's
-        problems = [problem_of(error, f"sample number {index}")]
-    return Picture(index, f"#{index}", failure=Failure(*problems[0]))
+        return Picture(index, key, failure=failure_of(error, f"sample number {index}"))
+
+
+def check_key(key: str) -> str:
+    """The key itself.
+
+    Raises:
+        SampleError: If a tar cannot hold it; readers of ours make none like that.
+    """
+    if not isinstance(key, str) or not key or "." in key or key.startswith("/") or is_odd(key):
+        raise SampleError(f"key must be a text without '.' that a tar can hold; got {key!r}", "unusable key")
+    return key
+
+
+def failure_of(error: Exception, where: str = "") -> Failure:
+    """What an error says of the picture that it comes from.
+
+    Args:
+        error: Anything that was raised while the picture was on its way.
+        where: Which picture it is, for errors that do not say it.
+    """
+    cause, message = problem_of(error, where)
+    return Failure(cause, " ".join(sound_text(message).split()))
 
 
 def _encoded(sample: RegionSample) -> bytes:

@@ -1,7 +1,7 @@
 """The stages that change batches: re-caption, phrases, detect, cycle score. None of them knows Ray.
 
-Each imports what it needs when it is made: its process may need nothing else. A stage that raises stops the
-run; what is wrong with one picture becomes its `failure`.
+Each imports what it needs when it is made: its process may need nothing else. What is wrong with one picture
+becomes its `failure`; a stage that raises is broken, and stops the run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,21 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from open_cloc.errors import UserError
+from open_cloc.data.bad_samples import problem_of
+from open_cloc.labelling.attempts import (
+    PLAIN_CAPTION,
+    PLAIN_INDEX,
+    PLAIN_PHRASE,
+    PLAIN_PIXELS,
+    Attempt,
+    check_caption,
+    check_cosines,
+    check_detections,
+    check_phrases,
+    plain_provenance,
+)
 from open_cloc.labelling.recipe import OWN, CaptionConfig, DetectorConfig, PhraseConfig
-from open_cloc.labelling.types import Batch, Failure, Picture
+from open_cloc.labelling.types import Batch, Caption, Detections, Failure, Phrases, Picture
 from open_cloc.pictures import read_pixels
 
 Made = TypeVar("Made")
@@ -30,15 +42,20 @@ class CaptionStage:
     """Gives each picture the caption that its phrases come from."""
 
     def __init__(self, config: CaptionConfig, device: str) -> None:
+        from open_cloc.data.shards.write import Storage, encode_picture
         from open_cloc.labelling.captioners import open_captioner
 
         self.captioner = open_captioner(config, device)
+        self.provenance = plain_provenance(self.captioner, "caption.kind")
+        image = encode_picture(PLAIN_PIXELS, Storage())[1]
+        plain = Picture(PLAIN_INDEX, "plain", image, (PLAIN_CAPTION,))
+        self.attempt = Attempt("caption", self._caption, check_caption, plain)
 
     def __call__(self, batch: Batch) -> Batch:
-        def caption(pictures: Sequence[Picture]) -> list[Any]:
-            return self.captioner([p.image for p in pictures], [p.given for p in pictures])
+        return _step(batch, self.attempt, self.provenance, lambda p, caption: replace(p, caption=caption))
 
-        return _step(batch, "caption", self.captioner.provenance, caption, lambda p, c: replace(p, caption=c))
+    def _caption(self, pictures: Sequence[Picture]) -> Sequence[Any]:
+        return self.captioner([p.image for p in pictures], [p.given for p in pictures])
 
 
 class PhraseStage:
@@ -48,14 +65,15 @@ class PhraseStage:
         from open_cloc.labelling.phrases import open_phrase_rules
 
         self.rules = open_phrase_rules(config)
+        self.provenance = plain_provenance(self.rules, "phrases.kind")
+        plain = Picture(PLAIN_INDEX, "plain", caption=Caption(PLAIN_CAPTION, "given"))
+        self.attempt = Attempt("phrases", self._find, check_phrases, plain)
 
     def __call__(self, batch: Batch) -> Batch:
-        def find(pictures: Sequence[Picture]) -> list[Any]:
-            return self.rules([p.caption.text if p.caption else "" for p in pictures])
+        return _step(batch, self.attempt, self.provenance, lambda p, phrases: replace(p, phrases=phrases))
 
-        return _step(
-            batch, "phrases", self.rules.provenance, find, lambda p, found: replace(p, phrases=found)
-        )
+    def _find(self, pictures: Sequence[Picture]) -> Sequence[Any]:
+        return self.rules([p.caption.text if p.caption else "" for p in pictures])
 
 
 class DetectStage:
@@ -68,6 +86,7 @@ class DetectStage:
         from open_cloc.labelling.detectors import open_detector
 
         self.detector = open_detector(config, device)
+        self.provenance = plain_provenance(self.detector, "detect.kind")
         self.own_cycle = cycle_weights == OWN
         self.cycle: Any = None
         if cycle_weights and not self.own_cycle:
@@ -78,15 +97,17 @@ class DetectStage:
     def __call__(self, batch: Batch) -> Batch:
         pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
         decoded = [_or_failed(p, pixels.get(p.index)) for p in batch.pictures]
+        pixels[PLAIN_INDEX] = PLAIN_PIXELS
         batch = self._detect(replace(batch, pictures=tuple(decoded)), pixels)
         batch = self._look_again(batch, pixels)
         return replace(batch, pictures=tuple(replace(p, image=b"") for p in batch.pictures))
 
     def _detect(self, batch: Batch, pixels: Mapping[int, Any]) -> Batch:
-        def detect(pictures: Sequence[Picture]) -> list[Any]:
+        def detect(pictures: Sequence[Picture]) -> Sequence[Any]:
             return self.detector([pixels[p.index] for p in pictures], [_texts(p) for p in pictures])
 
-        return _step(batch, "detect", self.detector.provenance, detect, lambda p, d: replace(p, detections=d))
+        attempt = Attempt("detect", detect, check_detections, _plain_to_detect())
+        return _step(batch, attempt, self.provenance, lambda p, found: replace(p, detections=found))
 
     def _look_again(self, batch: Batch, pixels: Mapping[int, Any]) -> Batch:
         if self.own_cycle:
@@ -94,41 +115,53 @@ class DetectStage:
         if self.cycle is None:
             return batch
 
-        def score(pictures: Sequence[Picture]) -> list[Any]:
+        def score(pictures: Sequence[Picture]) -> Sequence[Any]:
             return self.cycle([pixels[p.index] for p in pictures], [_best_texts(p) for p in pictures])
 
-        return _step(batch, "cycle", self.cycle.provenance, score, lambda p, scores: replace(p, cycle=scores))
+        attempt = Attempt("cycle", score, _check_cycle, _plain_to_detect())
+        return _step(batch, attempt, self.cycle.provenance, lambda p, cosines: replace(p, cycle=cosines))
 
 
 def _step(
     batch: Batch,
-    name: str,
-    provenance: Any,
-    make: Callable[[Sequence[Picture]], list[Made | Failure]],
+    attempt: Attempt[Made],
+    provenance: Mapping[str, Any],
     put: Callable[[Picture, Made], Picture],
 ) -> Batch:
     """Have a stage look at the pictures that have not failed, all of them together."""
     going = [p for p in batch.pictures if p.failure is None]
-    made = dict(zip((p.index for p in going), make(going) if going else []))
+    made = dict(zip((p.index for p in going), attempt(going)))
     pictures = []
     for picture in batch.pictures:
-        result = made.get(picture.index)
-        if isinstance(result, Failure):
-            pictures.append(picture.failed(result))
-        else:
-            pictures.append(picture if result is None else put(picture, result))
-    return replace(batch, pictures=tuple(pictures), made_by={**batch.made_by, name: dict(provenance)})
+        if picture.index not in made:
+            pictures.append(picture)
+            continue
+        result = made[picture.index]
+        pictures.append(picture.failed(result) if isinstance(result, Failure) else put(picture, result))
+    made_by = {**batch.made_by, attempt.name: dict(provenance)}
+    return replace(batch, pictures=tuple(pictures), made_by=made_by)
 
 
 def _decoded(picture: Picture) -> np.ndarray | Failure:
     try:
         return read_pixels(picture.image, f"image of sample {picture.key!r}")
-    except UserError as error:
-        return Failure("unreadable picture", str(error))
+    except Exception as error:  # a picture of any kind
+        return Failure("unreadable picture", problem_of(error).message)
 
 
 def _or_failed(picture: Picture, pixels: np.ndarray | Failure | None) -> Picture:
     return picture.failed(pixels) if isinstance(pixels, Failure) else picture
+
+
+def _plain_to_detect() -> Picture:
+    """What a detector, and after it a model that looks again, must find no fault with."""
+    whole = Detections(np.float32([[0, 0, 1, 1]]), np.ones((1, 1), np.float32))
+    caption = Caption(PLAIN_CAPTION, "given")
+    return Picture(PLAIN_INDEX, "plain", caption=caption, phrases=Phrases((PLAIN_PHRASE,)), detections=whole)
+
+
+def _check_cycle(picture: Picture, made: Any) -> np.ndarray:
+    return check_cosines(made, len(picture.detections.boxes) if picture.detections else 0)
 
 
 def _with_own_cycle(picture: Picture) -> Picture:

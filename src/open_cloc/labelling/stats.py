@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,8 @@ from open_cloc.samples import RegionSample
 
 # Phrases kept a shard; a rarer one is not among the most frequent of a run.
 TOP_PHRASES = 1000
+# Phrases that the sum over shards may hold; past it the rarer half goes.
+MOST_PHRASES = 100_000
 # Regions with the lowest cycle score that are kept a shard.
 WORST = 20
 # Messages kept a cause of failure.
@@ -23,7 +25,8 @@ BIN = 0.05
 
 def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
     """Counts of what the stages before the filter did."""
-    stats: dict[str, Any] = {"pictures": 0, "phrases": 0, "without_phrase": 0, "raw_boxes": 0}
+    names = ("pictures", "captions_cut", "phrases", "without_phrase", "raw_boxes")
+    stats: dict[str, Any] = dict.fromkeys(names, 0)
     failures, examples = Counter[str](), dict[str, list[str]]()
     phrases_dropped, boxes_dropped = Counter[str](), Counter[str]()
     for picture in pictures:
@@ -32,6 +35,7 @@ def picture_stats(pictures: Iterable[Picture]) -> dict[str, Any]:
             failures[picture.failure.cause] += 1
             examples.setdefault(picture.failure.cause, []).append(f"{picture.key}: {picture.failure.message}")
             continue
+        stats["captions_cut"] += picture.caption is not None and picture.caption.is_cut
         if picture.phrases is not None:
             stats["phrases"] += len(picture.phrases.kept)
             phrases_dropped.update(picture.phrases.dropped)
@@ -93,22 +97,42 @@ class RegionStats:
             "without_region": self.without_region,
             "given_regions_replaced": self.given_regions,
             "histograms": {name: dict(sorted(counts.items())) for name, counts in self.histograms.items()},
-            "top_phrases": dict(sorted(self.phrases.items(), key=lambda x: (-x[1], x[0]))[:TOP_PHRASES]),
+            "top_phrases": _most_frequent(self.phrases, TOP_PHRASES),
             "worst_cycle": [list(row) for row in self.worst],
         }
 
 
-def merge_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add the counts of shards: numbers and tables of numbers are summed, lists are joined."""
-    merged: dict[str, Any] = {}
+class Totals:
+    """The counts of shards, added up one after the other; their own tables grow with what differs alone."""
+
+    def __init__(self) -> None:
+        self._merged: dict[str, Any] = {}
+
+    def add(self, counts: Mapping[str, Any]) -> None:
+        """Add a shard's counts: numbers and tables of numbers are summed, lists are joined."""
+        _add_to(self._merged, counts)
+        self._cut()
+
+    def as_json(self) -> dict[str, Any]:
+        """The sums; they are not to be added to afterwards."""
+        return self._merged
+
+    def _cut(self) -> None:
+        merged = self._merged
+        if "worst_cycle" in merged:
+            merged["worst_cycle"] = sorted(merged["worst_cycle"])[:WORST]
+        for messages in merged.get("failure_examples", {}).values():
+            del messages[EXAMPLES:]
+        if len(merged.get("top_phrases", ())) > MOST_PHRASES:
+            merged["top_phrases"] = _most_frequent(merged["top_phrases"], MOST_PHRASES // 2)
+
+
+def merge_stats(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of shards added up, as `Totals` does."""
+    totals = Totals()
     for part in parts:
-        for name, value in part.items():
-            merged[name] = _added(merged[name], value) if name in merged else value
-    if "worst_cycle" in merged:
-        merged["worst_cycle"] = sorted(merged["worst_cycle"])[:WORST]
-    if "failure_examples" in merged:
-        merged["failure_examples"] = {c: m[:EXAMPLES] for c, m in merged["failure_examples"].items()}
-    return merged
+        totals.add(part)
+    return totals.as_json()
 
 
 def mean_of(histogram: Mapping[str, int]) -> float | None:
@@ -135,7 +159,16 @@ def _bin(value: float) -> str:
     return f"{math.floor(min(value, 1 - 1e-9) / BIN + 1e-9) * BIN:.2f}"
 
 
-def _added(a: Any, b: Any) -> Any:
-    if isinstance(a, Mapping):
-        return {**a, **b, **{key: _added(a[key], b[key]) for key in a.keys() & b.keys()}}
-    return a + b
+def _most_frequent(phrases: Mapping[str, int], most: int) -> dict[str, int]:
+    return dict(sorted(phrases.items(), key=lambda item: (-item[1], item[0]))[:most])
+
+
+def _add_to(merged: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Add a table of numbers, lists and tables to another, in place."""
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            _add_to(merged.setdefault(name, {}), value)
+        elif isinstance(value, list):
+            merged[name] = merged.get(name, []) + value
+        else:
+            merged[name] = merged.get(name, 0) + value

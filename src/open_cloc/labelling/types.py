@@ -33,10 +33,12 @@ class Caption(NamedTuple):
     Attributes:
         text: The caption, never empty.
         source: Who wrote it: `given`, or a captioner's name and model.
+        is_cut: Whether a captioner was stopped before its end; the text is what it said in whole sentences.
     """
 
     text: str
     source: str
+    is_cut: bool = False
 
 
 class Phrase(NamedTuple):
@@ -151,6 +153,19 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class UnreadUnit:
+    """A unit that could not be opened: the others go on without it, and the next start tries it again.
+
+    Attributes:
+        unit: Name of the unit.
+        message: What is wrong with it, in one line.
+    """
+
+    unit: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture on its way through the stages.
 
@@ -191,6 +206,7 @@ class Batch:
         of: Number of batches that the unit has.
         pictures: The pictures in the input's order.
         made_by: What each stage says of itself, by the stage's name.
+        not_read: Entries of the unit's shard that are no samples, counted by cause; in its first batch.
     """
 
     unit: str
@@ -198,3 +214,4 @@ class Batch:
     of: int
     pictures: tuple[Picture, ...]
     made_by: dict[str, dict] = field(default_factory=dict)
+    not_read: Mapping[str, int] = field(default_factory=dict)

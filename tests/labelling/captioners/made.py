@@ -17,14 +17,15 @@ def texts_of(results: list[Caption | Failure]) -> list[str]:
     return [result.text if isinstance(result, Caption) else f"({result.cause})" for result in results]
 
 
-WORDS = [f"w{i}" for i in range(60)]
+# Each ends a sentence: what the limit cuts off is whole sentences, and stays.
+WORDS = [f"w{i:02d}." for i in range(60)]
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 
 TEMPLATE = (
     "<s> {% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}w1 w2{% endif %}"
+    "{% if add_generation_prompt %}w01. w02.{% endif %}"
 )
 
 
@@ -100,7 +101,10 @@ def save_llava_next(folder: Path) -> None:
         image_token_index=SPECIALS.index("<image>"),
         image_grid_pinpoints=grids,
     )
-    save_random(LlavaNextForConditionalGeneration(config), folder)
+    model = LlavaNextForConditionalGeneration(config)
+    # Of random weights, which token wins depends on the processor's rounding; this one cannot be read back.
+    model.generation_config.suppress_tokens = [SPECIALS.index("<image>")]
+    save_random(model, folder)
     side = {"height": 16, "width": 16}
     images = LlavaNextImageProcessor(size={"shortest_edge": 16}, crop_size=side, image_grid_pinpoints=grids)
     processor = LlavaNextProcessor(
@@ -185,7 +189,7 @@ LOCAL = {
 
 def local_config(folder: Path, **changes: Any) -> CaptionConfig:
     return CaptionConfig(
-        **{"kind": "local", "weights": str(folder), "max_new_tokens": 8, "prompt": "w5 w6"} | changes
+        **{"kind": "local", "weights": str(folder), "max_new_tokens": 8, "prompt": "w05. w06."} | changes
     )
 
 

@@ -13,7 +13,7 @@ from open_cloc.labelling.captioners import open_captioner
 from open_cloc.labelling.captioners.pictures import decoded
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
-from tests.labelling.captioners.made import LOCAL, SHAPES, captions_of, local_config, texts_of
+from tests.labelling.captioners.made import LOCAL, SHAPES, SPECIALS, captions_of, local_config, texts_of
 from tests.labelling.made import encoded
 
 
@@ -37,7 +37,7 @@ def test_a_local_caption_does_not_depend_on_its_batch(name: str, local_models: d
     assert captions_of(captioner, images[::-1]) == alone[::-1]
     with_broken = captions_of(captioner, [images[0], b"no picture", images[1]])
     assert texts_of(with_broken) == [texts[0], "(unreadable picture)", texts[1]]
-    assert alone[0] == Caption(texts[0], f"local {local_models[name]}")
+    assert alone[0][:2] == (texts[0], f"local {local_models[name]}")
     assert captions_of(captioner, [b""])[0][0] == "unreadable picture"
     json.dumps(captioner.provenance)
 
@@ -53,12 +53,12 @@ def test_a_chat_model_is_asked_the_prompt_and_answers_greedily(
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     images = [encoded(i, "PNG", size) for i, size in enumerate(SHAPES[:3])]
-    for prompt in ("w5 w6", "w40 w41 w42"):
+    for prompt in ("w05. w06.", "w40. w41. w42."):
         captioner = open_captioner(local_config(folder, prompt=prompt))
-        assert captioner.provenance["prompt"] == f"<s> user <image> {prompt} w1 w2"
+        assert captioner.provenance["prompt"] == f"<s> user <image> {prompt} w01. w02."
         expected = []
         for image in images:
-            text = f"<s> user <image> {prompt} w1 w2"
+            text = f"<s> user <image> {prompt} w01. w02."
             inputs = processor(
                 images=decoded(image), text=text, return_tensors="pt", add_special_tokens=False
             )
@@ -66,6 +66,7 @@ def test_a_chat_model_is_asked_the_prompt_and_answers_greedily(
             assert (inputs["input_ids"] == 1).sum() == 1  # one start of text
             for _ in range(8):
                 logits = model(**inputs, use_cache=False).logits[0, -1]
+                logits[SPECIALS.index("<image>")] = -torch.inf
                 token = logits.argmax().view(1, 1)
                 inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
                 inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -114,3 +115,31 @@ def test_wrong_local_models_are_named(local_models: dict[str, Path], tmp_path: P
     (folder / "config.json").write_text(json.dumps({"model_type": "owlv2"}))
     with pytest.raises(ValueError, match="type 'owlv2', which is no image-to-text model of transformers"):
         open_captioner(local_config(folder))
+
+
+def test_answers_of_local_chat_models_are_read_as_those_of_servers(
+    local_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "<think>a mug?</think>Sure! Here is a caption: A mug."
+    chat: Any = open_captioner(local_config(local_models["llava_next"]))
+    plain: Any = open_captioner(local_config(local_models["blip"]))
+    for captioner in (chat, plain):
+        monkeypatch.setattr(captioner._tokenizer, "batch_decode", lambda tokens, **options: [said])
+    assert texts_of(captions_of(chat, [encoded(0)])) == ["A mug."]
+    assert texts_of(captions_of(plain, [encoded(0)])) == [
+        "<think>a mug?</think>Sure! Here is a caption: A mug."
+    ]
+    monkeypatch.setattr(
+        chat._tokenizer, "batch_decode", lambda tokens, **options: ["I'm sorry, but I can't."]
+    )
+    assert texts_of(captions_of(chat, [encoded(0)])) == ["(captioner refused)"]
+
+
+def test_answers_that_reach_the_limit_are_counted_as_cut(local_models: dict[str, Path]) -> None:
+    captioner: Any = open_captioner(local_config(local_models["llava_next"], max_new_tokens=2))
+    (result,) = captions_of(captioner, [encoded(0)])
+    assert isinstance(result, Caption)
+    assert result.is_cut
+    captioner._model.generation_config.eos_token_id = list(range(65))  # whatever it says is an end
+    (result,) = captions_of(captioner, [encoded(0)])
+    assert not (isinstance(result, Caption) and result.is_cut)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from open_cloc.errors import UserError
 from open_cloc.labelling.captioners import open_captioner
+from open_cloc.labelling.captioners.bounded import MOST_BYTES
 from open_cloc.labelling.captioners.server import NoServerError, ServerCaptioner
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption
@@ -130,7 +133,16 @@ def test_trouble_that_passes_is_waited_for(trouble: Reply) -> None:
 
 @pytest.mark.parametrize(
     ("header", "low", "high"),
-    [("7", 7, 7), ("0", 0.5, 1), ("nan", 0.5, 1), ("soon", 0.5, 1), ("99999", 600, 600), ("date", 25, 31)],
+    [
+        ("7", 7, 7),
+        ("0", 0.5, 1),
+        ("nan", 0.5, 1),
+        ("soon", 0.5, 1),
+        ("99999", 600, 600),
+        ("1e999", 600, 600),
+        ("date", 25, 31),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.5, 1),
+    ],
 )
 def test_retry_after_is_honoured(header: str, low: float, high: float) -> None:
     def reply(n: int, body: dict[str, Any]) -> Reply:
@@ -272,6 +284,9 @@ def test_a_refused_picture_is_a_failure(status: int) -> None:
         (200, {}, b"[]"),
         (200, {}, b"\xff\xfe\x00"),
         (200, {"Content_Encoding": "gzip"}, b"no gzip"),
+        (200, {"Content_Encoding": "gzip"}, gzip.compress(bytes(2**28))),
+        (200, {}, b"[" * 200_000),
+        (200, {}, b" " * (MOST_BYTES + 1)),
         answer(""),
         answer(" \n"),
         answer(None),
@@ -279,21 +294,79 @@ def test_a_refused_picture_is_a_failure(status: int) -> None:
     ],
 )
 def test_unusable_answers_are_asked_for_once_more(reply: Reply) -> None:
-    broken = "Content_Encoding" in reply[1]  # says the transport, hence counts with dropped connections
-    with serving(lambda n, body: reply if n else answer("fine"), retries=1 if broken else 5) as (
-        server,
-        captioner,
-        _,
-    ):
+    with serving(lambda n, body: reply if n else answer("fine")) as (server, captioner, _):
         captions_of(captioner, [encoded(1)])
         server.requests.clear()
         server.reply = lambda n, body: reply
-        cause = "server error" if broken else "unusable answer"
-        assert texts_of(captions_of(captioner, [encoded(1)])) == [f"({cause})"]
+        assert texts_of(captions_of(captioner, [encoded(1)])) == ["(unusable answer)"]
         assert len(server.requests) == 2
         server.requests.clear()
         server.reply = lambda n, body: answer("fine") if n else reply
         assert texts_of(captions_of(captioner, [encoded(1)])) == ["fine"]
+
+
+def chosen(**choice: Any) -> Reply:
+    return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (answer("<think>hm</think>\nA mug."), "A mug."),
+        (answer([{"type": "text", "text": "A mug."}]), "A mug."),
+        (answer("I'm sorry, but I can't help with that."), "(captioner refused)"),
+        (chosen(message={"content": None, "refusal": "no"}, finish_reason="stop"), "(captioner refused)"),
+        (chosen(message={"content": ""}, finish_reason="content_filter"), "(captioner refused)"),
+        (chosen(message={"content": "A mug on a wo"}, finish_reason="length"), "(caption cut off)"),
+        (chosen(message={"content": "A mug. On a wo"}, finish_reason="length"), "A mug."),
+        (chosen(message={"content": "half \ud83d"}, finish_reason="stop"), "half"),
+    ],
+)
+def test_answers_that_are_no_captions(reply: Reply, text: str) -> None:
+    with serving(lambda n, body: reply) as (server, captioner, _):
+        (result,) = captions_of(captioner, [encoded(1)])
+        assert texts_of([result]) == [text]
+        assert len(server.requests) == 1  # greedy decoding would say the same again
+        if "length" in reply[2].decode() and isinstance(result, Caption):
+            assert result.is_cut
+
+
+def test_odd_codes_fail_one_picture_once_the_server_has_answered() -> None:
+    odd = encoded(1)
+
+    def reply(n: int, body: dict[str, Any]) -> Reply:
+        return error(302, Location="http://127.0.0.1:9/v1") if picture_in(body) == odd else answer("fine")
+
+    with serving(reply) as (server, captioner, _):
+        assert texts_of(captions_of(captioner, [encoded(0)])) == ["fine"]
+        assert texts_of(captions_of(captioner, [odd, encoded(2)])) == ["(refused by server)", "fine"]
+        assert len(server.requests) == 3  # the redirect was not followed
+
+
+@pytest.mark.parametrize("proxy", ["not a url", "socks9://user:word@x", "socks5://127.0.0.1:9", "::::"])
+def test_damaged_proxy_variables_are_named(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    config = CaptionConfig(kind="server", weights="m", url="http://captions.invalid/v1", retries=0, timeout=2)
+    with pytest.raises((UserError, NoServerError)) as caught:
+        ServerCaptioner(config)
+    assert "word" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with serving(lambda n, body: answer("fine")) as (
+        _,
+        captioner,
+        _,
+    ):  # of this machine itself, none is asked
+        assert texts_of(captions_of(captioner, [encoded(1)])) == ["fine"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:word@h:99999999/v1", "http://user:word@[::1/v1", "user:word@host", "://user:word@h"]
+)
+def test_passwords_of_urls_are_not_repeated(url: str) -> None:
+    with pytest.raises((UserError, NoServerError)) as caught:
+        ServerCaptioner(CaptionConfig(kind="server", weights="m", url=url, retries=0, timeout=2))
+    assert "word@" not in str(caught.value)
 
 
 def test_models_of_the_server() -> None:

@@ -40,6 +40,12 @@ def test_ngrams_count_repeats_symbols_and_the_limit(ngrams: Any) -> None:
     assert found.dropped == {"duplicate": 1, "over the limit": 1, "word of symbols only": 2}
 
 
+def test_ngrams_hold_no_markup_file_names_or_tags(ngrams: Any) -> None:
+    (found,) = ngrams(["<b>red</b> &quot;mug&quot; #mug cat.jpg a&amp;b <a href='"])
+    assert {word for text in texts(found) for word in text.split()} == {"red", "mug", "a", "b"}
+    assert found.dropped["hash tag or user name"] == found.dropped["file name"] == 1
+
+
 def test_ngrams_are_all_there_are(ngrams: Any) -> None:
     words = [f"w{i}" for i in range(7)]
     (found,) = ngrams([" ".join(words)])

@@ -114,10 +114,24 @@ def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
     return members | ({"txt": sample.captions[0].encode()} if sample.captions else {})
 
 
-def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) -> int:
+def write_shard(
+    samples: Iterable[RegionSample],
+    tar: Path,
+    storage: Storage,
+    refuse: Callable[[RegionSample, Exception], object] | None = None,
+) -> int:
     """Write one tar, its index and its statistics, or make sure that a finished one holds the same samples.
 
-    The tar appears under its name only when all is written. Returns its number of samples.
+    The tar appears under its name only when all is written.
+
+    Args:
+        samples: The samples, read one at a time: the next one once the last is written.
+        tar: The shard's file.
+        storage: How pictures are stored.
+        refuse: Told of each sample that cannot be written, and why, in place of raising.
+
+    Returns:
+        The number of samples written.
     """
     stats_file = tar.with_name(f"{tar.stem}_stats.json")
     if tar.exists() and stats_file.exists():
@@ -127,7 +141,7 @@ def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) ->
         return stats["count"]
     with _tar_in_the_making(tar) as part:
         with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
-            stats = _stats(_written(samples, writer, storage), storage)
+            stats = _stats(_written(samples, writer, storage, refuse), storage)
         index, problems = scan_shard(part)
         assert not problems, problems
         save_index(index_file(tar), index, part)
@@ -148,9 +162,21 @@ def _tar_in_the_making(tar: Path) -> Iterator[Path]:
             raise
 
 
-def _written(samples: Iterable[RegionSample], writer: TarWriter, storage: Storage) -> Iterator[RegionSample]:
+def _written(
+    samples: Iterable[RegionSample],
+    writer: TarWriter,
+    storage: Storage,
+    refuse: Callable[[RegionSample, Exception], object] | None,
+) -> Iterator[RegionSample]:
     for sample in samples:
-        writer.write(encode_sample(sample, storage))
+        try:
+            members = encode_sample(sample, storage)
+        except Exception as error:  # a picture or metadata of any kind
+            if refuse is None:
+                raise
+            refuse(sample, error)
+            continue
+        writer.write(members)
         yield sample
 
 

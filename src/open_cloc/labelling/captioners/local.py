@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from open_cloc.errors import UserError
 from open_cloc.files import versions
+from open_cloc.labelling.captioners.answers import EMPTY, Answer, read_answer
 from open_cloc.labelling.captioners.pictures import decoded, one_line
 from open_cloc.labelling.hub import Checkpoint, find_checkpoint, load_safetensors, read_model_type
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
 from open_cloc.model.foreign import open_safely
+from open_cloc.texts import sound_text
 
 # Trained to caption a picture and nothing else: a prompt would become part of the caption.
 PROMPTLESS = ("blip", "blip-2", "git", "vision-encoder-decoder")
@@ -68,7 +71,10 @@ class LocalCaptioner:
         texts = iter(self._texts([picture for picture in pictures if not isinstance(picture, Failure)]))
         answers = [picture if isinstance(picture, Failure) else next(texts) for picture in pictures]
         source = f"local {self._config.weights}"
-        return [Caption(answer, source) if isinstance(answer, str) else answer for answer in answers]
+        return [
+            answer if isinstance(answer, Failure) else Caption(answer.text, source, answer.is_cut)
+            for answer in answers
+        ]
 
     def _load_processor(self, checkpoint: Checkpoint, model_type: str) -> None:
         from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
@@ -98,7 +104,7 @@ class LocalCaptioner:
         conversation = [{"role": "user", "content": content}]
         return self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
 
-    def _texts(self, pictures: Sequence[Image.Image]) -> list[str | Failure]:
+    def _texts(self, pictures: Sequence[Image.Image]) -> list[Answer | Failure]:
         """A text of each picture; where the processor refuses the batch, each is tried alone."""
         if not pictures:
             return []
@@ -108,8 +114,14 @@ class LocalCaptioner:
             if len(pictures) > 1:
                 return [text for picture in pictures for text in self._texts([picture])]
             return [Failure("refused by model", one_line(str(error)))]
-        texts = [one_line(text) for text in self._generate(inputs)]
-        return [text or Failure("empty caption", "the model wrote nothing") for text in texts]
+        return [self._read(text, is_cut) for text, is_cut in self._generate(inputs)]
+
+    def _read(self, text: str, is_cut: bool) -> Answer | Failure:
+        """A caption; those who know nothing but to caption do not think, chat or refuse."""
+        if not self._promptless:
+            return read_answer(text, is_cut)
+        line = one_line(sound_text(text))
+        return Answer(line) if line else Failure(EMPTY, "the model wrote nothing")
 
     def _prepare(self, pictures: Sequence[Image.Image]) -> Any:
         if self._promptless:
@@ -125,7 +137,8 @@ class LocalCaptioner:
         )
 
     @torch.inference_mode()
-    def _generate(self, inputs: Any) -> list[str]:
+    def _generate(self, inputs: Any) -> list[tuple[str, bool]]:
+        """The text of each picture, and whether its end was cut off."""
         inputs = inputs.to(self._model.device, self._model.dtype)
         tokens = self._model.generate(
             **inputs, do_sample=False, num_beams=1, max_new_tokens=self._config.max_new_tokens
@@ -133,7 +146,16 @@ class LocalCaptioner:
         asked = inputs.get("input_ids")
         if asked is not None and torch.equal(tokens[:, : asked.shape[1]], asked):  # most repeat the prompt
             tokens = tokens[:, asked.shape[1] :]
-        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return list(zip(texts, self._are_cut(tokens)))
+
+    def _are_cut(self, tokens: Tensor) -> list[bool]:
+        """Whether each answer (B, T) went on to the limit without an end."""
+        if tokens.shape[1] < self._config.max_new_tokens:
+            return [False] * len(tokens)
+        ends = self._model.generation_config.eos_token_id
+        stops = torch.tensor(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        return (~torch.isin(tokens.cpu(), stops).any(1)).tolist()
 
 
 def _load_model(checkpoint: Checkpoint, model_type: str) -> Any:

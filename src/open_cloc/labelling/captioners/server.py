@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import json
 import math
 import os
 import random
@@ -16,9 +15,13 @@ from typing import Any, TypeVar
 
 from open_cloc.config import require
 from open_cloc.errors import RunError, UserError
+from open_cloc.labelling.captioners.answers import EMPTY, Answer, read_answer
+from open_cloc.labelling.captioners.bounded import Reply, UnusableReplyError, request
 from open_cloc.labelling.captioners.pictures import data_url, one_line
 from open_cloc.labelling.recipe import CaptionConfig
 from open_cloc.labelling.types import Caption, Failure
+from open_cloc.shown import without_secrets
+from open_cloc.texts import sound_text
 
 # Paths below the URL.
 CHAT, MODELS = "chat/completions", "models"
@@ -35,6 +38,10 @@ SHOWN = 300
 
 TIMED_OUT, SERVER_ERROR, UNUSABLE = "server timed out", "server error", "unusable answer"
 NOT_THERE, BUSY = "server not there", "server busy"
+# What servers call the end of an answer that was long enough, or that their filter has stopped.
+CUT_OFF, FILTERED = ("length", "max_tokens"), "content_filter"
+# What servers answer where all requests would fail alike.
+FOR_ALL = (401, 403, 404)
 # What servers answer where one request's content is at fault.
 REFUSED_PICTURE = (400, 413, 422)
 # Answers that are worth another try, beside 5xx.
@@ -143,22 +150,32 @@ class ServerCaptioner:
     def _connect(self, config: CaptionConfig) -> tuple[Any, str]:
         """A client, and the server's URL as it may be shown, without a password."""
         httpx = self._httpx
+        given = without_secrets(config.url if "://" in config.url else config.url.rpartition("@")[2])
         try:
             url = httpx.URL(config.url.rstrip("/"))
-        except httpx.InvalidURL as error:
-            raise UserError(f"caption.url must be a URL; got {config.url!r}: {error}") from error
+        except (httpx.InvalidURL, ValueError) as error:
+            raise UserError(
+                f"caption.url must be a URL; got {given!r}: {without_secrets(str(error))}"
+            ) from None
         if url.scheme not in ("http", "https") or not url.host:
-            raise UserError(f"caption.url must be like http://localhost:8000/v1; got {config.url!r}")
-        client = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(
-                config.timeout, connect=min(LONGEST_CONNECT, config.timeout / 2), pool=None
-            ),
-            limits=httpx.Limits(max_connections=config.requests, max_keepalive_connections=config.requests),
-            # No proxy leads back to this machine.
-            trust_env=url.host not in ("localhost", "127.0.0.1", "::1"),
-        )
+            raise UserError(f"caption.url must be like http://localhost:8000/v1; got {given!r}")
+        limits = httpx.Limits(max_connections=config.requests, max_keepalive_connections=config.requests)
+        connect = min(LONGEST_CONNECT, config.timeout / 2)
+        try:
+            client = httpx.AsyncClient(
+                base_url=url,
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                timeout=httpx.Timeout(config.timeout, connect=connect, pool=None),
+                limits=limits,
+                # No proxy leads back to this machine.
+                trust_env=url.host not in ("localhost", "127.0.0.1", "::1"),
+            )
+        except Exception as error:  # of many kinds, all from the environment's words
+            raise UserError(
+                "the proxy or certificates that the environment names cannot be used: "
+                f"{one_line(without_secrets(str(error)))}; check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and "
+                "SSL_CERT_FILE"
+            ) from None
         return client, str(url.copy_with(userinfo=b"", query=None))
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -183,6 +200,14 @@ class ServerCaptioner:
             raise
 
     async def _caption(self, image: bytes) -> Caption | Failure:
+        try:
+            return await self._captioned(image)
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # an answer of any form: it costs its picture
+            return Failure(UNUSABLE, self._hidden(f"{type(error).__name__}: {error}"))
+
+    async def _captioned(self, image: bytes) -> Caption | Failure:
         async with self._slots:  # kept between tries: a server in trouble is asked less
             url = await asyncio.to_thread(data_url, image)
             if isinstance(url, Failure):
@@ -197,8 +222,10 @@ class ServerCaptioner:
                 "temperature": 0,
                 "max_tokens": self._config.max_new_tokens,
             }
-            text = await self._patiently(lambda: self._ask(body), random.Random(zlib.crc32(image)))
-        return text if isinstance(text, Failure) else Caption(text, f"server {self.model}")
+            found = await self._patiently(lambda: self._ask(body), random.Random(zlib.crc32(image)))
+        return (
+            found if isinstance(found, Failure) else Caption(*found[:1], f"server {self.model}", found.is_cut)
+        )
 
     async def _patiently(
         self, ask: Callable[[], Awaitable[Result]], jitter: random.Random
@@ -220,22 +247,22 @@ class ServerCaptioner:
             raise NoServerError(message)
         return Failure(last.cause, message)
 
-    async def _ask(self, body: Mapping[str, Any]) -> str | Failure:
+    async def _ask(self, body: Mapping[str, Any]) -> Answer | Failure:
         """One request for a caption.
 
         Raises:
             PassingError: If another try may help.
             UserError: If none will, whatever the picture.
         """
-        response = await self._request("POST", CHAT, json=body)
-        if response.status_code in REFUSED_PICTURE:
-            return Failure("refused by server", self._complaint(CHAT, response))
-        self._require_success(CHAT, response)
-        text = _text_of(response)
-        if not text:
-            raise PassingError(UNUSABLE, f"{self.url}/{CHAT} gave no caption: {self._said(response)}")
+        reply = await self._request("POST", CHAT, json=body)
+        if reply.status in REFUSED_PICTURE or (self._has_answered and _is_odd(reply.status)):
+            return Failure("refused by server", self._complaint(CHAT, reply))
+        self._require_success(CHAT, reply)
+        found = _answer_of(reply)
+        if isinstance(found, Failure) and found.cause == EMPTY:
+            raise PassingError(UNUSABLE, f"{self.url}/{CHAT} gave no caption: {self._said(reply)}")
         self._has_answered = True
-        return text
+        return found
 
     async def _served_models(self) -> dict[str, str]:
         """The server's models, each with what it is made from; empty where the server does not tell."""
@@ -248,11 +275,11 @@ class ServerCaptioner:
         return {} if isinstance(found, Failure) else found
 
     async def _list_models(self) -> dict[str, str]:
-        response = await self._request("GET", MODELS)
-        if response.status_code in (401, 403) or response.status_code in PASSING or response.is_server_error:
-            self._require_success(MODELS, response)
+        reply = await self._request("GET", MODELS)
+        if reply.status in (401, 403, *PASSING) or reply.status >= 500:
+            self._require_success(MODELS, reply)
         try:
-            entries = response.json()["data"] if response.is_success else []
+            entries = reply.json()["data"] if reply.is_success else []
             return {str(entry["id"]): str(entry.get("root") or entry["id"]) for entry in entries}
         except (ValueError, KeyError, TypeError, AttributeError):
             # The list is not needed: the protocol's servers differ in it.
@@ -264,68 +291,78 @@ class ServerCaptioner:
         names = ", ".join(self.served) or "none that it names"
         raise UserError(f"caption.weights must name a model of {self.url}; it has {names}")
 
-    async def _request(self, method: str, path: str, **content: Any) -> Any:
+    async def _request(self, method: str, path: str, **content: Any) -> Reply:
         """One request; whatever keeps it from being answered becomes a `PassingError`."""
         httpx, url = self._httpx, f"{self.url}/{path}"
         try:
-            # httpx's own limit is for each byte: a server that trickles would never reach it.
-            request = self._client.request(method, path, **content)
-            return await asyncio.wait_for(request, self._config.timeout)
+            return await request(self._client, method, path, self._config.timeout, **content)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            reason = one_line(str(error)) or type(error).__name__
-            raise PassingError(NOT_THERE, f"no server answers at {url}: {reason}") from error
+            raise PassingError(NOT_THERE, f"no server answers at {url}: {self._reason(error)}") from error
         except (httpx.TimeoutException, asyncio.TimeoutError) as error:
             message = f"{url} gave no answer in {self._config.timeout:g} s"
             raise PassingError(TIMED_OUT, message) from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            reason = one_line(str(error)) or type(error).__name__
-            raise PassingError(SERVER_ERROR, f"{url} broke off: {reason}") from error
+        except UnusableReplyError as error:
+            raise PassingError(UNUSABLE, f"{url}: {error}") from error
+        except Exception as error:  # what broken connections, headers and proxies raise
+            raise PassingError(SERVER_ERROR, f"{url} broke off: {self._reason(error)}") from error
 
-    def _require_success(self, path: str, response: Any) -> None:
+    def _reason(self, error: Exception) -> str:
+        return self._hidden(str(error)) or type(error).__name__
+
+    def _require_success(self, path: str, reply: Reply) -> None:
         """Nothing if all is well; else the error that says whether to try again."""
-        code = response.status_code
-        if response.is_success:
+        code = reply.status
+        if reply.is_success:
             return
-        complaint = self._complaint(path, response)
+        complaint = self._complaint(path, reply)
         if code in PASSING or code >= 500:
-            wait = _retry_after(response.headers.get("Retry-After", ""))
+            wait = _retry_after(reply.headers.get("Retry-After", ""))
             advice = "; lower caption.requests or raise caption.retries" if code == 429 else ""
             raise PassingError(BUSY if code == 429 else SERVER_ERROR, complaint + advice, wait)
         advice = {
             401: f"set the environment variable {self._config.api_key_env} to the server's key",
             403: f"set the environment variable {self._config.api_key_env} to a key that may use this model",
             404: f"check caption.url (up to /v1) and caption.weights={self._config.weights!r}",
-        }.get(code, "check caption.url (up to /v1)")
+        }.get(code, "check caption.url (up to /v1); redirects are not followed")
         raise UserError(f"{complaint}; {advice}")
 
-    def _complaint(self, path: str, response: Any) -> str:
-        return f"{self.url}/{path} answered {response.status_code}: {self._said(response)}"
+    def _complaint(self, path: str, reply: Reply) -> str:
+        return f"{self.url}/{path} answered {reply.status}: {self._said(reply)}"
 
-    def _said(self, response: Any) -> str:
-        """What the server said, on one short line; never our key, which some repeat."""
-        text = one_line(_message_in(response.text))
-        if self._key:
-            text = text.replace(self._key, "***")
-        return text[:SHOWN] or "nothing"
+    def _said(self, reply: Reply) -> str:
+        """What the server said, on one short line."""
+        return self._hidden(_message_in(reply)) or "nothing"
+
+    def _hidden(self, text: str) -> str:
+        """A text on one short line, without our key, which some servers repeat."""
+        text = text.replace(self._key, "***") if self._key else text
+        return one_line(sound_text(text))[:SHOWN]
 
 
-def _message_in(text: str) -> str:
+def _is_odd(status: int) -> bool:
+    """Whether a code says neither that all is well, nor that all requests will fail, nor to try again."""
+    return not (200 <= status < 300 or status in (*FOR_ALL, *PASSING) or status >= 500)
+
+
+def _message_in(reply: Reply) -> str:
     """The message of an error in one of the forms that servers use; any other text as it is."""
     try:
-        document = json.loads(text)
+        document = reply.json()
         error = document.get("error", document)
-        return str(error.get("message") or error.get("detail") or text)
+        return str(error.get("message") or error.get("detail") or reply.text)
     except (ValueError, AttributeError):  # no JSON, or JSON of another form
-        return text
+        return reply.text
 
 
-def _text_of(response: Any) -> str:
-    """The caption of an answer on one line; empty where there is none."""
+def _answer_of(reply: Reply) -> Answer | Failure:
+    """The caption of an answer, or what it is instead."""
     try:
-        text = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return ""
-    return one_line(text) if isinstance(text, str) else ""
+        choice = reply.json()["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        refusal = "stopped by the server's filter" if reason == FILTERED else message.get("refusal")
+        return read_answer(message.get("content"), reason in CUT_OFF, refusal)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return Failure(EMPTY, "no answer of the protocol")
 
 
 def _retry_after(header: str) -> float | None:
@@ -335,7 +372,7 @@ def _retry_after(header: str) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, TypeError, OverflowError, OSError):  # dates beyond what the system knows
             return None
     if math.isnan(seconds):
         return None

@@ -12,6 +12,7 @@ from open_cloc.config import require
 from open_cloc.labelling.phrases.words import (
     GENERIC_WORDS,
     MAX_WORD_CHARACTERS,
+    NO_WORDS,
     Word,
     fingerprint,
     split_words,
@@ -19,7 +20,7 @@ from open_cloc.labelling.phrases.words import (
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrase, Phrases
 
-VERSION = "ngrams/1"
+VERSION = "ngrams/2"
 
 
 class _Plain(NamedTuple):
@@ -53,6 +54,7 @@ class NGrams:
             "generic": GENERIC_WORDS,
             "stop": self._stop_words,
             "longest_word": MAX_WORD_CHARACTERS,
+            "no_words": NO_WORDS,
         }
         self.provenance: Mapping[str, object] = {
             "rules": VERSION,

@@ -17,11 +17,17 @@ from typing import Any, NamedTuple
 
 from open_cloc.config import require
 from open_cloc.errors import UserError
-from open_cloc.labelling.phrases.words import GENERIC_WORDS, MAX_WORD_CHARACTERS, fingerprint, split_words
+from open_cloc.labelling.phrases.words import (
+    GENERIC_WORDS,
+    MAX_WORD_CHARACTERS,
+    NO_WORDS,
+    fingerprint,
+    split_words,
+)
 from open_cloc.labelling.recipe import PhraseConfig
 from open_cloc.labelling.types import Phrase, Phrases
 
-VERSION = "noun_phrases/1"
+VERSION = "noun_phrases/2"
 
 GRAMMAR = "NP: <DT>? <JJ.*>* <NN.*>+"
 
@@ -95,6 +101,7 @@ class NounPhrases:
             "grammar": GRAMMAR,
             "hyphens": HYPHENS,
             "longest_word": MAX_WORD_CHARACTERS,
+            "no_words": NO_WORDS,
             "generic": GENERIC_WORDS,
             "stop": self._stop_words,
             "plurals": PLURAL_ENDINGS,

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from open_cloc.texts import blank_markup
 
 # Words that say where a picture is from or what medium it is, not what it shows. The first line is the
 # paper's.
@@ -28,6 +30,18 @@ MAX_WORD_CHARACTERS = 60
 
 # What separates words: white space, control characters, lone surrogates, zero-width space, byte-order mark.
 _WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\ufeff]+")
+# `red_mug` is two of them.
+_PART = re.compile(r"[^_]+")
+
+# What people and programs write beside what is to be seen; each is left out, and counted.
+NO_WORDS = {
+    "address": r"https?://|www\.|mailto:|[\w.+-]+@[\w-]+\.\w|[\w.-]+\.(?:com|org|net|io|info|co\.uk|de|html?|php)"
+    r"(?:[/?#:]|\W*$)",
+    "file name": r".*\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif|hei[cf]|psd|eps|pdf|cr2|nef|dng|mp4|mov|webm)"
+    r"[\W_]*$|(?:img|dsc[nf]?|pxl|vid|mvimg|gopr|imag|screenshot)[_-]?\d[\w.-]*[\W_]*$",
+    "hash tag or user name": r"[#@]\w*[^\W\d_]",
+}
+_NO_WORDS = {rule: re.compile(rf"[^\w#@]*(?:{pattern})", re.IGNORECASE) for rule, pattern in NO_WORDS.items()}
 
 
 class Word(NamedTuple):
@@ -47,7 +61,9 @@ class Word(NamedTuple):
 
 
 def split_words(caption: str, max_words: int, dropped: Counter[str]) -> list[Word]:
-    """The caption's first `max_words` words, without those of more than 60 characters.
+    """The caption's first `max_words` words, without what is none: see `NO_WORDS`.
+
+    Markup of HTML separates words, as white space does.
 
     Args:
         caption: Any text.
@@ -55,14 +71,24 @@ def split_words(caption: str, max_words: int, dropped: Counter[str]) -> list[Wor
         dropped: Counter of the words that are left out, by rule.
     """
     words = []
-    for number, match in enumerate(_WORD.finditer(caption)):
-        if number >= max_words:
-            dropped["word past the longest caption"] += 1
-        elif match.end() - match.start() > MAX_WORD_CHARACTERS:
-            dropped["word of over 60 characters"] += 1
+    for number, match in enumerate(_WORD.finditer(blank_markup(caption))):
+        rule = "word past the longest caption" if number >= max_words else _rule_against(match.group())
+        if rule is None:
+            words += _parts(match.group(), match.start())
         else:
-            words.append(_lower(match.group(), match.start()))
+            dropped[rule] += 1
     return words
+
+
+def _rule_against(word: str) -> str | None:
+    if len(word) > MAX_WORD_CHARACTERS:
+        return "word of over 60 characters"
+    return next((rule for rule, pattern in _NO_WORDS.items() if pattern.match(word)), None)
+
+
+def _parts(word: str, start: int) -> Iterator[Word]:
+    for part in _PART.finditer(word):
+        yield _lower(part.group(), start + part.start())
 
 
 def _lower(text: str, start: int) -> Word:

@@ -1,0 +1,42 @@
+"""The Ray cluster: where its files lie, and what is told of its failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from open_cloc.errors import WorkerDiedError
+from open_cloc.labelling.cluster import folder_for_sockets
+from open_cloc.labelling.pipeline import label
+from tests.labelling.made import captions_only, recipe
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of sockets have 107 characters at most, of which Ray takes most."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    with folder_for_sockets() as told:
+        assert told == {}
+    long = tmp_path / ("of_a_job_" * 9)
+    for folder in (long, Path("/nonexistent")):
+        monkeypatch.setenv(name, str(folder))
+        with folder_for_sockets() as told:
+            made = Path(told["_temp_dir"])
+            assert made.is_dir()
+            assert len(str(made)) < 20
+        assert not made.exists()
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run_in_one_sentence(
+    cluster: None, tmp_path: Path
+) -> None:
+    source, _ = captions_only(tmp_path / "in", 2)
+    (tmp_path / "die always").touch()
+    with pytest.raises(WorkerDiedError) as caught:
+        label(recipe(tmp_path), source, tmp_path / "out")
+    assert str(caught.value).startswith("a worker was killed 4 times over the same pictures")
+    assert "\n" not in str(caught.value)
