@@ -146,6 +146,6 @@ def _opened(file: Path, size: int) -> ImageFont.FreeTypeFont:
         axes = opened.get_variation_axes()
     except OSError:  # most fonts do not vary
         return opened
-    is_weight = [axis["name"] in (b"Weight", "Weight") for axis in axes]
-    opened.set_variation_by_axes([REGULAR if own else axis["default"] for own, axis in zip(is_weight, axes)])
+    chosen = [REGULAR if axis["name"] in (b"Weight", "Weight") else axis["default"] for axis in axes]
+    opened.set_variation_by_axes([float(value or 0) for value in chosen])
     return opened

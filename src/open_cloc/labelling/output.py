@@ -153,7 +153,7 @@ class RunFolder:
             )
         if (path / RAW).is_symlink():
             raise UserError(f"{path / RAW} is a link; raw detections lie in the run's own folder")
-        now = {"source": without_secrets(source), "units": [_named(unit) for unit in units]}
+        now: dict[str, Any] = {"source": without_secrets(source), "units": [_named(unit) for unit in units]}
         now |= {"recipe": upstream(recipe)}
         if earlier is not None and overwrite:
             cls(path, earlier)._remove()

@@ -155,7 +155,7 @@ def _or_failed(picture: Picture, pixels: np.ndarray | Failure | None) -> Picture
 
 def _plain_to_detect() -> Picture:
     """What a detector, and after it a model that looks again, must find no fault with."""
-    whole = Detections(np.float32([[0, 0, 1, 1]]), np.ones((1, 1), np.float32))
+    whole = Detections(np.array([[0, 0, 1, 1]], np.float32), np.ones((1, 1), np.float32))
     caption = Caption(PLAIN_CAPTION, "given")
     return Picture(PLAIN_INDEX, "plain", caption=caption, phrases=Phrases((PLAIN_PHRASE,)), detections=whole)
 

@@ -70,7 +70,7 @@ def split_words(caption: str, max_words: int, dropped: Counter[str]) -> list[Wor
         max_words: Most words, long ones included.
         dropped: Counter of the words that are left out, by rule.
     """
-    words = []
+    words: list[Word] = []
     for number, match in enumerate(_WORD.finditer(blank_markup(caption))):
         rule = "word past the longest caption" if number >= max_words else _rule_against(match.group())
         if rule is None:
