@@ -111,10 +111,10 @@ class Pictures(NamedTuple):
         for place in places:
             if place in folders:
                 listings.append(list_files(place, outside))
-                inside = (name for name in listings[-1].files if is_picture(name))
+                inside = [name for name in listings[-1].files if is_picture(name)]
             else:
                 lines = (line.strip() for line in read_text(place).splitlines())
-                inside, place = filter(None, lines), place.parent
+                inside, place = [line for line in lines if line], place.parent
             names += [name if is_url(name) else os.path.relpath(place / name, root) for name in inside]
         num_named, names = len(names), list(dict.fromkeys(names))
         if not names:
