@@ -90,9 +90,7 @@ def evaluate(
     config = config or EvaluationConfig()
     run_task = find_task(task)
     check_method(method, task_name(task))
-    data = open_reader(dataset) if isinstance(dataset, str) else dataset
-    named = dataset_name or (dataset if isinstance(dataset, str) else "")
-    tell_opening(data, named or "data set", 0, "and an evaluation leaves nothing out")
+    data, named = _as_data(dataset, dataset_name)
     opened = _as_method(model, method, config, device)
     with _eval_mode(model), torch.inference_mode():
         result = run_task(checked(opened), data, config)
@@ -109,6 +107,14 @@ def evaluate(
         "protocol": common_protocol(described, cleaning_of(opened), data, config) | result.protocol,
     }
     return hide_secrets(made)
+
+
+def _as_data(dataset: SampleDataset | str, name: str) -> tuple[SampleDataset, str]:
+    """The data set that is given or named, all of whose entries can be used, and its name."""
+    data = open_reader(dataset) if isinstance(dataset, str) else dataset
+    named = name or (dataset if isinstance(dataset, str) else "")
+    tell_opening(data, named or "data set", 0, "and an evaluation leaves nothing out")
+    return data, named
 
 
 def _as_method(

@@ -271,6 +271,9 @@ def test_unused_keys_and_repeated_ids_are_counted(tmp_path: Path) -> None:
         "annotations' key 'keypoints'": 1,
         "annotation ids that come more than once": 1,
     }
+    images = [{"id": 7, "file_name": "a.jpg", "caption": "a mug", "license": 3}]
+    dataset = open_reader(f"coco:{write_coco(tmp_path, coco_document(images=images, annotations=[]))}")
+    assert dataset.left_out == {"images' key 'caption'": 1}
 
 
 def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
@@ -317,3 +320,16 @@ def test_coco128() -> None:
         expected.append([x / width, y / height, (x + w) / width, (y + h) / height])
     boxes = [region.box for sample in samples for region in sample.regions]
     np.testing.assert_allclose(sorted(boxes), sorted(np.clip(expected, 0, 1).tolist()), atol=1e-12)
+
+
+def test_a_broken_caption_costs_itself(tmp_path: Path) -> None:
+    entries = [{"image_id": 7, "caption": "a mug"}, {"image_id": 7, "caption": None}, {"caption": "x"}, 3]
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({"annotations": entries}))
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document())},captions={captions}")
+    assert [sample.captions for sample in (dataset[0], dataset[1])] == [("a mug",), ()]
+    assert [problem.cause for problem in dataset.problems] == ["broken caption"] * 3
+    assert "captions.json" in dataset.problems[0].message
+    captions.write_text(json.dumps({"annotations": entries[1:]}))
+    with pytest.raises(ValueError, match=r"no caption can be used; the first: .*must be text; got null"):
+        open_reader(f"coco:{tmp_path / 'instances_tiny.json'},captions={captions}")

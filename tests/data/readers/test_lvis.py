@@ -36,3 +36,16 @@ def test_lvis_without_pictures_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(lvis_document() | {"images": [{"id": 7, "width": 1, "height": 1}]}))
     with pytest.raises(ValueError, match="image 7: has neither file_name nor coco_url"):
         open_reader(f"lvis:{path}")
+
+
+def test_one_name_in_two_parts_is_two_pictures(tmp_path: Path) -> None:
+    document = lvis_document()
+    for image, part in zip(document["images"], ("val2017", "train2017")):
+        image["coco_url"] = f"http://images.cocodataset.org/{part}/1.jpg"
+        picture = tmp_path / "images" / part / "1.jpg"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (100, 50)).save(picture)
+    Image.new("RGB", (100, 50)).save(tmp_path / "images/1.jpg")
+    (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
+    dataset: Any = open_reader(f"lvis:{tmp_path}")
+    assert [dataset[i].image.parent.name for i in range(2)] == ["val2017", "train2017"]

@@ -26,6 +26,10 @@ from open_cloc.texts import PackedTexts, sound_text
 
 PARTS = ("images", "annotations", "categories")
 UNUSED = "segmentation"  # outlines take most of a file and are not read
+OF_IMAGES = {
+    *("id", "file_name", "width", "height", "license", "date_captured", "coco_url", "flickr_url"),
+    *("neg_category_ids", "not_exhaustive_category_ids"),
+}
 KNOWN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "score", UNUSED}
 
 # What finds the picture's name in an entry of `images`.
@@ -159,7 +163,9 @@ class CocoDataset:
         self.file_names = PackedTexts(document.names)
         self.keys = PackedTexts(make_keys(document.names))
         self.problems = [*document.problems, *captions.problems]
-        self.left_out: Counter[str] = Counter()
+        self.left_out = Counter(
+            f"images' key {name!r}" for image in document.images for name in image.keys() - OF_IMAGES
+        )
         self._image_ids = PackedTexts(document.ids)
         self._id_is_text = np.array([isinstance(image["id"], str) for image in document.images])
         self._own_problems: defaultdict[int, list[Problem]] = defaultdict(list)

@@ -54,8 +54,8 @@ def find_columns(columns: Iterable[str], known: Sequence[str]) -> list[str]:
 def find_boxes(columns: Iterable[str]) -> tuple[str, ...]:
     """The columns that bear the names of boxes, capitals aside; the first such set of them."""
     by_name = {column.lower(): column for column in columns}
-    for named in BOX_COLUMNS:
-        names = (named,) if isinstance(named, str) else named
+    for entry in BOX_COLUMNS:
+        names = (entry,) if isinstance(entry, str) else entry
         if all(name in by_name for name in names):
             return tuple(by_name[name] for name in names)
     return ()
