@@ -244,8 +244,11 @@ def test_a_failed_run_keeps_its_folder_from_the_first_step_on(
 def test_a_first_checkpoint_that_fails_takes_nothing_away(
     tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FileSystemWriter, "finish", lambda *args: 1 / 0)
-    with pytest.raises((ValueError, RuntimeError), match="step_00000003 cannot be written"):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FileSystemWriter, "finish", fail)
+    with pytest.raises(RunError, match="step_00000003 cannot be written: No space left on device"):
         train(with_run(tiny, log_steps=10))
     assert (Path(tiny.run.output) / "recipe.json").is_file()
     assert list((Path(tiny.run.output) / "checkpoints").iterdir()) == []
