@@ -132,7 +132,7 @@ def test_a_unit_is_written_once_its_last_batch_is_here(tmp_path: Path) -> None:
     assert written == [("00001", [0]), ("00000", [2, 0, 1])]
     assert [count["written"] for count in run.finish()] == [5, 2]
     assert [len(ShardDataset(str(tar))) for tar in run.shards()] == [5, 2]
-    assert ShardDataset(str(run.path)).keys[0] == first.pictures[0].key
+    assert ShardDataset(str(run.path)).key(0) == first.pictures[0].key
 
 
 def in_old_words(path: Path) -> None:

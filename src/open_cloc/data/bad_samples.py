@@ -132,8 +132,12 @@ def tell_opening(
         return
     causes = listed(Counter(problem.cause for problem in problems))
     broken = "1 entry is" if len(problems) == 1 else f"{len(problems)} entries are"
-    message = f"{where}: {broken} broken ({causes}); the first one: {problems[0].message}"
-    if max_bad_fraction is not None and len(problems) > max_bad_fraction * max(len(dataset), MIN_TRIED):
+    # One entry may be worth many samples, as a broken tar is.
+    lost: int = getattr(dataset, "lost", 0)
+    cost = f", which costs about {lost} samples" if lost else ""
+    message = f"{where}: {broken} broken ({causes}){cost}; the first one: {problems[0].message}"
+    num_bad = max(len(problems), lost)
+    if max_bad_fraction is not None and num_bad > max_bad_fraction * max(len(dataset), MIN_TRIED):
         raise UserError(f"{message}; `open-cloc data check` lists all, {advice}")
     logger.warning("%s", message)
 

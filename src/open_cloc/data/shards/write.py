@@ -128,8 +128,8 @@ def write_shard(samples: Iterable[RegionSample], tar: Path, storage: Storage) ->
     with _tar_in_the_making(tar) as part:
         with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
             stats = _stats(_written(samples, writer, storage), storage)
-        index, problems = scan_shard(part)
-        assert not problems, problems
+        index = scan_shard(part)
+        assert not index.problems, index.problems
         save_index(index_file(tar), index, part)
         write_json(stats_file, stats)
     return stats["count"]
