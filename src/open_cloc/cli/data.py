@@ -18,8 +18,6 @@ from open_cloc.data.annotations import SampleDataset, clean_sample
 from open_cloc.data.bad_samples import BadSample, BadSamples, listed, problem_of, read_usable, tell_opening
 from open_cloc.data.check import check_dataset, format_report
 from open_cloc.data.readers import guess_spec, open_reader
-from open_cloc.data.shards.read import ShardDataset
-from open_cloc.data.shards.remote import is_remote
 from open_cloc.data.shards.write import write_shards
 from open_cloc.draw import check_output, contact_sheet, write_picture
 from open_cloc.errors import UserError
@@ -80,7 +78,7 @@ def check(
         num: Look only at so many samples, evenly spaced.
     """
     check_result_file(json_out, ("source", "counts", "errors", "warnings"))
-    dataset = open_source(source, tolerant=True)
+    dataset = open_source(source)
     indices = _evenly(len(dataset), num)
     with _progress(len(indices), "images") as bar:
         report = check_dataset(dataset, indices, bar.update)
@@ -123,19 +121,11 @@ def main(argv: Sequence[str]) -> int:
     return parse_command(commands, argv, "open-cloc data", __doc__ or "")()
 
 
-def open_source(text: str, tolerant: bool = False) -> SampleDataset:
-    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for.
-
-    Args:
-        text: What the user gave.
-        tolerant: Open shards even where some are broken; they are listed in the dataset's `problems`.
-    """
+def open_source(text: str) -> SampleDataset:
+    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for."""
     spec = guess_spec(text)
     if spec != text:
         say(f"reading {text} as {spec.partition(':')[0]}", to_errors=True)
-    shards = spec.removeprefix("shards:")
-    if tolerant and shards != spec and not is_remote(shards):
-        return ShardDataset.tolerant(shards)
     return open_reader(spec)
 
 

@@ -348,6 +348,5 @@ def test_commands_and_recipes_take_urls(server: Server, shards: Path, tmp_path: 
     dataset = open_reader(spec)
     assert isinstance(dataset, RemoteShards)
     assert (dataset.cache.folder, dataset.cache.max_bytes) == (tmp_path / "cache", 5e8)
-    for tolerant in (False, True):
-        assert isinstance(open_source(server.url, tolerant), RemoteShards)
+    assert isinstance(open_source(server.url), RemoteShards)
     assert isinstance(open_reader(f"shards:{shards}"), ShardDataset)
