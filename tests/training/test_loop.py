@@ -141,7 +141,7 @@ class Numbered:
 def test_a_run_keeps_to_the_order_that_it_began_with(tiny: Recipe, tmp_path: Path) -> None:
     """Version 0.1 wrote down each epoch's order, and did not say so in its checkpoints."""
     data = replace(tiny.data, train=(f"{__name__}:Numbered:x",), loader=replace(tiny.data.loader, workers=0))
-    recipe = with_run(replace(tiny, data=data), save_steps=2)
+    recipe = with_run(replace(tiny, data=data), save_steps=2, keep=9)
     Numbered.read.clear()
     train(recipe)
     whole = [*Numbered.read]
