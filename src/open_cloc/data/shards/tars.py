@@ -37,8 +37,8 @@ KNOWN = {suffix[1:]: (PICTURE, place) for place, suffix in enumerate(SUFFIXES)} 
 }
 SECOND = ("second pictures of a key", "second captions of a key", "second JSONs of a key")
 WITHOUT_PICTURE = "keys without a picture"
-# What other systems leave behind in archives, beside `._NAME` and `__MACOSX/`.
-LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini")
+# What other systems leave behind in archives, beside `._NAME`: files, and a folder.
+LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
 
 # First bytes -> what a file is instead of a tar, and what to do about it.
 OTHER_KINDS = (
@@ -235,7 +235,7 @@ class _Members:
         if name.startswith((".", "/")) or "/." in name or "//" in name:
             name = "/".join(part for part in name.split("/") if part not in ("", "."))
         folder, slash, file = name.rpartition("/")
-        if file.startswith("._") or file in LEFTOVERS or "__MACOSX" in folder.split("/"):
+        if file.startswith("._") or file in LEFTOVERS or LEFTOVERS[-1] in folder.split("/"):
             self.left_out["files that other systems leave behind, such as ._NAME"] += 1
             return "", ""
         base, _, suffix = file.partition(".")
