@@ -159,7 +159,7 @@ class ShardCache:
         """The same for whoever holds the lock; it is asked once a run and host."""
         note = _read_note(tar.with_suffix(".json"))
         before = note.get("version")
-        if before is None:  # nothing is kept, or what version 0.1 has fetched
+        if not isinstance(before, dict):  # nothing is kept, or what version 0.1 has fetched
             before = {"size": str(tar.stat().st_size)} if tar.exists() else None
         if before is None:
             return False
