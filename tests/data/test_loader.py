@@ -308,7 +308,7 @@ def test_wholly_bad_data_stops_instead_of_looping() -> None:
 
 
 def test_the_limit_is_passed_once_the_share_is_surely_above_it() -> None:
-    """By the tails of binomials, added up slowly: never where the limit explains it, soon where it does not."""
+    """By the tails of binomials, added up slowly."""
 
     def tail(bad: int, tried: int, share: float) -> float:
         return sum(comb(tried, k) * share**k * (1 - share) ** (tried - k) for k in range(bad, tried + 1))
@@ -352,7 +352,9 @@ def test_counts_of_an_earlier_part_of_the_run_count() -> None:
     data = Broken(dict.fromkeys(range(0, 100, 10), "cut"))
     tally = BadSamples(0.15)
     tally.go_on_from(2000, 430)
-    with pytest.raises(ValueError, match=r"43\d of the first 20\d\d samples are bad \(earlier in the run: 430"):
+    with pytest.raises(
+        ValueError, match=r"43\d of the first 20\d\d samples are bad \(earlier in the run: 430"
+    ):
         load(data, CONFIG, batch_size=10, tally=tally)
 
 

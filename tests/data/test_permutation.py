@@ -75,7 +75,10 @@ def test_neighbours_of_long_orders_have_nothing_to_do_with_each_other(length: in
 def test_orders_of_different_keys_have_nothing_to_do_with_each_other() -> None:
     length, places = 10**6, np.arange(100_000)
     for other in ([1, 0, 1], [1, 1, 0], [2, 0, 0]):
-        pairs = Feistel([1, 0, 0], length)(places) * 30 // length * 30 + Feistel(other, length)(places) * 30 // length
+        pairs = (
+            Feistel([1, 0, 0], length)(places) * 30 // length * 30
+            + Feistel(other, length)(places) * 30 // length
+        )
         assert excess(np.bincount(pairs, minlength=900)) < 5
 
 

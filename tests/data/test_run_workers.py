@@ -47,7 +47,11 @@ ERRORS = {
     "file": (lambda: MissingFileError("no file"), MissingFileError, "no file"),
     "user": (lambda: UserError("wrong"), UserError, "wrong"),
     "far": (lambda: FarError(where="x"), UserError, "wrong in x"),
-    "unicode": (lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"), WorkerDefectError, "UnicodeDecodeError"),
+    "unicode": (
+        lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"),
+        WorkerDefectError,
+        "UnicodeDecodeError",
+    ),
     "key": (lambda: KeyError("x"), WorkerDefectError, "(?s)Traceback.*KeyError: 'x'"),
     "memory": (lambda: MemoryError(), WorkerDefectError, "MemoryError"),
 }

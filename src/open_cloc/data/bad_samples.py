@@ -139,8 +139,8 @@ class BadSamples:
         """
         reason = reason or f"past max_bad_fraction={self.max_fraction:g}"
         return UserError(
-            f"{self.num_bad} of the first {self.tried} samples are bad ({listed(self.causes)}), {reason}; the "
-            f"first one: {self.first}"
+            f"{self.num_bad} of the first {self.tried} samples are bad ({listed(self.causes)}), {reason}; "
+            f"the first one: {self.first}"
         )
 
     @classmethod

@@ -53,9 +53,10 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
             batches.reading.share_memory_()
     # Its own generator: starting workers draws a seed, which must not move the training's random state.
     generator = torch.Generator()
+    guarded: Any = _Guarded(batches) if workers else batches
     items = iter(
         DataLoader(
-            _Guarded(batches) if workers else batches,
+            guarded,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,

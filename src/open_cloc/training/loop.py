@@ -179,22 +179,7 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
     config, ranks = run.recipe.run, run.ranks
     num_steps, step = config.samples // run.global_batch_size, start.step
     tally = BadSamples(run.recipe.data.loader.max_bad_fraction)
-    if ranks.is_first:  # the sum over all ranks is what counts
-        tally.go_on_from(start.tried, start.bad)
-    loader = RegionLoader(
-        dataset,
-        run.model.preprocess,
-        run.model.tokenize,
-        run.recipe.data.loader,
-        batch_size=config.rank_batch_size(ranks.size),
-        wants=Wants(run.objectives.roles, run.objectives.views),
-        num_samples=config.samples,
-        start_sample=step * run.global_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        tally=tally,
-        order=start.order,
-    )
+    loader = _open_loader(run, dataset, start, tally)
     meter, clock = Meter(), SaveClock(config)
     with (
         StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
@@ -235,6 +220,29 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
                 return False
             meter.end_step()
     return True
+
+
+def _open_loader(
+    run: Run, dataset: SampleDataset, start: checkpoint.Progress, tally: BadSamples
+) -> RegionLoader:
+    """This rank's batches from where the run stands, and the bad samples so far."""
+    ranks = run.ranks
+    if ranks.is_first:  # the sum over all ranks is what counts
+        tally.go_on_from(start.tried, start.bad)
+    return RegionLoader(
+        dataset,
+        run.model.preprocess,
+        run.model.tokenize,
+        run.recipe.data.loader,
+        batch_size=run.recipe.run.rank_batch_size(ranks.size),
+        wants=Wants(run.objectives.roles, run.objectives.views),
+        num_samples=run.recipe.run.samples,
+        start_sample=start.step * run.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        tally=tally,
+        order=start.order,
+    )
 
 
 def _refuse_together(tally: BadSamples, ranks: Ranks) -> None:

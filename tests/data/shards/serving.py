@@ -68,14 +68,14 @@ class Handler(SimpleHTTPRequestHandler):
     def name(self) -> str:
         return self.path.partition("?")[0].rpartition("/")[2]
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.state.told[self.name] += 1
         if self.state.manner == "no-head":
             self.send_error(405)
         else:
             super().do_HEAD()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         name = self.name
         self.state.asked[name] += 1
         self.state.logins.add(self.headers.get("Authorization"))

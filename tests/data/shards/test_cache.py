@@ -137,7 +137,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "the index is gone": lambda tar: index_file(tar).unlink(),
     "the index is something else": lambda tar: index_file(tar).write_text("hello"),
     "the note is something else": lambda tar: tar.with_suffix(".json").write_text("[1, {"),
-    "the note is of another kind": lambda tar: tar.with_suffix(".json").write_text('{"version": 7, "bytes": "x"}'),
+    "the note is of another kind": lambda tar: tar.with_suffix(".json").write_text(
+        '{"version": 7, "bytes": "x"}'
+    ),
     "the note is gone": lambda tar: tar.with_suffix(".json").unlink(),
     "a failure is damaged": lambda tar: tar.with_suffix(".failed").write_text("soon broken"),
 }
@@ -196,7 +198,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("manner", "message"), [("drip", r"only \d+ bytes came in \d+ s"), ("endless", r"more than 0\.003 GB came")]
+    ("manner", "message"),
+    [("drip", r"only \d+ bytes came in \d+ s"), ("endless", r"more than 0\.003 GB came")],
 )
 def test_a_server_without_end_is_left(
     impatient: None, server: Server, tmp_path: Path, manner: str, message: str
@@ -217,7 +220,11 @@ def test_a_server_without_end_is_left(
 
 @pytest.mark.parametrize(
     ("command", "message"),
-    [("sleep 100", "only 0 bytes came"), ("cat /dev/zero", "GB came"), ("sleep 100 & sleep 100", "only 0 bytes")],
+    [
+        ("sleep 100", "only 0 bytes came"),
+        ("cat /dev/zero", "GB came"),
+        ("sleep 100 & sleep 100", "only 0 bytes"),
+    ],
 )
 def test_a_command_without_end_is_ended_with_all_that_it_started(
     impatient: None, tmp_path: Path, command: str, message: str
@@ -257,7 +264,9 @@ def test_logins_are_sent_to_their_host_alone_and_shown_nowhere(
         with pytest.raises(UnreadableShardError) as broken:
             opened(secret, tmp_path / "cache3")[PER_SHARD]
     told = " ".join([str(caught.value), str(broken.value), *caplog.messages])
-    notes = [path.read_text() for path in tmp_path.rglob("*.failed")] + [p.read_text() for p in tmp_path.rglob("*.json")]
+    notes = [path.read_text() for path in tmp_path.rglob("*.failed")] + [
+        p.read_text() for p in tmp_path.rglob("*.json")
+    ]
     for word in ("s3cret", "h1dden", "anna"):
         assert word not in told
         assert not any(word in note for note in notes)

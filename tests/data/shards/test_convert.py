@@ -63,7 +63,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, max_side: in
         result = convert_dataset(
             Made(faults), tmp_path / str(workers), 7, max_side=max_side, max_bad_fraction=0.2, workers=workers
         )
-        assert result.count == NUM - 3
+        assert result.written == NUM - 3
         assert result.causes == {
             "missing picture": 1,
             "undecodable picture": 1,
@@ -74,7 +74,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, max_side: in
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_whatever_fails_between_reading_and_writing_costs_the_sample(tmp_path: Path, workers: int) -> None:
-    faults = {number: kind for number, kind in enumerate(FAULTS, start=2)}
+    faults = dict(enumerate(FAULTS, start=2))
     result = convert_dataset(Made(faults), tmp_path / "out", max_bad_fraction=0.5, workers=workers)
     assert sorted(result.causes) == sorted(FAULTS.values())
     written = keys_of(ShardDataset(str(tmp_path / "out")))
@@ -126,7 +126,9 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(
         assert (tmp_path / "out/00000.tar").stat().st_ino == kept
     else:  # other samples than those of the finished shards
         with pytest.raises(ValueError, match="holds other samples; start anew without resume"):
-            convert_dataset(Made(rest), tmp_path / "out", 7, max_bad_fraction=allowed, resume=True, workers=workers)
+            convert_dataset(
+                Made(rest), tmp_path / "out", 7, max_bad_fraction=allowed, resume=True, workers=workers
+            )
         convert_dataset(Made(rest), tmp_path / "out", 7, max_bad_fraction=allowed, workers=workers)
     convert_dataset(Made(rest), tmp_path / "whole", 7, max_bad_fraction=allowed)
     assert files(tmp_path / "out") == files(tmp_path / "whole")

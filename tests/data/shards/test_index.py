@@ -63,7 +63,9 @@ def one(colour: int, key: str = "a") -> list[RegionSample]:
 def test_an_index_is_never_used_for_another_tar_of_equal_size(tmp_path: Path) -> None:
     """Whatever the clocks say: here the tar looks older than the index of the tar that was there before."""
     for name in ("one", "two"):
-        members = [(f"{name}{i}.png", encoded("PNG", (8 + i if name == "one" else 10 - i, 8))) for i in range(3)]
+        members = [
+            (f"{name}{i}.png", encoded("PNG", (8 + i if name == "one" else 10 - i, 8))) for i in range(3)
+        ]
         tar_of(tmp_path / f"{name}.tar", members)
     assert (tmp_path / "one.tar").stat().st_size == (tmp_path / "two.tar").stat().st_size
     folder = tmp_path / "set"
@@ -155,7 +157,9 @@ def test_where_shards_are(tmp_path: Path) -> None:
     assert len(ShardDataset(f"{tmp_path}/out/00002.tar")) == 1
     with pytest.raises(FileNotFoundError, match=r"no such shard: .*00003\.tar"):
         ShardDataset(f"{tmp_path}/out/{{00002..00003}}.tar")
-    with pytest.raises(ValueError, match=r"no \.tar files in folder .*; there are some in out below it: name"):
+    with pytest.raises(
+        ValueError, match=r"no \.tar files in folder .*; there are some in out below it: name"
+    ):
         ShardDataset(str(tmp_path))
     with pytest.raises(ValueError, match="pattern of shards cannot be understood"):
         ShardDataset(f"{tmp_path}/out/{{00002..00003.tar")

@@ -28,6 +28,7 @@ from open_cloc.data.shards.remote import RemoteShards, open_shards
 from open_cloc.data.shards.write import write_shards
 from tests.data.shards.serving import NUM_SHARDS, PER_SHARD, Server, numbered_samples, opened, serving
 
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of six shards, never changed."""

@@ -116,9 +116,26 @@ def test_compressed_tars_are_named_or_counted(tmp_path: Path, name: str) -> None
 def test_nothing_in_a_tar_is_left_out_in_silence(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("folder"))  # a member without a suffix
-        for name in ("a.jpg", "a.png", "a.txt", "a.caption", "a.cls", "a.seg.png", "b.txt", "c.npy", "README"):
+        for name in (
+            "a.jpg",
+            "a.png",
+            "a.txt",
+            "a.caption",
+            "a.cls",
+            "a.seg.png",
+            "b.txt",
+            "c.npy",
+            "README",
+        ):
             add(tar, name, PICTURE)
-        for name in ("._a.jpg", "__MACOSX/._a.jpg", "__MACOSX/x/b.jpg", "x/.DS_Store", "Thumbs.db", ".hidden"):
+        for name in (
+            "._a.jpg",
+            "__MACOSX/._a.jpg",
+            "__MACOSX/x/b.jpg",
+            "x/.DS_Store",
+            "Thumbs.db",
+            ".hidden",
+        ):
             add(tar, name, b"x")
         add(tar, "d.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         add(tar, "e.jpg", type=tarfile.LNKTYPE, linkname="a.jpg")
@@ -142,7 +159,9 @@ def test_nothing_in_a_tar_is_left_out_in_silence(tmp_path: Path) -> None:
 
 
 def test_suffixes_without_end_are_counted_together(tmp_path: Path) -> None:
-    dataset = ShardDataset(str(tar_of(tmp_path / "t.tar", [("a.jpg", PICTURE), *((f"a.x{i}", b"") for i in range(500))])))
+    dataset = ShardDataset(
+        str(tar_of(tmp_path / "t.tar", [("a.jpg", PICTURE), *((f"a.x{i}", b"") for i in range(500))]))
+    )
     assert len(dataset.left_out) < 30
     assert dataset.left_out["members of other suffixes"] > 400
     assert sum(dataset.left_out.values()) == 500
@@ -212,7 +231,9 @@ def test_a_key_of_two_tars_is_told_and_the_first_is_read(tmp_path: Path) -> None
 def test_links_are_not_followed_and_sparse_members_not_read(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"")
     os.truncate(tmp_path / "big", 1 << 20)
-    packed = os.system(f"cd {tmp_path} && cp big a.jpg && truncate -s 1M a.jpg && tar --sparse -cf s.tar a.jpg")
+    packed = os.system(
+        f"cd {tmp_path} && cp big a.jpg && truncate -s 1M a.jpg && tar --sparse -cf s.tar a.jpg"
+    )
     if packed:
         pytest.skip("needs GNU tar")
     with tarfile.open(tmp_path / "s.tar") as tar:
@@ -257,7 +278,9 @@ def test_tars_that_were_joined_by_cat_are_told(tmp_path: Path) -> None:
     assert (keys_of(dataset), causes(dataset)) == (["a"], ["tar behind a tar"])
 
 
-def test_a_tar_that_may_not_be_read_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tar_that_may_not_be_read_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tar_of(tmp_path / "0.tar", [("a.jpg", PICTURE)])
     tar_of(tmp_path / "1.tar", [("b.jpg", PICTURE)])
     opened = Path.open
@@ -293,8 +316,10 @@ def test_what_is_read_equals_what_tarfile_extracts(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damage_of_any_kind_is_told_and_never_raised(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Blocks of a sound tar overwritten, cut, repeated: every sample that is left reads or is a bad sample."""
+def test_damage_of_any_kind_is_told_and_never_raised(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of a sound tar overwritten, cut, repeated, every sample that is left reads or is a bad sample."""
     folder = tmp_path_factory.mktemp("fuzz")
     tar = shard_of(folder / "0.tar", {"caption": "x"}).paths[0]
     content = bytearray(tar.read_bytes())

@@ -1,7 +1,8 @@
 """A bounded folder of shards that were fetched, which all processes of a host share.
 
 Each shard is fetched by one of them and appears under its name only when it is whole. Past the limit, the
-shards used longest ago are deleted. Once a run it is asked whether the shard is still the one that was fetched.
+shards used longest ago are deleted. Once a run the store is asked whether a shard is still the one that was
+fetched.
 
     NAME.tar, NAME_index.npz    the shard, and where its samples lie
     NAME.json                   which version it is of, and when that was asked
@@ -168,7 +169,9 @@ class ShardCache:
         try:
             now = version_of(url)
         except Exception as error:  # each store has errors of its own
-            self._warn("versions", f"cannot ask whether cached shards are current: {one_line(error)} ({shown(url)})")
+            self._warn(
+                "versions", f"cannot ask whether cached shards are current: {one_line(error)} ({shown(url)})"
+            )
             return True
         if is_other(before, now):
             logger.warning("shard was made anew, and is fetched again: %s", shown(url))

@@ -1,4 +1,4 @@
-"""A dataset to shards: samples read and encoded in this process or in several, written in their order by this one.
+"""A dataset to shards: read and encoded in this process or in several, written in order by this one.
 
 Whatever fails between reading a sample and writing it is that sample's fault: it stops the conversion, or
 costs the sample where some may be left out.
@@ -24,11 +24,11 @@ class Conversion(NamedTuple):
     """What came of a conversion.
 
     Attributes:
-        count: Samples that were written.
+        written: Samples that were written.
         skipped: Those that were not, or not whole.
     """
 
-    count: int
+    written: int
     skipped: BadSamples
 
 

@@ -70,7 +70,7 @@ class ShardIndex:
     Attributes:
         keys: The samples' names in UTF-8, one behind the other.
         ends: (n,) int64, where each name ends.
-        spans: (n, 6) int64: offset and size of the picture, of the text and of the JSON; size -1 where absent.
+        spans: (n, 6) int64: offset and size of picture, text and JSON; size -1 where absent.
         checks: (n, 3) uint32: CRC-32 of the header before each of them; `UNKNOWN` where nobody has looked.
         left_out: What the tar holds that is not used, with counts.
         problems: What is wrong with it.
@@ -147,7 +147,13 @@ def scan_shard(tar: Path) -> ShardIndex:
     """Index a tar by reading its headers. Never raises: what is wrong is among the problems."""
     scan = scan_tar(tar)
     return ShardIndex(
-        *_packed(scan.keys), scan.spans, scan.checks, scan.left_out, tuple(scan.problems), scan.lost, scan.is_lasting
+        *_packed(scan.keys),
+        scan.spans,
+        scan.checks,
+        scan.left_out,
+        tuple(scan.problems),
+        scan.lost,
+        scan.is_lasting,
     )
 
 

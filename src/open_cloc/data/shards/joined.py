@@ -20,7 +20,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -136,11 +136,19 @@ def open_index(paths: Sequence[Path]) -> SampleIndex:
     index = SampleIndex.load(file)
     if index is not None:
         return index
-    with _one_at_a_time(folder, names), ExitStack() as stack:
+    with _one_at_a_time(folder, names):
         index = SampleIndex.load(file)
-        if index is not None:
-            return index
-        made = _Parts(stack)
+        return _joined(paths, sizes, file, names) if index is None else index
+
+
+def _joined(paths: Sequence[Path], sizes: Sequence[int], file: Path, names: str) -> SampleIndex:
+    """The indices of tars put together, in a file where they are many."""
+    with (
+        SpooledTemporaryFile(IN_MEMORY) as rows,
+        SpooledTemporaryFile(IN_MEMORY) as keys,
+        SpooledTemporaryFile(IN_MEMORY) as hashes,
+    ):
+        made = _Parts(rows, keys, hashes)
         for path, size in zip(paths, sizes):
             made.add(index_shard(path), size)
         if made.is_lasting and (made.num_rows > FEW_SAMPLES or len(paths) > FEW_TARS):
@@ -149,17 +157,19 @@ def open_index(paths: Sequence[Path]) -> SampleIndex:
                     made.write(stream)
                 _remove_older(file, names)
             index = SampleIndex.load(file)
-        if index is None:
-            content = BytesIO()
-            made.write(content)
-            index = SampleIndex(content.getvalue())
-        return index
+            if index is not None:
+                return index
+        content = BytesIO()
+        made.write(content)
+        return SampleIndex(content.getvalue())
 
 
 def _mapped_again(file: Path) -> SampleIndex:
     index = SampleIndex.load(file)
     if index is None:
-        raise MissingFileError(f"index of shards has vanished, as where a tar was changed: start again ({file})")
+        raise MissingFileError(
+            f"index of shards has vanished, as where a tar was changed: start again ({file})"
+        )
     return index
 
 
@@ -210,10 +220,9 @@ def _remove_older(file: Path, names: str) -> None:
 class _Parts:
     """The parts of a file while it is made, tar by tar."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.rows, self.names, self.hashes = (
-            stack.enter_context(SpooledTemporaryFile(IN_MEMORY)) for _ in range(3)
-        )
+    def __init__(self, rows: IO[bytes], names: IO[bytes], hashes: IO[bytes]) -> None:
+        """Begin with empty files, which are filled one behind the other."""
+        self.rows, self.names, self.hashes = rows, names, hashes
         self.counts: list[int] = []
         self.num_rows, self.num_names = 0, 0  # samples, and bytes of their names
         self.left_out: Counter[str] = Counter()
@@ -265,7 +274,7 @@ class _Parts:
         stream.write(ENDING.pack(*sizes, MARK))
 
     def _lost(self) -> int:
-        """About how many samples broken tars have cost: by their bytes, or as many as other tars have more."""
+        """About how many samples broken tars have cost: by bytes, or as many as other tars have more."""
         if not self.broken:
             return 0
         a_sample = max(1.0, self.num_sound / max(1, self.num_rows))

@@ -179,8 +179,8 @@ def _tars_of(folder: Path) -> tuple[list[Path], dict[str, int]]:
 
 def _compressed(names: Sequence[str], where: object) -> str:
     return (
-        f"tars are compressed, such as {os.path.basename(names[0])}: samples of these cannot be found by place; "
-        f"unpack them to .tar, which pictures take no more room in ({where})"
+        f"tars are compressed, such as {os.path.basename(names[0])}: samples of these cannot be found by "
+        f"place; unpack them to .tar, which pictures take no more room in ({where})"
     )
 
 

@@ -156,7 +156,7 @@ def schema_problems(document: Any) -> tuple[str, Wrong]:
         place = tuple(error.path)[:2]
         if len(place) < 2 or place[0] not in ENTRIES:
             return message, {}
-        wrong.setdefault(place, message)  # type: ignore[arg-type]
+        wrong.setdefault(place, message)
     for name in ENTRIES:
         for row, entry in enumerate(document.get(name, ())):
             if (name, row) not in wrong and not _has_sound_numbers(entry):
@@ -327,7 +327,9 @@ def _names_each_once(document: bytes, fields: Mapping[str, Any]) -> bool:
     values = fields.values()
     if any(isinstance(value, dict) for value in values):
         return False
-    objects = (part for value in values if isinstance(value, list) for part in value if isinstance(part, dict))
+    objects = (
+        part for value in values if isinstance(value, list) for part in value if isinstance(part, dict)
+    )
     return document.count(b'":') == len(fields) + sum(map(len, objects))
 
 

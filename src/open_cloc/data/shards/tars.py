@@ -1,7 +1,7 @@
 """What lies in a tar, sample by sample, from its headers alone.
 
-Members belong together by their name up to the first dot, as in webdataset, wherever they stand. What is wrong
-with a member costs that member; a broken tar is read up to where it breaks.
+Members belong together by their name up to the first dot, as in webdataset, wherever they stand. What is
+wrong with a member costs that member; a broken tar is read up to where it breaks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from open_cloc.data.names import make_keys
 from open_cloc.pictures import SUFFIXES
 
 BLOCK = 512  # bytes that a tar is made of
-MOST_HEADER = 1 << 16  # bytes of a long name or of pax records; a header that names more would take all memory
+MOST_HEADER = (
+    1 << 16
+)  # bytes of a long name or of pax records; a header that names more would take all memory
 MOST_MEMBER = 2**32 - 2  # bytes of a picture or a text
 MOST_SUFFIXES = 20  # that are counted by name
 BREAKS = ("broken tar", "not a tar", "unreadable tar")  # causes of problems that cost what stands behind them
@@ -54,7 +56,10 @@ OTHER_KINDS = (
 )
 COMPRESSED = tuple(
     f"{tar}{suffix}"
-    for tar, suffixes in ((".tar", (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")), (".t", ("gz", "bz2", "xz")))
+    for tar, suffixes in (
+        (".tar", (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")),
+        (".t", ("gz", "bz2", "xz")),
+    )
     for suffix in suffixes
 )
 _PLAIN_KEY = re.compile(r"[\w-]+(?:/[\w-]+)*", re.ASCII)  # which `make_keys` leaves as it is
@@ -254,7 +259,10 @@ class _Members:
 
     def _count_suffix(self, suffix: str) -> None:
         name = f"members .{suffix[:20]}"
-        if name not in self.left_out and sum(own.startswith("members .") for own in self.left_out) >= MOST_SUFFIXES:
+        if (
+            name not in self.left_out
+            and sum(own.startswith("members .") for own in self.left_out) >= MOST_SUFFIXES
+        ):
             name = "members of other suffixes"
         self.left_out[name] += 1
 

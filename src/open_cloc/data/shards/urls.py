@@ -1,4 +1,4 @@
-"""What lies behind a URL or comes out of a command: opened for reading, or copied into a file within bounds."""
+"""What lies behind a URL or comes out of a command: opened for reading, or copied within bounds."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _copy(source: IO[bytes], stream: IO[bytes], bounds: Bounds) -> int:
 
 
 def _run(command: str, stream: IO[bytes], bounds: Bounds) -> None:
-    """Let a command print into a file; it ends with what it has started where it is too slow or prints too much."""
+    """Let a command print into a file; past the bounds it ends, with all that it has started."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, shell=True, stdout=stream, stderr=said, start_new_session=True)
         try:
