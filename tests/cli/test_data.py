@@ -76,7 +76,7 @@ def test_check_goes_on_past_broken_shards(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert cli(["data", "check", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
-    assert "ERROR: broken or repeated in the shards: 1\n  broken tar file" in printed
+    assert "ERROR: broken tar: 1\n  broken tar file" in printed
     assert "4 images" in printed
 
 
@@ -86,7 +86,7 @@ def test_check_reports_json_that_is_not_the_schema(
     data = [sample(0), sample(1, metadata={"noun_chunks": [["x"]]})]
     write_shards(data, tmp_path / "out")
     assert cli(["data", "check", str(tmp_path / "out")]) == 1
-    assert "ERROR: unusable sample: 1\n  JSON is not a region sample: at $.noun_" in capsys.readouterr().out
+    assert "ERROR: broken region: 1\n  JSON is not a region sample: at $.noun_" in capsys.readouterr().out
 
 
 def test_check_of_a_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, get_worker_info
 
 from open_cloc.data.augment import AugmentConfig
+from open_cloc.data.bad_samples import BadSample, BadSamples, is_surely_above
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
@@ -305,6 +307,57 @@ def test_wholly_bad_data_stops_instead_of_looping() -> None:
         load(data, replace(CONFIG, max_bad_fraction=1.0))
 
 
+def test_the_limit_is_passed_once_the_share_is_surely_above_it() -> None:
+    """By the tails of binomials, added up slowly."""
+
+    def tail(bad: int, tried: int, share: float) -> float:
+        return sum(comb(tried, k) * share**k * (1 - share) ** (tried - k) for k in range(bad, tried + 1))
+
+    for tried in (1, 10, 100, 400):
+        for share in (0.001, 0.01, 0.2):
+            past = [bad for bad in range(tried + 1) if is_surely_above(bad, tried, share)]
+            assert past == list(range(past[0], tried + 1)) if past else True
+            assert all(tail(bad, tried, share) < 1e-4 for bad in past[:3])
+            if past and past[0] > 1:  # nor much later than must be
+                assert tail(past[0] - 1, tried, share) > 0.8e-4
+    assert is_surely_above(1, 10**9, 0.0)
+    assert not is_surely_above(0, 0, 0.0)
+    assert not is_surely_above(50, 50, 1.0)
+    assert is_surely_above(220, 10_000, 0.01)
+    assert not is_surely_above(120, 10_000, 0.01)
+
+
+def test_many_ranks_with_a_tenth_of_the_allowed_share_go_on() -> None:
+    """Each by itself would soon find two bad ones among its first few; together they know better."""
+    rng = np.random.default_rng(0)
+    share, ranks = 0.01, 1000
+    tried, bad = 0, 0
+    limit = BadSamples(share)
+    for _ in range(300):  # steps of 32 images a rank
+        tried += ranks * 32
+        bad += int(rng.binomial(ranks * 32, share / 10))
+        assert not limit.is_past(bad, tried)
+    assert limit.is_past(int(2 * share * tried), tried)
+
+
+def test_of_a_known_number_the_limit_is_a_share_of_all() -> None:
+    limit = BadSamples(0.1, total=1000)
+    for _ in range(100):
+        limit.add(0, [BadSample("cut", "k1", False)])
+    with pytest.raises(ValueError, match=r"101 of the first 101 samples are bad \(cut: 101\), past max_bad"):
+        limit.add(0, [BadSample("cut", "k1", False)])
+
+
+def test_counts_of_an_earlier_part_of_the_run_count() -> None:
+    data = Broken(dict.fromkeys(range(0, 100, 10), "cut"))
+    tally = BadSamples(0.15)
+    tally.go_on_from(2000, 430)
+    with pytest.raises(
+        ValueError, match=r"43\d of the first 20\d\d samples are bad \(earlier in the run: 430"
+    ):
+        load(data, CONFIG, batch_size=10, tally=tally)
+
+
 def test_nothing_bad_is_allowed_where_the_fraction_is_zero() -> None:
     with pytest.raises(ValueError, match="past max_bad_fraction=0;"):
         load(Broken({5: "schema"}), replace(CONFIG, max_bad_fraction=0.0), batch_size=10)
@@ -426,7 +479,7 @@ def test_a_corrupt_remote_shard_is_counted_and_replaced(
     with pytest.raises(
         ValueError, match=r"unreadable shard: \d+.*shard cannot be fetched after 6 attempts: broken"
     ):
-        load(data, replace(config, max_bad_fraction=0.01), batch_size=10)
+        load(data, replace(config, max_bad_fraction=0.001), batch_size=10)
 
 
 def resident_bytes(pid: int | None) -> int:

@@ -70,7 +70,7 @@ def test_a_replacement_is_a_sample_that_could_stand_there(kind: str) -> None:
     if kind == "windowed":
         plan = order._plan
         assert plan.epoch == 1
-        window = plan.windows[int(np.searchsorted(plan.ends, 40 - 28, side="right"))]
+        window = plan.window(int(np.searchsorted(plan.ends, 40 - 28, side="right")))
         samples = [range(order.starts[s], order.starts[s] + SIZES[s]) for s in window]
         assert drawn == set().union(*samples)
     if kind == "weighted":  # of the same source
@@ -81,7 +81,7 @@ def test_a_replacement_is_a_sample_that_could_stand_there(kind: str) -> None:
 def test_no_window_is_much_smaller_than_the_others() -> None:
     """A bad shard alone in the last one would end the run, as all its replacements would be bad."""
     order = WindowedOrder(Numbers("a", [2] * 17), (0,), 16)
-    assert [len(window) for window in order._plan.windows] == [9, 8]
+    assert np.diff(order._plan.starts).tolist() == [9, 8]
     assert len({order.other(33, np.random.default_rng(i)) // 2 for i in range(100)}) == 8
 
 
@@ -90,8 +90,8 @@ def test_remote_shards_are_asked_for_a_window_ahead() -> None:
     order = order_of(data, (0,), True, shuffle_shards=2)
     assert isinstance(order, WindowedOrder)
     in_order(order, 20)
-    shards = [order._plan_epoch(epoch).windows for epoch in range(3)]
-    windows = [window.tolist() for epoch in shards for window in epoch]
+    plans = [order._plan_epoch(epoch) for epoch in range(3)]
+    windows = [plan.window(number).tolist() for plan in plans for number in range(len(plan.ends))]
     assert data.asked == [windows[i] + windows[i + 1] for i in range(6)]  # the last one: of the third epoch
 
 
@@ -102,6 +102,15 @@ def test_whole_epochs_stay_the_default_of_local_data() -> None:
     assert isinstance(order_of(Numbers("a", SIZES, remote=True), (0,), False, 0), PlainOrder)
     expected = np.random.default_rng([1, 7, 2]).permutation(28)  # as runs of version 0.1 have seen it
     assert in_order(order_of(Numbers("a", SIZES), (7,), True, 0), 28, 56) == expected.tolist()
+
+
+def test_orders_of_few_samples_are_those_of_version_0_1() -> None:
+    windowed = WindowedOrder(Numbers("a", SIZES), (5,), 3)
+    expected = [9, 26, 10, 20, 22, 8, 11, 25, 24, 23, 27, 21, 0, 7, 2, 6, 12, 3, 1, 5, 4, 19, 17, 15, 18, 13]
+    assert in_order(windowed, 28, 28) == [*expected, 14, 16]
+    laned = laned_order(Numbers("a", [4] * 6), 3, True, 2, lanes=3, batch_size=6)
+    expected = [13, 1, 17, 5, 11, 22, 14, 12, 4, 6, 10, 9, 3, 0, 16, 7, 20, 21, 2, 15, 18, 19, 8, 23]
+    assert in_order(laned, 24, 24) == expected
 
 
 def test_each_lane_has_shards_of_its_own_and_every_sample_once_an_epoch() -> None:

@@ -136,7 +136,7 @@ def test_a_unit_is_written_once_its_last_batch_is_here(tmp_path: Path) -> None:
     assert run.finish()["written"] == 7
     assert [mark["counts"]["written"] for _, mark in run.marks()] == [5, 2]
     assert [len(ShardDataset(str(run.tar(unit)))) for unit in run.units] == [5, 2]
-    assert ShardDataset(str(run.path)).keys[0] == first.pictures[0].key
+    assert ShardDataset(str(run.path)).key(0) == first.pictures[0].key
 
 
 def test_secrets_of_urls_are_not_recorded(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.labelling.made import (
 
 def test_scenes_are_labelled(labelled: Labelled) -> None:
     dataset, scenes = ShardDataset(str(labelled.output)), labelled.scenes
-    assert [str(key) for key in dataset.keys] == [scene.key for scene in scenes]
+    assert [dataset.key(i) for i in range(len(dataset))] == [scene.key for scene in scenes]
     right = 0
     for sample, scene in zip((dataset[i] for i in range(COUNT)), scenes):
         assert sample.captions[0] == scene.captions[0]

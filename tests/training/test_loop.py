@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
-from tiny_recipes import assert_same_run, assert_same_tensors, losses_of, start, with_loader, with_run
+from tiny_recipes import SCENES, assert_same_run, assert_same_tensors, losses_of, start, with_loader, with_run
 from torch import Tensor
 
 from open_cloc.cli import main as cli
+from open_cloc.data.permutation import permutation
+from open_cloc.data.readers import open_reader
 from open_cloc.objectives import Objectives
+from open_cloc.samples import RegionSample
 from open_cloc.training import checkpoint, loop
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import Recipe
@@ -115,3 +120,47 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_1(
     error = capsys.readouterr().err
     assert error.startswith("open-cloc train: grounding is not finite at step 1 (")
     assert error.count("\n") == 1
+
+
+class Numbered:
+    """So many scenes that their order is computed; writes down which are read."""
+
+    read: ClassVar[list[int]] = []
+
+    def __init__(self, path: str) -> None:
+        self.scenes = open_reader(SCENES)
+
+    def __len__(self) -> int:
+        return 200_000
+
+    def __getitem__(self, index: int) -> RegionSample:
+        self.read.append(index)
+        return self.scenes[index % len(self.scenes)]
+
+
+def test_a_run_keeps_to_the_order_that_it_began_with(tiny: Recipe, tmp_path: Path) -> None:
+    """Version 0.1 wrote down each epoch's order, and did not say so in its checkpoints."""
+    data = replace(tiny.data, train=(f"{__name__}:Numbered:x",), loader=replace(tiny.data.loader, workers=0))
+    recipe = with_run(replace(tiny, data=data), save_steps=2, keep=9)
+    Numbered.read.clear()
+    train(recipe)
+    whole = [*Numbered.read]
+    computed = permutation([1, data.loader.seed, 0], 200_000)
+    assert whole == [computed[place] for place in range(len(whole))]
+    first = Path(recipe.run.output) / "checkpoints" / "step_00000002"
+    state = json.loads((first / checkpoint.STATE_NAME).read_text())
+    seen = state["step"] * state["global_batch_size"]
+    written = np.random.default_rng([1, data.loader.seed, 0]).permutation(200_000).tolist()
+    for name, changes, expected in (
+        ("again", {}, whole),
+        ("of_0_1", {"order": None, "tried": None, "bad": None}, written),
+    ):
+        old = tmp_path / f"{name}_checkpoint"
+        shutil.copytree(first, old)
+        kept = {key: value for key, value in (state | changes).items() if value is not None}
+        (old / checkpoint.STATE_NAME).write_text(json.dumps(kept))
+        Numbered.read.clear()
+        train(with_run(recipe, output=str(tmp_path / name)), resume=str(old))
+        assert Numbered.read == expected[seen : len(whole)]
+        last = checkpoint.list_checkpoints(tmp_path / name / "checkpoints")[-1]
+        assert checkpoint.read_progress(last).order == (1 if name == "of_0_1" else 2)

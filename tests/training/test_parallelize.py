@@ -447,25 +447,52 @@ def test_a_used_folder_is_refused_once(tiny: Recipe) -> None:
 
 
 class BrokenForSecond:
-    """Every sample of the second rank is broken."""
+    """Every n-th sample of the second rank is broken."""
 
     def __init__(self, path: str) -> None:
-        self.scenes = open_reader(SCENES)
+        self.scenes, self.every = open_reader(SCENES), int(path)
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> RegionSample:
         sample = self.scenes[index]
-        return replace(sample, image=b"not a picture") if os.environ["RANK"] == "1" else sample
+        is_broken = os.environ["RANK"] == "1" and index % self.every == 0
+        return replace(sample, image=b"not a picture") if is_broken else sample
 
 
-def test_bad_samples_on_one_rank_end_the_run(tiny: Recipe) -> None:
-    recipe = replace(tiny, data=replace(tiny.data, train=(f"{__name__}:BrokenForSecond:x",)))
-    answers = run_ranks(train, recipe)
+def with_broken(recipe: Recipe, every: int, **changes: Any) -> Recipe:
+    data = replace(recipe.data, train=(f"{__name__}:BrokenForSecond:{every}",))
+    return with_loader(replace(recipe, data=data), **changes)
+
+
+def test_bad_samples_alone_on_one_rank_end_the_run(tiny: Recipe) -> None:
+    answers = run_ranks(train, with_broken(tiny, every=1))
     assert isinstance(answers[1], ValueError)
     assert "samples are bad (undecodable picture: " in str(answers[1])
     assert isinstance(answers[0], RuntimeError)  # its partner has left
+
+
+def test_too_many_bad_samples_of_all_ranks_end_the_run(tiny: Recipe) -> None:
+    first, second = run_ranks(train, with_broken(tiny, every=2, max_bad_fraction=0.01))
+    assert isinstance(first, ValueError)
+    assert "samples are bad (undecodable picture: " in str(first)
+    assert isinstance(second, SystemExit)  # one message is enough
+    assert second.code == 2
+
+
+def test_bad_samples_are_counted_over_ranks_and_over_a_resume(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = with_run(with_broken(tiny, every=4, max_bad_fraction=0.5), save_steps=3)
+    run_ranks(train, recipe)
+    first = Path(recipe.run.output) / "checkpoints"
+    progress = [checkpoint.read_progress(path) for path in checkpoint.list_checkpoints(first)]
+    logged = {line["step"]: line["bad_samples"] for line in log_of(recipe.run.output)}
+    assert all(own.bad == logged[own.step] > 0 for own in progress)
+    assert all(own.tried >= own.step * own.global_batch_size for own in progress)
+    resumed = with_run(recipe, output=str(tmp_path / "resumed"))
+    run_ranks(train, resumed, str(checkpoint.list_checkpoints(first)[0]))
+    again = {line["step"]: line["bad_samples"] for line in log_of(resumed.run.output)}
+    assert again == {step: bad for step, bad in logged.items() if step > progress[0].step}
 
 
 DYING_RANK = """
@@ -584,16 +611,16 @@ def test_every_tower_block_is_sharded_by_itself(tiny: Recipe, text_tower: Path) 
 
 def agree(flags: list[list[bool]]) -> list[Any]:
     with join_ranks("cpu") as ranks:
-        answer = ranks.ask_any(flags[ranks.rank])
-        return [answer(), ranks.sum([1.5, ranks.rank])]
+        answer = ranks.ask(flags[ranks.rank], [10**12 + ranks.rank, 5])
+        return [*answer(), ranks.sum([1.5, ranks.rank]), ranks.gather(ranks.rank)]
 
 
 def test_ranks_agree() -> None:
-    expected = [[True, False, True], [3.0, 1.0]]
-    assert run_ranks(agree, [[True, False, False], [False, False, True]]) == [expected, expected]
+    expected = [[True, False, True], [2 * 10**12 + 1, 10], [3.0, 1.0], [0, 1]]
+    assert run_ranks(agree, [[True, False, False], [True, False, True]]) == [expected, expected]
     alone = Ranks(0, 1, torch.device("cpu"))
-    assert alone.ask_any([True, False])() == [True, False]
-    assert alone.sum([2.5]) == [2.5]
+    assert alone.ask([True, False], [7])() == ([True, False], [7])
+    assert (alone.sum([2.5]), alone.gather("x")) == ([2.5], ["x"])
 
 
 def agree_after_restarts() -> list[float]:

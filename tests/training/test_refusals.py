@@ -93,12 +93,12 @@ def test_too_many_bad_samples_end_the_command(
     project: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["train", "my_run:tiny", "--data.train", f"{__name__}:Broken:x"]
-    assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.02"]) == 2
+    assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.002"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("open-cloc train: ")
     assert error.rstrip("\n").count("\n") <= 1  # and the first bad sample, when it was met
     assert "samples are bad (undecodable picture: " in error
-    assert "past max_bad_fraction=0.02; the first one: image of sample 'train-" in error
+    assert "past max_bad_fraction=0.002; the first one: image of sample 'train-" in error
     assert not any(path.is_dir() and path.name == "model" for path in Path(project.run.output).glob("*"))
     assert cli.main([*argv, "--data.loader.max-bad-fraction", "0.5", "--run.output", "tolerant"]) == 0
     assert log_of("tolerant")[-1]["bad_samples"] > 0

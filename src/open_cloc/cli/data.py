@@ -14,17 +14,14 @@ from tqdm import tqdm
 
 from open_cloc.cli.parse import check_result_file, parse_command
 from open_cloc.cli.screen import say
-from open_cloc.data.annotations import SampleDataset, clean_sample
+from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSample, BadSamples, listed, problem_of, read_usable, tell_opening
 from open_cloc.data.check import check_dataset, format_report
 from open_cloc.data.readers import guess_spec, open_reader
-from open_cloc.data.shards.read import ShardDataset
-from open_cloc.data.shards.remote import is_remote
-from open_cloc.data.shards.write import write_shards
+from open_cloc.data.shards.convert import convert_dataset
 from open_cloc.draw import check_output, contact_sheet, write_picture
 from open_cloc.errors import UserError
 from open_cloc.files import write_json
-from open_cloc.samples import RegionSample
 from open_cloc.shown import hide_secrets
 
 Source = Annotated[
@@ -43,6 +40,7 @@ def convert(
     max_side: int = 0,
     max_bad_fraction: float = 0.0,
     resume: bool = False,
+    workers: int = 0,
 ) -> int:
     """Write a dataset as webdataset tar shards.
 
@@ -53,18 +51,24 @@ def convert(
             The model's image size or a little more makes loading several times as fast.
         max_bad_fraction: Share of unusable samples and entries to leave out; past it nothing is written.
         resume: Go on where an earlier, stopped conversion of the same data ended.
+        workers: Processes that read and encode; 0 does it in this one. The shards are the same.
     """
     dataset = open_source(source)
     tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out")
-    skipped, causes = BadSamples(max_bad_fraction), _causes_of(dataset)
     with _progress(len(dataset), "images") as bar:
-        samples = (
-            _usable(dataset, range(len(dataset)), skipped, causes) if max_bad_fraction else _all(dataset)
+        count, causes = convert_dataset(
+            dataset,
+            out,
+            samples_per_shard,
+            max_side=max_side,
+            max_bad_fraction=max_bad_fraction,
+            resume=resume,
+            workers=workers,
+            progress=bar.update,
         )
-        count = write_shards(
-            samples, out, samples_per_shard, max_side=max_side, resume=resume, progress=bar.update
-        )
-    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(causes)}")
+    say(
+        f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(causes + _causes_of(dataset))}"
+    )
     return 0
 
 
@@ -80,7 +84,7 @@ def check(
         num: Look only at so many samples, evenly spaced.
     """
     check_result_file(json_out, ("source", "counts", "errors", "warnings"))
-    dataset = open_source(source, tolerant=True)
+    dataset = open_source(source)
     indices = _evenly(len(dataset), num)
     with _progress(len(indices), "images") as bar:
         report = check_dataset(dataset, indices, bar.update)
@@ -123,25 +127,12 @@ def main(argv: Sequence[str]) -> int:
     return parse_command(commands, argv, "open-cloc data", __doc__ or "")()
 
 
-def open_source(text: str, tolerant: bool = False) -> SampleDataset:
-    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for.
-
-    Args:
-        text: What the user gave.
-        tolerant: Open shards even where some are broken; they are listed in the dataset's `problems`.
-    """
+def open_source(text: str) -> SampleDataset:
+    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for."""
     spec = guess_spec(text)
     if spec != text:
         say(f"reading {text} as {spec.partition(':')[0]}", to_errors=True)
-    shards = spec.removeprefix("shards:")
-    if tolerant and shards != spec and not is_remote(shards):
-        return ShardDataset.tolerant(shards)
     return open_reader(spec)
-
-
-def _all(dataset: SampleDataset) -> Iterator[RegionSample]:
-    for index in range(len(dataset)):
-        yield clean_sample(dataset[index])
 
 
 def _left_out(causes: Counter[str]) -> str:

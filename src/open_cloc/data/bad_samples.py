@@ -7,6 +7,7 @@ set of millions may hold anything.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from open_cloc.shown import without_secrets
 logger = logging.getLogger(__name__)
 
 MIN_TRIED = 100  # one bad sample among the first few is no measure of the fraction
+CHANCE = 1e-4  # at most, that so many are bad where their share is just the limit
 
 
 def problem_of(error: Exception, where: str = "") -> Problem:
@@ -62,20 +64,49 @@ class BadSample(NamedTuple):
 
 
 class BadSamples:
-    """Counts samples that cannot be used and stops the run when they are too many."""
+    """Counts samples that cannot be used and stops the run when they are too many.
 
-    def __init__(self, max_fraction: float) -> None:
+    Of a data set that is gone through once, the limit is a share of all its samples. Of a run without a known
+    end, or of many ranks that see other samples each, it is passed once the share is surely above it.
+
+    Attributes:
+        tried: Samples that were tried.
+        causes: Bad ones by cause.
+        first: What was wrong with the first.
+    """
+
+    def __init__(self, max_fraction: float, total: int | None = None) -> None:
         """Count from nothing.
 
         Args:
             max_fraction: Share of bad samples past which the run stops.
+            total: Number of samples that will be tried; None where nobody knows.
         """
-        self.max_fraction = max_fraction
+        self.max_fraction, self.total = max_fraction, total
         self.tried = 0
         self.causes: Counter[str] = Counter()
         self.first = ""
 
+    @property
+    def num_bad(self) -> int:
+        return self.causes.total()
+
+    def go_on_from(self, tried: int, bad: int) -> None:
+        """Count on from what an earlier part of the run has counted."""
+        self.tried += tried
+        self.causes.update({"earlier in the run": bad} if bad else {})
+
     def add(self, good: int, bad: Sequence[BadSample]) -> None:
+        """Count as `count` does, and stop where they are too many.
+
+        Raises:
+            UserError: If the share of bad ones is past the limit, or one could not be replaced.
+        """
+        self.count(good, bad)
+        if self.is_past(self.num_bad, self.tried):
+            raise self.refusal()
+
+    def count(self, good: int, bad: Sequence[BadSample]) -> None:
         """Count the samples that a batch took, and those that it could not take, or not whole.
 
         Args:
@@ -83,7 +114,7 @@ class BadSamples:
             bad: The others.
 
         Raises:
-            UserError: If the share of bad ones is past the limit, or one could not be replaced.
+            UserError: If one could not be replaced.
         """
         self.tried += good + len(bad)
         for sample in bad:
@@ -91,15 +122,58 @@ class BadSamples:
                 logger.warning("%s: %s", sample.cause, sample.message)
             self.first = self.first or sample.message
             self.causes[sample.cause] += 1
-        total = self.causes.total()
-        hopeless = bool(bad) and bad[-1].last_draw
-        too_many = total > self.max_fraction * max(self.tried, MIN_TRIED)
-        if hopeless or too_many:
-            limit = f"past max_bad_fraction={self.max_fraction:g}"
-            raise UserError(
-                f"{total} of the first {self.tried} samples are bad ({listed(self.causes)}), "
-                f"{limit if too_many else 'all replacements of one of them too'}; the first one: {self.first}"
-            )
+        if bad and bad[-1].last_draw:
+            raise self.refusal("all replacements of one of them too")
+
+    def is_past(self, bad: int, tried: int) -> bool:
+        """Whether so many bad ones of so many are too many."""
+        if self.total is None:
+            return is_surely_above(bad, tried, self.max_fraction)
+        return bad > self.max_fraction * max(self.total, MIN_TRIED)
+
+    def refusal(self, reason: str = "") -> UserError:
+        """The error that stops the run.
+
+        Args:
+            reason: Why; the limit unless given.
+        """
+        reason = reason or f"past max_bad_fraction={self.max_fraction:g}"
+        return UserError(
+            f"{self.num_bad} of the first {self.tried} samples are bad ({listed(self.causes)}), {reason}; "
+            f"the first one: {self.first}"
+        )
+
+    @classmethod
+    def joined(cls, tallies: Sequence[BadSamples]) -> BadSamples:
+        """What several ranks have counted together."""
+        whole = cls(tallies[0].max_fraction, tallies[0].total)
+        for tally in tallies:
+            whole.tried += tally.tried
+            whole.causes.update(tally.causes)
+            whole.first = whole.first or tally.first
+        return whole
+
+
+def is_surely_above(bad: int, tried: int, limit: float) -> bool:
+    """Whether the share of bad samples, of which some were tried, is above a limit without much doubt.
+
+    With a share of just the limit, so many bad ones, or more, would come with a chance under `CHANCE`. So a
+    tenth of the limit never stops a run, however many ranks try, and twice the limit soon does.
+    """
+    if bad <= limit * tried:
+        return False
+    if limit <= 0:
+        return True
+    log_chance = (  # of exactly so many, by the binomial distribution
+        math.lgamma(tried + 1)
+        - math.lgamma(bad + 1)
+        - math.lgamma(tried - bad + 1)
+        + bad * math.log(limit)
+        + (tried - bad) * math.log1p(-limit)
+    )
+    # That of one more is smaller by this factor, of two more by less than its square, ...
+    factor = (tried - bad) / (bad + 1) * limit / (1 - limit)
+    return log_chance - math.log1p(-factor) < math.log(CHANCE)
 
 
 def tell_opening(
@@ -132,8 +206,12 @@ def tell_opening(
         return
     causes = listed(Counter(problem.cause for problem in problems))
     broken = "1 entry is" if len(problems) == 1 else f"{len(problems)} entries are"
-    message = f"{where}: {broken} broken ({causes}); the first one: {problems[0].message}"
-    if max_bad_fraction is not None and len(problems) > max_bad_fraction * max(len(dataset), MIN_TRIED):
+    # One entry may be worth many samples, as a broken tar is.
+    lost: int = getattr(dataset, "lost", 0)
+    cost = f", which costs about {lost} samples" if lost else ""
+    message = f"{where}: {broken} broken ({causes}){cost}; the first one: {problems[0].message}"
+    num_bad = max(len(problems), lost)
+    if max_bad_fraction is not None and num_bad > max_bad_fraction * max(len(dataset), MIN_TRIED):
         raise UserError(f"{message}; `open-cloc data check` lists all, {advice}")
     logger.warning("%s", message)
 

@@ -20,6 +20,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
 from open_cloc.data.collate import NOTHING_MORE, LoaderConfig, Prepared, Tokenize, collate, prepare
 from open_cloc.data.order import laned_order
+from open_cloc.data.permutation import COMPUTED
 from open_cloc.data.workers import run_workers
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionBatch, Wants
@@ -48,6 +49,8 @@ class RegionLoader:
         wants: Wants = NOTHING_MORE,
         rank: int = 0,
         world_size: int = 1,
+        tally: BadSamples | None = None,
+        order: int = COMPUTED,
     ) -> None:
         """Prepare a pass over the data.
 
@@ -62,13 +65,17 @@ class RegionLoader:
             wants: Texts with roles and further crops that the run's objectives want of each sample.
             rank: Number of this process.
             world_size: Number of processes.
+            tally: Counts bad samples, those of earlier parts of a run among them; from nothing unless given.
+                Of several processes, none decides by its own count whether they are too many.
+            order: How orders of many samples come about, as for `permutation`: a run keeps to the one that
+                it began with.
 
         Raises:
             UserError: If the dataset is empty or too few samples are asked for to fill one batch.
         """
         if len(dataset) == 0:
             raise UserError("dataset is empty; expected at least one sample")
-        self.config = config
+        self.config, self.tally, self.is_alone = config, tally, world_size == 1
         self.total = len(dataset) if num_samples is None else num_samples
         self.start = start_sample
         if batch_size < 1:
@@ -79,7 +86,7 @@ class RegionLoader:
                 f"num_samples must fill at least one batch of {self.global_batch_size}; got {self.total}"
             )
         places = _Places(start_sample + rank * batch_size, batch_size, self.global_batch_size, len(self))
-        self._batches = _Batches(dataset, preprocess, tokenize, config, places, wants)
+        self._batches = _Batches(dataset, preprocess, tokenize, config, places, wants, order)
 
     def __len__(self) -> int:
         """Number of batches from `start_sample` on."""
@@ -89,14 +96,16 @@ class RegionLoader:
         """Yield batches.
 
         Raises:
-            UserError: When more than `max_bad_fraction` of the samples cannot be used.
+            UserError: When surely more than `max_bad_fraction` of the samples cannot be used, or one sample
+                and all that were tried in its place.
             WorkerTimeoutError: When a worker hangs.
             WorkerDiedError: When a worker dies.
         """
-        tally = BadSamples(self.config.max_bad_fraction)
+        tally = self.tally or BadSamples(self.config.max_bad_fraction)
+        take = tally.add if self.is_alone else tally.count
         pin = torch.cuda.is_available()
         for made in run_workers(self._batches, self.config.workers, pin, self.config.timeout):
-            tally.add(made.good, made.bad)
+            take(made.good, made.bad)
             assert made.batch is not None  # the tally has stopped the run otherwise
             yield made.batch
 
@@ -129,11 +138,12 @@ class _Batches:
         config: LoaderConfig,
         places: _Places,
         wants: Wants,
+        order: int,
     ) -> None:
         self.dataset, self.preprocess, self.tokenize, self.config = dataset, preprocess, tokenize, config
         self.places, self.wants = places, wants
         self.order = laned_order(
-            dataset, config.seed, config.shuffle, config.shuffle_shards, config.lanes, places.stride
+            dataset, config.seed, config.shuffle, config.shuffle_shards, config.lanes, places.stride, order
         )
         # (workers,) number of the sample that each worker is at, seen by the main process
         self.reading = torch.full((max(1, config.workers),), -1)

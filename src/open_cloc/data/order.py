@@ -1,7 +1,8 @@
 """Which sample stands where in a run.
 
 It follows from numbers alone, so that any process can say what the i-th sample of a run is: the order is a
-pure function of (seed, epoch, position), and where weights are given, the source of each position too.
+pure function of (seed, epoch, position), and where weights are given, the source of each position too. No
+memory grows with the number of samples.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.mixture import PERIOD, Mixture, is_remote, shard_sizes
+from open_cloc.data.permutation import COMPUTED, Blocks, permutation, permuted
 from open_cloc.errors import UserError
 
 WINDOW_SHARDS = 16  # shards that are mixed at a time where they are remote
@@ -38,6 +40,7 @@ def order_of(
     shuffle: bool,
     shuffle_shards: int,
     lane: tuple[int, int] = (0, 1),
+    kind: int = COMPUTED,
 ) -> Order:
     """The order in which a run goes through a dataset.
 
@@ -48,10 +51,11 @@ def order_of(
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards by
             `WINDOW_SHARDS`.
         lane: The number of a lane, and how many there are; of n lanes, each visits every n-th shard.
+        kind: How orders of many samples come about, as for `permutation`.
     """
     if isinstance(dataset, Mixture) and dataset.weights is not None:
         orders = [
-            order_of(source, (*seed, number), shuffle, shuffle_shards, lane)
+            order_of(source, (*seed, number), shuffle, shuffle_shards, lane, kind)
             for number, source in enumerate(dataset.sources)
         ]
         return WeightedOrder(orders, dataset.weights, dataset.starts)
@@ -59,12 +63,18 @@ def order_of(
         return PlainOrder(len(dataset))
     shuffle_shards = shuffle_shards or (WINDOW_SHARDS if is_remote(dataset) else 0)
     if shuffle_shards or lane[1] > 1:
-        return WindowedOrder(dataset, seed, shuffle_shards, lane)
-    return ShuffledOrder(len(dataset), seed)
+        return WindowedOrder(dataset, seed, shuffle_shards, lane, kind)
+    return ShuffledOrder(len(dataset), seed, kind)
 
 
 def laned_order(
-    dataset: SampleDataset, seed: int, shuffle: bool, shuffle_shards: int, lanes: int, batch_size: int
+    dataset: SampleDataset,
+    seed: int,
+    shuffle: bool,
+    shuffle_shards: int,
+    lanes: int,
+    batch_size: int,
+    kind: int = COMPUTED,
 ) -> Order:
     """An order in which each part of a global batch has shards of its own.
 
@@ -75,18 +85,19 @@ def laned_order(
         shuffle_shards: Shards whose samples are mixed at a time in each lane, as for `order_of`.
         lanes: Number of parts of a global batch.
         batch_size: Images in a step, of all ranks together.
+        kind: How orders of many samples come about, as for `permutation`.
 
     Raises:
         UserError: If batch or shards cannot be dealt to so many lanes.
     """
     if lanes == 1:
-        return order_of(dataset, (seed,), shuffle, shuffle_shards)
+        return order_of(dataset, (seed,), shuffle, shuffle_shards, kind=kind)
     if not shuffle:
         raise UserError(f"loader.lanes above 1 needs loader.shuffle; got lanes={lanes}")
     if batch_size % lanes:
         raise UserError(f"loader.lanes must divide the global batch of {batch_size}; got {lanes}")
     orders = [
-        order_of(dataset, (seed, lane), shuffle, shuffle_shards, (lane, lanes)) for lane in range(lanes)
+        order_of(dataset, (seed, lane), shuffle, shuffle_shards, (lane, lanes), kind) for lane in range(lanes)
     ]
     return LanedOrder(orders, batch_size)
 
@@ -107,15 +118,15 @@ class PlainOrder:
 class ShuffledOrder:
     """Each epoch a random permutation of the whole dataset."""
 
-    def __init__(self, length: int, seed: Sequence[int]) -> None:
-        self.length, self.seed = length, seed
+    def __init__(self, length: int, seed: Sequence[int], kind: int = COMPUTED) -> None:
+        self.length, self.seed, self.kind = length, seed, kind
         self._epoch = -1
 
     def index(self, position: int) -> int:
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
-            rng = np.random.default_rng([EPOCH, *self.seed, epoch])
-            self._epoch, self._samples = epoch, rng.permutation(self.length)
+            self._epoch = epoch
+            self._samples = permutation([EPOCH, *self.seed, epoch], self.length, self.kind)
         return int(self._samples[place])
 
     def other(self, position: int, rng: np.random.Generator) -> int:
@@ -123,11 +134,46 @@ class ShuffledOrder:
 
 
 class _Plan(NamedTuple):
-    """An epoch's shards in their order, cut into windows."""
+    """An epoch's shards in their order, cut into windows.
+
+    Attributes:
+        epoch: Its number.
+        shards: (shards,) rows of the order's shards.
+        starts: (windows + 1,) where each window begins among these.
+        ends: (windows,) samples up to and with each.
+    """
 
     epoch: int
-    windows: list[np.ndarray]  # rows of the order's shards
-    ends: np.ndarray  # (windows,) samples up to and with each
+    shards: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def window(self, number: int) -> np.ndarray:
+        """The shards of a window."""
+        return self.shards[self.starts[number] : self.starts[number + 1]]
+
+
+class _Window:
+    """The samples of some shards, mixed: the n-th is found, not looked up."""
+
+    def __init__(self, firsts: np.ndarray, sizes: np.ndarray, order: Blocks | np.ndarray) -> None:
+        """Take shards.
+
+        Args:
+            firsts: Number of each one's first sample.
+            sizes: Samples of each.
+            order: Of all of these samples.
+        """
+        self.order = order
+        self.ends = np.cumsum(sizes)
+        self.shifts = firsts - (self.ends - sizes)  # from a place among the window's samples to a sample
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, place: int) -> int:
+        own = int(self.order[place])
+        return own + int(self.shifts[np.searchsorted(self.ends, own, side="right")])
 
 
 class WindowedOrder:
@@ -143,6 +189,7 @@ class WindowedOrder:
         seed: Sequence[int],
         window_shards: int,
         lane: tuple[int, int] = (0, 1),
+        kind: int = COMPUTED,
     ) -> None:
         """Choose shards.
 
@@ -151,11 +198,12 @@ class WindowedOrder:
             seed: Where the order comes from.
             window_shards: Shards that are mixed at a time; 0 for all.
             lane: The number of a lane, and how many there are.
+            kind: How orders of many samples come about, as for `permutation`.
 
         Raises:
             UserError: If the lane is left without samples.
         """
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.kind = dataset, seed, kind
         sizes = shard_sizes(dataset)
         number, lanes = lane
         self.shards = np.arange(number, len(sizes), lanes)  # of this lane, by their number in the dataset
@@ -166,50 +214,49 @@ class WindowedOrder:
         if not self.length:
             raise UserError(f"{len(sizes)} shards cannot feed {lanes} lanes: lower loader.lanes")
         self._plan = self._plan_epoch(0)
-        self._at = (-1, -1)  # epoch and window of `_samples`
-        self._samples = np.empty(0, np.int64)
+        self._at = (-1, -1)  # epoch and window of `_window`
 
     def index(self, position: int) -> int:
-        samples, place = self._window_at(position)
-        return int(samples[place])
+        window, place = self._window_at(position)
+        return window[place]
 
     def other(self, position: int, rng: np.random.Generator) -> int:
-        samples, _ = self._window_at(position)  # a sample outside the window may lie in a shard far away
-        return int(samples[rng.integers(len(samples))])
+        window, _ = self._window_at(position)  # a sample outside the window may lie in a shard far away
+        return window[int(rng.integers(len(window)))]
 
-    def _window_at(self, position: int) -> tuple[np.ndarray, int]:
+    def _window_at(self, position: int) -> tuple[_Window, int]:
         """The mixed samples of the window around a position, and the place among them."""
         epoch, place = divmod(position, self.length)
         if epoch != self._plan.epoch:
             self._plan = self._plan_epoch(epoch)
-        window = int(np.searchsorted(self._plan.ends, place, side="right"))
-        if self._at != (epoch, window):
-            self._at = (epoch, window)
-            self._samples = self._mixed(epoch, window)
+        number = int(np.searchsorted(self._plan.ends, place, side="right"))
+        if self._at != (epoch, number):
+            self._at = (epoch, number)
+            self._window = self._mixed(epoch, number)
             if is_remote(self.dataset):
-                self._prefetch(window)
-        return self._samples, place - (int(self._plan.ends[window]) - len(self._samples))
+                self._prefetch(number)
+        return self._window, place - (int(self._plan.ends[number]) - len(self._window))
 
     def _plan_epoch(self, epoch: int) -> _Plan:
-        shards = np.random.default_rng([SHARDS, *self.seed, epoch]).permutation(len(self.shards))
+        shards = permuted([SHARDS, *self.seed, epoch], len(self.shards), self.kind)
         # Of like size: one bad shard would leave nothing to replace its samples in a last window of its own.
-        windows = np.array_split(shards, -(-len(shards) // self.window_shards))
-        return _Plan(epoch, windows, np.cumsum([self.sizes[window].sum() for window in windows]))
+        count = -(-len(shards) // self.window_shards)
+        size, longer = divmod(len(shards), count)
+        starts = np.r_[0, np.cumsum(size + (np.arange(count) < longer))]
+        return _Plan(epoch, shards, starts, np.cumsum(np.add.reduceat(self.sizes[shards], starts[:-1])))
 
-    def _mixed(self, epoch: int, window: int) -> np.ndarray:
-        shards = self._plan.windows[window]
-        samples = [
-            np.arange(start, start + size) for start, size in zip(self.starts[shards], self.sizes[shards])
-        ]
-        return np.random.default_rng([SAMPLES, *self.seed, epoch, window]).permutation(
-            np.concatenate(samples)
-        )
+    def _mixed(self, epoch: int, number: int) -> _Window:
+        shards = self._plan.window(number)
+        sizes = self.sizes[shards]
+        key = [SAMPLES, *self.seed, epoch, number]
+        return _Window(self.starts[shards], sizes, permutation(key, int(sizes.sum()), self.kind))
 
-    def _prefetch(self, window: int) -> None:
+    def _prefetch(self, number: int) -> None:
         """Ask for the shards of this window, which is being read already, and of the one behind it."""
-        last = window + 1 == len(self._plan.windows)
-        behind = self._plan_epoch(self._plan.epoch + 1).windows[0] if last else self._plan.windows[window + 1]
-        rows = np.concatenate([self._plan.windows[window], behind])
+        plan, behind = self._plan, number + 1
+        if behind == len(plan.ends):
+            plan, behind = self._plan_epoch(plan.epoch + 1), 0
+        rows = np.concatenate([self._plan.window(number), plan.window(behind)])
         self.dataset.prefetch(self.shards[rows].tolist())  # type: ignore[attr-defined]
 
 

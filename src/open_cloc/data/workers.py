@@ -6,14 +6,22 @@ import os
 import resource
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
-from open_cloc.errors import UserError, WorkerDiedError, WorkerTimeoutError
+from open_cloc.errors import (
+    MissingFileError,
+    MissingPictureError,
+    SampleError,
+    UserError,
+    WorkerDiedError,
+    WorkerTimeoutError,
+)
 
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = Path("/dev/shm")  # where batches come through from worker processes
@@ -33,7 +41,8 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
         timeout: Seconds without an item after which a worker counts as hung; 0 for never.
 
     Raises:
-        UserError: If this machine has no room for so many workers.
+        UserError: If this machine has no room for so many workers, or an item raises it.
+        WorkerDefectError: If an item raises anything else, in a worker.
         WorkerTimeoutError: If a worker hangs.
         WorkerDiedError: If a worker dies.
     """
@@ -44,9 +53,10 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
             batches.reading.share_memory_()
     # Its own generator: starting workers draws a seed, which must not move the training's random state.
     generator = torch.Generator()
+    guarded: Any = _Guarded(batches) if workers else batches
     items = iter(
         DataLoader(
-            batches,
+            guarded,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
@@ -66,7 +76,65 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
         if failure is not None:
             del items  # ends the other workers now, not whenever the error is forgotten
             raise failure
+        if isinstance(item, Failure):
+            del items
+            raise item.error()
         yield item
+
+
+class WorkerDefectError(RuntimeError):
+    """A worker has failed in a way that nobody foresaw; the message holds its traceback."""
+
+
+class Failure(NamedTuple):
+    """Why a worker could not make an item, as texts: an error itself may not survive the way to here.
+
+    torch would make it again from its type and one text, which not every type can be made of.
+
+    Attributes:
+        kind: Name of one of `KINDS`, or empty for a defect.
+        message: What the error says, or the traceback of a defect.
+        cause: Kind of fault of a sample.
+    """
+
+    kind: str
+    message: str
+    cause: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """What an error says; of a subclass, the nearest kind."""
+        kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
+        if kind is None:
+            return cls("", traceback.format_exc())
+        return cls(kind.__name__, str(error), getattr(error, "cause", ""))
+
+    def error(self) -> Exception:
+        """An error that says the same."""
+        kind = next((kind for kind in KINDS if kind.__name__ == self.kind), None)
+        if kind is None:
+            return WorkerDefectError(f"a data worker has failed:\n{self.message}")
+        return kind(self.message, self.cause) if issubclass(kind, SampleError) else kind(self.message)
+
+
+# Errors that are not defects, the special ones first.
+KINDS: tuple[type[UserError], ...] = (MissingPictureError, SampleError, MissingFileError, UserError)
+
+
+class _Guarded:
+    """A dataset whose errors come as values."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.batches[number]
+        except Exception as error:  # of any library, and of any shape
+            return Failure.of(error)
 
 
 def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeout: float) -> Exception:

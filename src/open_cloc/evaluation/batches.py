@@ -75,14 +75,11 @@ def evaluation_batches(
         UserError: On the first sample that cannot be used; an evaluation never skips.
         MissingFileError: If that sample's picture is missing.
     """
-    for made in run_workers(_EvaluationBatches(dataset, preprocess, batch_size), workers, pin=False):
-        if isinstance(made, Exception):
-            raise made
-        yield made
+    yield from run_workers(_EvaluationBatches(dataset, preprocess, batch_size), workers, pin=False)
 
 
 class _EvaluationBatches:
-    """The b-th evaluation batch, or the error that prevents it."""
+    """The b-th evaluation batch."""
 
     def __init__(self, dataset: SampleDataset, preprocess: CanvasConfig, batch_size: int) -> None:
         self.dataset, self.preprocess, self.batch_size = dataset, preprocess, batch_size
@@ -96,7 +93,7 @@ class _EvaluationBatches:
         height, width = self.preprocess.image_size
         return min(self.batch_size, len(self.dataset)) * 3 * height * width
 
-    def __getitem__(self, number: int) -> EvaluationBatch | UserError:
+    def __getitem__(self, number: int) -> EvaluationBatch:
         begin = number * self.batch_size
         indices = range(begin, min(begin + self.batch_size, len(self.dataset)))
         samples, images, geometries = [], [], []
@@ -105,8 +102,10 @@ class _EvaluationBatches:
                 sample = clean_sample(self.dataset[index])
                 checked_boxes(sample)
                 pixels = sample.pixels()
-            except Exception as error:  # whatever a sample's data lead to; torch would wrap it in a traceback
-                return error if isinstance(error, UserError) else SampleError(*problem_of(error)[::-1])
+            except UserError:
+                raise
+            except Exception as error:  # whatever a sample's data lead to
+                raise SampleError(*problem_of(error, f"sample number {index}")[::-1]) from error
             geometry = Geometry.fit(pixels.shape[:2], self.preprocess.image_size, self.preprocess.resize_mode)
             images.append(geometry.draw(pixels, self.preprocess.fill, self.preprocess.interpolation))
             samples.append(sample)

@@ -22,6 +22,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
+from open_cloc.data.permutation import WRITTEN
 from open_cloc.errors import MissingFileError, RunError, UserError
 from open_cloc.model import sharded, weights
 from open_cloc.model.cloc import CLOC
@@ -49,11 +50,17 @@ class Progress:
         step: Updates made.
         global_batch_size: Images in each of them, over all ranks.
         world_size: Ranks that made them.
+        tried: Samples that were tried.
+        bad: Those of them that could not be used.
+        order: How the order of many samples comes about, as for `permutation`; version 0.1 did not say it.
     """
 
     step: int
     global_batch_size: int
     world_size: int
+    tried: int = 0
+    bad: int = 0
+    order: int = WRITTEN
 
 
 class State(NamedTuple):
@@ -256,8 +263,8 @@ def read_progress(path: Path) -> Progress:
         raise UserError(f"{path / STATE_NAME} cannot be read: {_reason(error)}") from error
 
 
-def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: int) -> int:
-    """Put a run back where it was, on any number of ranks; returns its step.
+def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: int) -> Progress:
+    """Put a run back where it was, on any number of ranks; tells how far it had come.
 
     Learning rates and the like stay as the optimizer has them, so that a resumed run may change them.
 
@@ -288,7 +295,7 @@ def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: i
             "locked towers, objectives and number of regions"
         )
     sharded.load_shards(path, tensors, process_group=ranks.saving)
-    return progress.step
+    return progress
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:

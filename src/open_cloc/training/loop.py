@@ -7,16 +7,17 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.bad_samples import tell_opening
+from open_cloc.data.bad_samples import BadSamples, tell_opening
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
+from open_cloc.data.permutation import COMPUTED
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
 from open_cloc.files import is_free, locked, write_text
@@ -93,12 +94,12 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             network = parallelize(model, recipe.run.parallel, ranks)
             optimizer = optim.build_optimizer(model, objectives, recipe.optim)
             run = Run(recipe, ranks, folder, model, objectives, network, optimizer)
-            step = 0
+            start = checkpoint.Progress(0, run.global_batch_size, ranks.size, order=COMPUTED)
             if found is not None:
-                step = checkpoint.load_checkpoint(found, run.state, ranks, recipe.run.global_batch_size)
+                start = checkpoint.load_checkpoint(found, run.state, ranks, recipe.run.global_batch_size)
                 if ranks.is_first:
                     _write_recipe(recipe, folder)
-            if not _run_steps(run, data, step, stop_at):
+            if not _run_steps(run, data, start, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
             whole = whole_model(model, ranks)
             ranks.on_first(lambda: _finish(whole, recipe, folder))
@@ -173,22 +174,12 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
     write_text(folder / RECIPE_NAME, json.dumps(hide_secrets(asdict(recipe)), indent=2) + "\n")
 
 
-def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> bool:
-    """All steps behind `step`; False if SIGTERM or `stop_at` ended them early, with a checkpoint."""
+def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, stop_at: int) -> bool:
+    """All steps behind `start`; False if SIGTERM or `stop_at` ended them early, with a checkpoint."""
     config, ranks = run.recipe.run, run.ranks
-    num_steps = config.samples // run.global_batch_size
-    loader = RegionLoader(
-        dataset,
-        run.model.preprocess,
-        run.model.tokenize,
-        run.recipe.data.loader,
-        batch_size=config.rank_batch_size(ranks.size),
-        wants=Wants(run.objectives.roles, run.objectives.views),
-        num_samples=config.samples,
-        start_sample=step * run.global_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.size,
-    )
+    num_steps, step = config.samples // run.global_batch_size, start.step
+    tally = BadSamples(run.recipe.data.loader.max_bad_fraction)
+    loader = _open_loader(run, dataset, start, tally)
     meter, clock = Meter(), SaveClock(config)
     with (
         StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
@@ -197,7 +188,10 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
     ):
         for batch in loader:
             # What one rank knows all must do at the same step; they find out while they compute.
-            answer = ranks.ask_any([stop.asked, saver.has_failed(), clock.is_late() and ranks.is_first])
+            answer = ranks.ask(
+                [stop.asked, saver.has_failed(), clock.is_late() and ranks.is_first],
+                [tally.tried, tally.num_bad],
+            )
             meter.start_step(batch)
             factor = optim.learning_rate_factor(step, num_steps, run.recipe.optim.warmup)
             optim.set_learning_rate(run.optimizer, factor)
@@ -206,23 +200,59 @@ def _run_steps(run: Run, dataset: SampleDataset, step: int, stop_at: int) -> boo
             if ranks.is_first:  # from the first step on there is something to keep
                 saver.folder.mkdir(exist_ok=True)
             report.advance()
+            (asked, failed, late), (tried, bad) = answer()
+            if tally.is_past(bad, tried):
+                _refuse_together(tally, ranks)
             if step % config.log_steps == 0 or step == num_steps:
                 scalars = {name: value.item() for name, value in losses.items()}
                 scalars["logit_scale"] = whole_tensor(run.model.clip.logit_scale).exp().item()
                 scalars["lr"] = run.recipe.optim.lr * factor
                 samples_seen = step * run.global_batch_size
-                report.write(step, {"samples_seen": samples_seen, **scalars, **meter.read(ranks)})
-            asked, failed, late = answer()
+                counts = {"samples_seen": samples_seen, "bad_samples": bad}
+                report.write(step, {**counts, **scalars, **meter.read(ranks)})
             if failed:
                 saver.wait()  # says why
             stopping = asked or step == stop_at
             if stopping or late or clock.is_due(step):
-                saver.save(checkpoint.Progress(step, run.global_batch_size, ranks.size))
+                saver.save(replace(start, step=step, world_size=ranks.size, tried=tried, bad=bad))
                 clock.reset()
             if stopping:
                 return False
             meter.end_step()
     return True
+
+
+def _open_loader(
+    run: Run, dataset: SampleDataset, start: checkpoint.Progress, tally: BadSamples
+) -> RegionLoader:
+    """This rank's batches from where the run stands, and the bad samples so far."""
+    ranks = run.ranks
+    if ranks.is_first:  # the sum over all ranks is what counts
+        tally.go_on_from(start.tried, start.bad)
+    return RegionLoader(
+        dataset,
+        run.model.preprocess,
+        run.model.tokenize,
+        run.recipe.data.loader,
+        batch_size=run.recipe.run.rank_batch_size(ranks.size),
+        wants=Wants(run.objectives.roles, run.objectives.views),
+        num_samples=run.recipe.run.samples,
+        start_sample=start.step * run.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        tally=tally,
+        order=start.order,
+    )
+
+
+def _refuse_together(tally: BadSamples, ranks: Ranks) -> None:
+    """Stop all ranks at one step; the first says what they have found."""
+    whole = BadSamples.joined(ranks.gather(tally))
+
+    def refuse() -> None:
+        raise whole.refusal()
+
+    ranks.on_first(refuse)
 
 
 def train_step(run: Run, batch: RegionBatch, step: int) -> dict[str, Tensor]:

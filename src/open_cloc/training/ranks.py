@@ -86,6 +86,13 @@ def first_host(hosts: str) -> str:
     return "".join(part or "" for part in match.groups()) if match else ""
 
 
+class Answer(NamedTuple):
+    """What the processes of a run say together."""
+
+    flags: list[bool]
+    counts: list[int]
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes of a run.
@@ -141,19 +148,32 @@ class Ranks:
             dist.all_reduce(total, group=self.control)
         return total.tolist()
 
-    def ask_any(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
-        """Begin to find out, for each flag, whether any process has raised it; call the result to know.
+    def gather(self, value: T) -> list[T]:
+        """Each process's value, in order of their numbers; all must call this at the same place."""
+        values: list[Any] = [value] * self.size
+        if self.control is not None:
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def ask(self, flags: Sequence[bool], counts: Sequence[int]) -> Callable[[], Answer]:
+        """Begin to find out what processes say together; call the result to know.
 
         All processes must ask the same number of times; the answer comes while they compute.
-        """
-        raised = torch.tensor(flags, dtype=torch.int32)
-        if self.control is None:
-            return lambda: raised.bool().tolist()
-        work = dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.control, async_op=True)
 
-        def answer() -> list[bool]:
-            work.wait()
-            return raised.bool().tolist()
+        Args:
+            flags: Each is true in the answer where any process has raised it.
+            counts: Each is the sum over all processes in the answer.
+        """
+        numbers = torch.tensor([*map(int, flags), *counts], dtype=torch.int64)
+        work = None
+        if self.control is not None:
+            work = dist.all_reduce(numbers, group=self.control, async_op=True)
+
+        def answer() -> Answer:
+            if work is not None:
+                work.wait()
+            summed = numbers.tolist()
+            return Answer([number > 0 for number in summed[: len(flags)]], summed[len(flags) :])
 
         return answer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -150,7 +149,6 @@ class Meter:
 
     def __init__(self) -> None:
         self.waiting_since = time.monotonic()
-        self.bad: Counter[str] = Counter()
         self._reset()
 
     def _reset(self) -> None:
@@ -162,7 +160,6 @@ class Meter:
         self.data_time += time.monotonic() - self.waiting_since
         self.images += len(batch.images)
         self.steps += 1
-        self.bad.update(batch.bad)
         self.texts += int(batch.region_mask.sum() + (batch.caption_index >= 0).sum())
         self.distinct += len(batch.texts)
 
@@ -172,14 +169,13 @@ class Meter:
     def read(self, ranks: Ranks) -> dict[str, float]:
         """Of all ranks; every rank must read at the same step."""
         elapsed = time.monotonic() - self.since
-        counts = (self.images, self.data_time, self.texts, self.distinct, sum(self.bad.values()))
-        images, data_time, texts, distinct, bad = ranks.sum(counts)
+        counts = (self.images, self.data_time, self.texts, self.distinct)
+        images, data_time, texts, distinct = ranks.sum(counts)
         read = {
             "images_per_s": images / elapsed,
             "step_time": elapsed / self.steps,
             "data_time": data_time / self.steps / ranks.size,
             "distinct_text_share": distinct / max(1, texts),
-            "bad_samples": bad,
         }
         self._reset()
         return read

@@ -19,7 +19,7 @@ from open_cloc.training.report import LOG_NAME
 
 STEPS, STOP = 6, 3
 # What a line of the log says of the machine rather than of the run.
-OF_THE_CLOCK = ("images_per_s", "step_time", "data_time", "bad_samples")
+OF_THE_CLOCK = ("images_per_s", "step_time", "data_time")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def encoded(kind: str, size: tuple[int, int] = (20, 10), colour: int = 90) -> by
 
 
 def samples(count: int = 5) -> list[RegionSample]:
-    labelled = Region((0.1, 0.2, 0.5, 1.0), "a “red” mug", 0.25, "owlv2", span=(0, 11), cycle=-0.5)
+    labelled = Region((0.1, 0.2, 0.5, 1.0), "a “red” mug", 0.25, "owlv2", span=(0, 7), cycle=-0.5)
     regions = (labelled, Region((0, 0, 1, 1), "all"))
     made = []
     for i in range(count):
@@ -55,3 +55,7 @@ def shard_of(path: Path, document: Any, caption: str = "a red mug on a table") -
         ("a.json", json.dumps(document).encode()),
     ]
     return ShardDataset(str(tar_of(path, members)))
+
+
+def keys_of(dataset: ShardDataset) -> list[str]:
+    return [dataset.key(index) for index in range(len(dataset))]

@@ -1,24 +1,39 @@
-"""Where the samples of a tar lie: its headers scanned once, and the result kept in a file."""
+"""Where the samples of one tar lie, kept in a file: beside the tars that we write, in the cache for others.
+
+An index knows its tar by the headers of its members: it is used for no other, whatever the clock of the file
+says, and survives copying.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 import os
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from open_cloc.data.annotations import Problem
+from open_cloc.data.shards.tars import BLOCK, WITHOUT_PICTURE, scan_tar
 from open_cloc.errors import SampleError, UserError
 from open_cloc.files import write_whole
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-BLOCK = 512  # bytes that a tar is made of
+LOOKED_AT = 4  # samples whose headers are compared before an index is used; each is compared when it is read
+ABSENT = 2**32 - 1  # size of a member that is not there
+LONGEST_NAME = 90  # bytes of a key that surely stand in a header as they are
+# What comes of a file that is not there, or damaged.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError),
+    *(NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
+UNKNOWN = 0  # the check of a header that an index of version 0.1 does not have
 
 
 class UnreadableShardError(SampleError):
@@ -28,26 +43,63 @@ class UnreadableShardError(SampleError):
         super().__init__(message, cause)
 
 
-class ShardIndex(NamedTuple):
+class DamagedShardError(UnreadableShardError):
+    """A shard's file is not what its index says."""
+
+
+class Place(NamedTuple):
+    """Where a sample lies in its tar.
+
+    Attributes:
+        key: The sample's name.
+        offsets: Where picture, text and JSON begin.
+        sizes: Their bytes; `ABSENT` for what is not there.
+        checks: CRC-32 of the headers before them.
+    """
+
+    key: str
+    offsets: Sequence[int]
+    sizes: Sequence[int]
+    checks: Sequence[int]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
     """The samples of one tar, in order.
 
     Attributes:
-        keys: (n,) texts, the samples' names.
-        spans: (n, 6) int64: offset and size of the picture, of `txt` and of `json`; size -1 where absent.
-        without_image: Number of keys that have no picture, hence no row.
+        keys: The samples' names in UTF-8, one behind the other.
+        ends: (n,) int64, where each name ends.
+        spans: (n, 6) int64: offset and size of picture, text and JSON; size -1 where absent.
+        checks: (n, 3) uint32: CRC-32 of the header before each of them; `UNKNOWN` where nobody has looked.
+        left_out: What the tar holds that is not used, with counts.
+        problems: What is wrong with it.
+        lost: Bytes behind the place where it breaks.
+        is_lasting: Whether another look would find the same.
     """
 
-    keys: np.ndarray
+    keys: bytes
+    ends: np.ndarray
     spans: np.ndarray
-    without_image: int
+    checks: np.ndarray
+    left_out: dict[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    lost: int = 0
+    is_lasting: bool = True
 
+    def __len__(self) -> int:
+        return len(self.ends)
 
-class Member(NamedTuple):
-    """Where a member's bytes lie inside its tar."""
+    def key(self, row: int) -> str:
+        """Name of a sample."""
+        start = int(self.ends[row - 1]) if row else 0
+        return self.keys[start : int(self.ends[row])].decode()
 
-    suffix: str
-    offset: int
-    size: int
+    def place(self, row: int) -> Place:
+        """Where a sample lies."""
+        span = self.spans[row].tolist()
+        sizes = [ABSENT if size < 0 else size for size in span[1::2]]
+        return Place(self.key(row), span[::2], sizes, self.checks[row].tolist())
 
 
 def cache_folder() -> Path:
@@ -72,113 +124,143 @@ def cache_folder() -> Path:
     return folder
 
 
-def index_shard(tar: Path) -> ShardIndex:
-    """The index of a tar: from the file beside it, from the cache, or scanned and put in the cache.
-
-    Raises:
-        UnreadableShardError: If the tar is broken, or a key in it is repeated.
-    """
-    cached = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:32]}.npz"
-    for file in (index_file(tar), cached):
-        index = load_index(file, tar)
-        if index is not None:
-            return index
-    index, problems = scan_shard(tar)
-    if problems:
-        raise UnreadableShardError(problems[0])
-    with contextlib.suppress(OSError):  # a full or read-only cache: the next start scans again
-        save_index(cached, index, tar)
-    return index
-
-
 def index_file(tar: Path) -> Path:
     """Where the index of a tar is kept beside it."""
     return tar.with_name(f"{tar.stem}_index.npz")
 
 
+def index_shard(tar: Path) -> ShardIndex:
+    """The index of a tar: from the file beside it, from the cache, or scanned and put in the cache."""
+    cached = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:32]}.npz"
+    for file, is_beside in ((index_file(tar), True), (cached, False)):
+        index = load_index(file, tar, is_beside)
+        if index is not None:
+            return index
+    index = scan_shard(tar)
+    if index.is_lasting:
+        with suppress(OSError):  # a full or read-only cache: the next start scans again
+            save_index(cached, index, tar)
+    return index
+
+
+def scan_shard(tar: Path) -> ShardIndex:
+    """Index a tar by reading its headers. Never raises: what is wrong is among the problems."""
+    scan = scan_tar(tar)
+    return ShardIndex(
+        *_packed(scan.keys),
+        scan.spans,
+        scan.checks,
+        scan.left_out,
+        tuple(scan.problems),
+        scan.lost,
+        scan.is_lasting,
+    )
+
+
 def save_index(file: Path, index: ShardIndex, tar: Path) -> None:
     """Write an index; the file appears whole or not at all. Equal indices give equal bytes."""
+    notes = {"left_out": index.left_out, "problems": index.problems, "lost": index.lost}
+    status = tar.stat()
+    is_beside = file.parent == tar.parent
+    arrays = {
+        "keys": np.frombuffer(index.keys, np.uint8),
+        "ends": index.ends,
+        "spans": index.spans,
+        "checks": index.checks,
+        "notes": np.frombuffer(json.dumps(notes).encode(), np.uint8),
+        "tar_size": np.int64(status.st_size),
+        # Files that lie together are copied together, and a copy is of another time.
+        "tar_time": np.int64(0 if is_beside else status.st_mtime_ns),
+    }
     with write_whole(file) as part, part.open("wb") as stream:
-        np.savez(stream, **index._asdict(), tar_size=tar.stat().st_size)
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
-def load_index(file: Path, tar: Path) -> ShardIndex | None:
-    """Read an index; None where it is missing, damaged, older than its tar, or of a tar of another size."""
+def load_index(file: Path, tar: Path, is_beside: bool) -> ShardIndex | None:
+    """Read an index; None where it is missing or damaged, or of another tar.
+
+    Args:
+        file: The index.
+        tar: What it must be of.
+        is_beside: Whether it lies beside the tar, as that of one that we have written: then it may be of
+            version 0.1, but not of a tar with faults. Any other must know the time of the tar.
+    """
     try:
-        of_tar = tar.stat()
-        if file.stat().st_mtime_ns < of_tar.st_mtime_ns:
-            return None
+        of_tar, of_file = tar.stat(), file.stat()
         with np.load(file, allow_pickle=False) as arrays:
             if int(arrays["tar_size"]) != of_tar.st_size:
                 return None
-            return ShardIndex(arrays["keys"], arrays["spans"], int(arrays["without_image"]))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            if "checks" in arrays:
+                index = _loaded(arrays)
+                is_usable = not index.problems if is_beside else int(arrays["tar_time"]) == of_tar.st_mtime_ns
+            else:
+                index = _loaded_of_0_1(arrays)
+                is_usable = is_beside and of_file.st_mtime_ns >= of_tar.st_mtime_ns
+        with tar.open("rb") as stream:
+            return index if is_usable and _is_of(index, stream) else None
+    except UNREADABLE:
         return None
 
 
-def scan_shard(tar: Path) -> tuple[ShardIndex, list[str]]:
-    """Index a tar by reading its headers, and say what is wrong with it."""
-    rows: dict[str, list[int]] = {}
-    problems: list[str] = []
-    without_image = 0
+def read_index(file: Path) -> ShardIndex | None:
+    """An index by itself, whatever has become of its tar; None where it is missing or damaged."""
     try:
-        for key, members in scan_tar(tar):
-            parts = {member.suffix: member for member in members}
-            image = next((suffix for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-            if image is None:
-                without_image += 1
-            elif key in rows:
-                problems.append(repeated_key(key, tar, tar))
-            else:
-                spans = [parts.get(suffix, Member(suffix, 0, -1)) for suffix in (image, "txt", "json")]
-                rows[key] = [number for span in spans for number in (span.offset, span.size)]
-    except UserError as error:
-        problems.append(str(error))
-    spans_array = np.array(list(rows.values()), np.int64).reshape(-1, 6)
-    return ShardIndex(np.array(list(rows), np.str_), spans_array, without_image), problems
+        with np.load(file, allow_pickle=False) as arrays:
+            return _loaded(arrays)
+    except UNREADABLE:
+        return None
 
 
-def repeated_key(key: str, first: object, second: object) -> str:
-    """The message about a key that two shards share."""
-    return f"key {key!r} occurs twice; expected every sample to have its own ({first} and {second})"
+def is_header(block: bytes, check: int, size: int, key: str) -> bool:
+    """Whether the block before a member's content is the header that an index has seen there.
 
-
-def scan_tar(path: Path) -> Iterator[tuple[str, list[Member]]]:
-    """Yield each sample's key and members in a tar, reading only the headers.
-
-    Raises:
-        UserError: If the tar is broken or cut short, or a sample has two members of one suffix.
+    Args:
+        block: The block.
+        check: Its CRC-32 as the index has it, or `UNKNOWN`: then size and name decide.
+        size: Bytes of the content.
+        key: Name of the sample.
     """
-    key = ""
-    members: list[Member] = []
-    for name, offset, size in _scan_headers(path):
-        folder, slash, file = name.rpartition("/")
-        # As in webdataset, the key ends at the first dot of the file's name.
-        base, _, suffix = file.partition(".")
-        if not base or not suffix:
-            continue
-        if folder + slash + base != key and members:
-            yield key, members
-            members = []
-        key = folder + slash + base
-        members.append(Member(suffix.lower(), offset, size))
-        if len({member.suffix for member in members}) < len(members):
-            raise UserError(f"key {key!r} has two members .{suffix.lower()} ({path})")
-    if members:
-        yield key, members
+    if check != UNKNOWN:
+        return zlib.crc32(block) == check
+    digits, name = block[124:136].strip(b"\0 "), key.encode()
+    is_named = len(name) > LONGEST_NAME or not key.isascii() or block.startswith(name + b".")
+    return is_named and digits.isdigit() and int(digits, 8) == size
 
 
-def _scan_headers(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset of the content and size of each file in a tar."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.isfile():
-                    yield info.name, info.offset_data, info.size
-            # tarfile takes a damaged header, or a file that was cut between members, for the end.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError(f"no end mark at byte {tar.offset}: cut short or damaged")
-    except tarfile.TarError as error:
-        raise UserError(f"broken tar file: {error} ({path})") from error
+def _packed(keys: Sequence[str]) -> tuple[bytes, np.ndarray]:
+    encoded = [key.encode() for key in keys]
+    return b"".join(encoded), np.cumsum([len(key) for key in encoded], dtype=np.int64)
+
+
+def _loaded(arrays: np.lib.npyio.NpzFile) -> ShardIndex:
+    notes = json.loads(arrays["notes"].tobytes())
+    problems = tuple(Problem(*problem) for problem in notes["problems"])
+    keys = arrays["keys"].tobytes()
+    columns = arrays["ends"], arrays["spans"].reshape(-1, 6), arrays["checks"].reshape(-1, 3)
+    index = ShardIndex(keys, *columns, notes["left_out"], problems, notes["lost"])
+    if not len(index.ends) == len(index.spans) == len(index.checks):
+        raise ValueError("columns of different lengths")
+    if len(index) and index.ends[-1] != len(keys):
+        raise ValueError("names of another length")
+    return index
+
+
+def _loaded_of_0_1(arrays: np.lib.npyio.NpzFile) -> ShardIndex:
+    keys, ends = _packed(arrays["keys"].tolist())
+    spans = arrays["spans"].reshape(-1, 6)
+    if len(spans) != len(ends):
+        raise ValueError("columns of different lengths")
+    without = int(arrays["without_image"])
+    checks = np.full((len(ends), 3), UNKNOWN, np.uint32)
+    return ShardIndex(keys, ends, spans, checks, {WITHOUT_PICTURE: without} if without else {})
+
+
+def _is_of(index: ShardIndex, stream: BinaryIO) -> bool:
+    """Whether the headers of some pictures, the first and the last among them, are where the index says."""
+    rows = np.unique(np.linspace(0, len(index) - 1, LOOKED_AT).astype(int)) if len(index) else ()
+    for row in rows:
+        offset, size = index.spans[row, :2].tolist()
+        stream.seek(offset - BLOCK)
+        if not is_header(stream.read(BLOCK), int(index.checks[row, 0]), size, index.key(row)):
+            return False
+    return True

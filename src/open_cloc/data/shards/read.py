@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import io
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 from webdataset.shardlists import expand_urls
 
 from open_cloc.data.annotations import Problem, RawSample, finish
-from open_cloc.data.shards.index import (
-    ShardIndex,
-    UnreadableShardError,
-    index_shard,
-    repeated_key,
-    scan_shard,
-)
+from open_cloc.data.shards.index import ABSENT, DamagedShardError, Place, UnreadableShardError, is_header
+from open_cloc.data.shards.joined import open_index
 from open_cloc.data.shards.region_json import parse_sample
+from open_cloc.data.shards.tars import BLOCK, is_compressed_tar
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.samples import RegionSample
-
-BROKEN = "broken or repeated in the shards"
+from open_cloc.texts import PackedTexts
 
 
 class ShardDataset:
     """Random access to the samples of local tar shards.
 
-    Each tar's headers are scanned once and the index is kept in a file; a sample is then read by its offsets.
-    In memory the index is arrays, which worker processes share, and each read opens its tar anew, so that no
-    file position is shared.
+    Each tar's headers are scanned once a host, and where its samples lie is kept in a file that processes
+    share; a sample is then read by its offsets. Each read opens its tar anew, so that no file position is
+    shared.
 
     Attributes:
-        paths: The tar files.
-        keys: A name for each sample.
         shard_sizes: (shards,) samples of each tar.
-        problems: What a tolerant opening has passed over.
+        problems: What is wrong with the tars, apart from samples that are read.
+        lost: About how many samples broken tars have cost.
         left_out: What was seen and is not used, with counts.
     """
 
     def __init__(self, path: str) -> None:
-        """Index shards.
+        """Find out where samples lie.
 
         Args:
             path: A folder of tars, one tar, or a pattern such as `data/{00000..00009}.tar`; several are
@@ -48,85 +43,90 @@ class ShardDataset:
 
         Raises:
             MissingFileError: If a tar is missing.
-            UserError: If a tar is broken, a key is repeated, or there is no sample.
+            UserError: If there is no sample at all.
         """
-        self.paths = expand_paths(path)
-        self.problems: list[Problem] = []
-        self._join([index_shard(tar) for tar in self.paths])
-        if self.problems:
-            raise UserError(self.problems[0].message)
+        paths, left_out = find_tars(path)
+        self._tars = PackedTexts(map(str, paths))
+        self._index = open_index(paths)
+        self.shard_sizes = self._index.counts
+        self.lost = self._index.lost
+        self.left_out = Counter(left_out) + Counter(self._index.left_out)
+        self.problems = [*self._index.problems, *self._repeated()]
         if not len(self):
-            raise UserError(f"no samples with a picture ({path})")
+            others = f": {self.problems[0].message}" if self.problems else _told(self.left_out)
+            raise UserError(f"no samples with a picture ({path}){others}")
 
-    @classmethod
-    def tolerant(cls, path: str) -> ShardDataset:
-        """Scan anew, index what can be and list the rest in `problems`; for `open-cloc data check`."""
-        dataset = cls.__new__(cls)
-        dataset.paths = expand_paths(path)
-        scanned = [scan_shard(tar) for tar in dataset.paths]
-        dataset.problems = [Problem(BROKEN, problem) for _, problems in scanned for problem in problems]
-        dataset._join([index for index, _ in scanned])
-        if not len(dataset) and not dataset.problems:
-            raise UserError(f"no samples with a picture ({path})")
-        return dataset
+    @property
+    def paths(self) -> list[Path]:
+        """The tar files."""
+        return [Path(self._tars[number]) for number in range(len(self._tars))]
 
-    def _join(self, indices: Sequence[ShardIndex]) -> None:
-        """Put the indices of all tars together, leaving out the second of two samples with one key."""
-        keys = np.concatenate([index.keys for index in indices])
-        spans = np.concatenate([index.spans for index in indices])
-        shards = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])
-        _, first, row_of_key = np.unique(keys, return_index=True, return_inverse=True)
-        for row in np.flatnonzero(first[row_of_key] != np.arange(len(keys))):
-            paths = (self.paths[shards[first[row_of_key[row]]]], self.paths[shards[row]])
-            self.problems.append(Problem(BROKEN, repeated_key(str(keys[row]), *paths)))
-        kept = np.sort(first)
-        self.keys = keys[kept]
-        self._spans = spans[kept]
-        self._shards = shards[kept]
-        self.shard_sizes = np.bincount(self._shards, minlength=len(self.paths))
-        without_image = sum(index.without_image for index in indices)
-        self.left_out = {"keys without a picture": without_image} if without_image else {}
+    def key(self, index: int) -> str:
+        """The name of a sample, which is not read."""
+        self._check(index)
+        return self._index.place(index)[1].key
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> RegionSample:
         """A sample with its JSON validated and its boxes checked.
 
         Raises:
-            UserError: If the JSON is not the schema's or a box is wrong; names the shard and the key.
+            SampleError: If the JSON is not the schema's or a box is wrong; names the shard and the key.
         """
         return finish(self.raw(index))
 
     def raw(self, index: int) -> RawSample:
-        """A sample with its boxes as in the file."""
+        """A sample with its boxes as in the file.
+
+        Raises:
+            SampleError: If its JSON is none, or the tar is not what it was.
+        """
+        self._check(index)
+        shard, place = self._index.place(index)
+        tar = self._tars[shard]
+        return read_sample(tar, place, tar)
+
+    def _check(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        tar = self.paths[self._shards[index]]
-        return read_sample(tar, str(self.keys[index]), self._spans[index].tolist(), str(tar))
+
+    def _repeated(self) -> list[Problem]:
+        problems = []
+        for row, first in self._index.repeated.tolist():
+            shard, place = self._index.place_of_row(row)
+            tars = self._tars[self._index.place_of_row(first)[0]], self._tars[shard]
+            message = f"key {place.key!r} occurs twice; the second is left out ({tars[0]} and {tars[1]})"
+            problems.append(Problem("repeated key", message))
+        return problems
 
 
-def read_sample(tar: Path, key: str, spans: Sequence[int], where: str) -> RawSample:
+def read_sample(tar: str | Path, place: Place, where: str) -> RawSample:
     """A sample by the offsets of its members.
 
     Args:
         tar: The shard's file.
-        key: The sample's name, which its members share.
-        spans: Offset and size of the picture, of `txt` and of `json`.
+        place: Where the sample lies.
         where: The shard as the user knows it, for messages.
 
     Raises:
-        UnreadableShardError: If the tar is shorter than its index says.
+        DamagedShardError: If the tar is not the one that was indexed, or shorter.
+        UnreadableShardError: If it may not be read.
         MissingFileError: If it is not there.
-        UserError: If the JSON is not the schema's.
+        SampleError: If the JSON is not the schema's.
     """
+    key, offsets, sizes, checks = place
     try:
-        with tar.open("rb") as stream:
+        with open(tar, "rb", buffering=0) as stream:
             image, text, document = (
-                _read(stream, offset, size, where) for offset, size in zip(spans[::2], spans[1::2])
+                None if size == ABSENT else _read(stream, offset, size, check, key, where)
+                for offset, size, check in zip(offsets, sizes, checks)
             )
     except FileNotFoundError:
         raise MissingFileError(f"no such shard: {where}") from None
+    except OSError as error:
+        raise UnreadableShardError(f"shard cannot be read: {error.strerror or error} ({where})") from error
     return parse_sample(key, image or b"", text, document, f"{where}, key {key!r}")
 
 
@@ -137,24 +137,67 @@ def expand_paths(path: str) -> list[Path]:
         MissingFileError: If one does not exist.
         UserError: If the folder has none.
     """
-    if Path(path).is_dir():
-        found = sorted(Path(path).glob("*.tar"))
-        if not found:
-            raise UserError(f"no .tar files in folder {path}")
-        return found
-    paths = [Path(name) for name in expand_urls(path)]
-    for tar in paths:
-        if not tar.is_file():
-            raise MissingFileError(f"no such shard: {tar}")
-    return paths
+    return find_tars(path)[0]
 
 
-def _read(stream: io.BufferedReader, offset: int, size: int, where: str) -> bytes | None:
-    """Bytes of a member; None where the sample lacks it (size -1)."""
-    if size < 0:
-        return None
-    stream.seek(offset)
+def find_tars(path: str) -> tuple[list[Path], dict[str, int]]:
+    """The tar files that are named, and what else a folder holds that may be meant as shards, with counts.
+
+    Raises:
+        MissingFileError: If one does not exist.
+        UserError: If a folder has none, a tar is compressed, or the pattern is none.
+    """
+    if os.path.isdir(path):
+        return _tars_of(Path(path))
+    try:
+        names = [path] if os.path.isfile(path) else expand_urls(path)
+    except ValueError as error:
+        raise UserError(f"pattern of shards cannot be understood: {error} ({path})") from error
+    for name in names:
+        if not os.path.isfile(name):
+            raise MissingFileError(f"no such shard: {name}")
+        if is_compressed_tar(name):
+            raise UserError(_compressed([name], path))
+    return [Path(name) for name in names], {}
+
+
+def _tars_of(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
+    tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+    compressed = [name for name in names if is_compressed_tar(name)]
+    if tars:
+        hidden = sum(name.endswith(".tar") and name.startswith(".") for name in names)
+        left_out = {"compressed tars": len(compressed), "hidden tars, such as ._NAME": hidden}
+        return [folder / name for name in tars], {name: count for name, count in left_out.items() if count}
+    if compressed:
+        raise UserError(_compressed(compressed, folder))
+    below = sorted({tar.parent.name for tar in folder.glob("*/*.tar")})
+    hint = f"; there are some in {', '.join(below[:5])} below it: name one of these" if below else ""
+    raise UserError(f"no .tar files in folder {folder}{hint}")
+
+
+def _compressed(names: Sequence[str], where: object) -> str:
+    return (
+        f"tars are compressed, such as {os.path.basename(names[0])}: samples of these cannot be found by "
+        f"place; unpack them to .tar, which pictures take no more room in ({where})"
+    )
+
+
+def _told(left_out: Counter[str]) -> str:
+    counts = ", ".join(f"{name}: {count}" for name, count in left_out.most_common(5))
+    return f"; not used: {counts}" if counts else ""
+
+
+def _read(stream: BinaryIO, offset: int, size: int, check: int, key: str, where: str) -> bytes:
+    """Bytes of a member, where its header stands before it."""
+    stream.seek(offset - BLOCK)
+    header = stream.read(BLOCK)
     content = stream.read(size)
     if len(content) < size:
-        raise UnreadableShardError(f"shard is cut short before byte {offset + size} ({where})")
+        raise DamagedShardError(f"shard is cut short before byte {offset + size} ({where})")
+    if not is_header(header, check, size, key):
+        raise DamagedShardError(
+            f"shard is not the one that was indexed: delete its _index.npz ({where}, byte {offset - BLOCK})"
+        )
     return content

@@ -3,34 +3,45 @@
 Its form is published in `region_sample.schema.json`. It is img2dataset's metadata plus our keys, so readers
 that know nothing of regions still find their caption and sizes; the regions of GRIT and FineHARD are read
 where ours are absent.
+
+A wrong region costs the region; anything else that is not the schema's costs the sample.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from open_cloc.data.annotations import RawRegion, RawSample, checked_boxes
-from open_cloc.errors import UserError
+from open_cloc.data.annotations import Problem, RawRegion, RawSample, checked_boxes
+from open_cloc.data.fields import LARGEST, FieldError, as_whole
+from open_cloc.errors import SampleError, UserError
+from open_cloc.files import parse_json
 from open_cloc.samples import RegionSample, Text
+from open_cloc.texts import is_odd, sound_text
 
 # Keys that the writer fills; anything else is a sample's metadata.
 WRITTEN = ("key", "status", "caption", "captions", "width", "height", "regions", "box_format", "role_texts")
 SIZES = ("width", "height", "original_width", "original_height")
+OF_OTHERS = ("noun_chunks", "ref_exps", "bbox_info")  # regions of GRIT and of FineHARD
+ENTRIES = ("regions", "role_texts", *OF_OTHERS)  # lists whose entries are judged one by one
+DEEPEST = 64  # levels of lists and objects
 
 
 def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
     """The JSON member of a sample whose stored picture has this (height, width).
 
     Raises:
-        UserError: If a box is wrong or the metadata cannot be written as JSON.
+        SampleError: If a box is wrong or the metadata cannot be written as JSON.
     """
     height, width = size_hw
     original = {"original_width": width, "original_height": height}
@@ -54,8 +65,10 @@ def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
     } | _role_texts(sample.texts)
     try:
         return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"sample {sample.key!r} cannot be written as JSON: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SampleError(
+            f"sample {sample.key!r} cannot be written as JSON: {error}", "metadata that is no JSON"
+        ) from error
 
 
 def _role_texts(texts: Sequence[Text]) -> dict[str, Any]:
@@ -63,59 +76,100 @@ def _role_texts(texts: Sequence[Text]) -> dict[str, Any]:
     return {"role_texts": [asdict(text) for text in texts]} if texts else {}
 
 
-def _texts(fields: Mapping[str, Any]) -> tuple[Text, ...]:
-    given = fields.get("role_texts")
-    return tuple(Text(**text) for text in given) if given else ()
-
-
-def parse_sample(key: str, image: bytes, text: bytes | None, document: bytes | None, where: str) -> RawSample:
+def parse_sample(
+    key: str, image: bytes | Path, text: bytes | None, document: bytes | None, where: str
+) -> RawSample:
     """Turn the members of a sample into a raw sample.
 
     Args:
         key: The sample's name, which its members share.
-        image: The encoded picture.
+        image: The encoded picture, or its file.
         text: The `txt` member; None without one.
         document: The `json` member; None without one.
         where: Shard and key, for messages.
 
     Raises:
-        UserError: If the JSON does not parse, is not the schema's, or names regions of a picture whose
+        SampleError: If the JSON does not parse, is not the schema's, or names regions of a picture whose
             aspect ratio was changed afterwards.
     """
     try:
-        fields = json.loads(document) if document is not None else {}
-        caption = text.decode() if text is not None else None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"member is not valid JSON or UTF-8: {error} ({where})") from error
-    problem = schema_problem(fields)
-    if problem:
-        raise UserError(f"JSON is not a region sample: {problem} ({where})")
-    regions = tuple(_regions(fields, fields.get("caption") or caption or "", where))
+        caption = text.decode("utf-8-sig") if text is not None else None
+    except UnicodeDecodeError as error:
+        raise SampleError(f"caption is not valid UTF-8: {error} ({where})", "caption is not UTF-8") from error
+    fields, wrong = _parse(document, where) if document is not None else ({}, {})
+    captions = _captions(fields, caption)
+    regions = tuple(_regions(fields, captions, caption or "", wrong))
     if regions:
         _check_aspect_ratio(fields, where)
+    width, height = fields.get("width"), fields.get("height")
     return RawSample(
         key=key,
         image=image,
-        size_hw=(fields["height"], fields["width"]) if "height" in fields and "width" in fields else None,
+        size_hw=(int(height), int(width)) if height is not None and width is not None else None,
         where=where,
-        captions=_captions(fields, caption),
+        captions=captions,
         regions=regions,
         metadata=_metadata(fields),
-        texts=_texts(fields),
+        texts=_texts(fields, wrong),
+        problems=tuple(_problems(wrong, where)) if wrong else (),
     )
 
 
-def schema_problem(document: Any) -> str:
-    """What keeps a parsed JSON from being a region sample, or an empty text.
+# What is wrong with entries of a sample's lists: (name of the list, row) -> message.
+Wrong = dict[tuple[str, int], str]
+
+
+def _parse(document: bytes, where: str) -> tuple[dict[str, Any], Wrong]:
+    """The object that a JSON holds, and what is wrong with entries of its lists.
+
+    Raises:
+        SampleError: If the rest is wrong.
+    """
+    with suppress(ValueError, RecursionError):  # told below, in the user's words
+        fields = json.loads(document)
+        if _surely_valid(fields) and _names_each_once(document, fields):
+            return fields, {}
+    try:
+        fields = parse_json(document, "JSON")
+    except UserError as error:
+        raise SampleError(f"{error} ({where})", "broken JSON") from error
+    if isinstance(fields, dict):  # pandas writes nan for what is not there
+        fields = {name: None if _is_odd_float(value) else value for name, value in fields.items()}
+    problem, wrong = schema_problems(fields)
+    if problem:
+        raise SampleError(f"JSON is not a region sample: {problem} ({where})", "JSON of another form")
+    return fields, wrong
+
+
+def schema_problems(document: Any) -> tuple[str, Wrong]:
+    """What keeps a parsed JSON from being a region sample, or an empty text; and what costs only an entry.
 
     The range of box numbers is left to the box check, which allows for rounding and can guess another format.
     """
-    if _surely_valid(document):
-        return ""
+    if _is_deep(document, DEEPEST):
+        return f"more than {DEEPEST} levels of lists and objects", {}
+    wrong: Wrong = {}
     for error in sorted(_validator().iter_errors(document), key=lambda error: error.json_path):
-        if error.validator not in ("minimum", "maximum") or "box" not in error.path:
-            return f"at {error.json_path}: {textwrap.shorten(error.message, 200)}"
-    return ""
+        if error.validator in ("minimum", "maximum") and "box" in error.path:
+            continue
+        message = f"at {error.json_path}: {textwrap.shorten(error.message, 200)}"
+        place = tuple(error.path)[:2]
+        if len(place) < 2 or place[0] not in ENTRIES:
+            return message, {}
+        wrong.setdefault(place, message)
+    for name in ENTRIES:
+        for row, entry in enumerate(document.get(name, ())):
+            if (name, row) not in wrong and not _has_sound_numbers(entry):
+                wrong[name, row] = f"at $.{name}[{row}]: numbers must be finite and below {LARGEST:g}"
+    if not all(abs(document.get(name) or 0) <= LARGEST for name in SIZES):
+        return f"sizes must be below {LARGEST:g}", {}
+    return "", wrong
+
+
+def _problems(wrong: Wrong, where: str) -> Iterator[Problem]:
+    for (name, _), message in wrong.items():
+        cause = "broken text" if name == "role_texts" else "broken region"
+        yield Problem(cause, f"JSON is not a region sample: {message} ({where})")
 
 
 def _captions(fields: Mapping[str, Any], text: str | None) -> tuple[str, ...]:
@@ -133,44 +187,95 @@ def _metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in known}
 
 
-def _regions(fields: Mapping[str, Any], caption: str, where: str) -> Iterator[RawRegion]:
-    """Regions from our key or, where it is absent, from those of GRIT and FineHARD."""
+def _texts(fields: Mapping[str, Any], wrong: Wrong) -> tuple[Text, ...]:
+    given = fields.get("role_texts")
+    if not given:
+        return ()
+    return tuple(
+        Text(**{name: _sound(value) for name, value in text.items()})
+        for row, text in enumerate(given)
+        if ("role_texts", row) not in wrong
+    )
+
+
+def _sound(value: Any) -> Any:
+    """Roles and sources are written again, too."""
+    return sound_text(value) if isinstance(value, str) and is_odd(value) else value
+
+
+def _regions(
+    fields: Mapping[str, Any], captions: Sequence[str], text: str, wrong: Wrong
+) -> Iterator[RawRegion]:
+    """Regions from our key or, where it is absent, from those of GRIT and FineHARD.
+
+    Args:
+        fields: The sample's JSON.
+        captions: Of the picture.
+        text: The `txt` member, which spans of GRIT count in where the JSON has no caption.
+        wrong: Entries that are left out; those that turn out to be wrong now are added.
+    """
     if "regions" in fields:
-        for row, region in enumerate(fields["regions"]):
-            yield RawRegion(
-                box=tuple(region["box"]),
-                text=region["text"],
-                where=f"regions[{row}]",
-                score=region.get("score", 1.0),
-                source=region.get("source", ""),
-                span=tuple(region["span"]) if "span" in region else None,
-                cycle=region.get("cycle"),
-                texts=_texts(region),
-            )
-        return
-    for name in ("noun_chunks", "ref_exps"):
-        for row, (start, end, *box, score) in enumerate(fields.get(name, ())):
-            text = caption[int(start) : int(end)]
-            if not text:
-                raise UserError(f"no text from {start:g} to {end:g} of the caption ({where}, {name}[{row}])")
-            yield RawRegion(tuple(box), text, f"{name}[{row}]", score, f"grit {name}")
-    for row, entry in enumerate(fields.get("bbox_info", ())):
-        box = tuple(entry["bbox"][:4])
-        yield RawRegion(box, entry["short_expr"], f"bbox_info[{row}]", source="finehard")
+        longest = len(captions[0]) if captions else 0
+        read = [("regions", lambda region, where: _our_region(region, longest, where))]
+    else:
+        caption = fields.get("caption") or text
+        read = [
+            ("noun_chunks", lambda row, where: _grit_region(row, caption, where)),
+            ("ref_exps", lambda row, where: _grit_region(row, caption, where)),
+            ("bbox_info", _finehard_region),
+        ]
+    for name, make in read:
+        for row, entry in enumerate(fields.get(name, ())):
+            if (name, row) in wrong:
+                continue
+            try:
+                yield make(entry, f"{name}[{row}]")
+            except FieldError as error:
+                wrong[name, row] = f"at $.{name}[{row}]: {error}"
+
+
+def _our_region(region: Mapping[str, Any], longest: int, where: str) -> RawRegion:
+    span = region.get("span")
+    if span is not None and not span[0] <= span[1] <= longest:
+        raise FieldError(f"span {span} is not in the first caption, of {longest} characters")
+    return RawRegion(
+        box=tuple(region["box"]),
+        text=region["text"],
+        where=where,
+        score=region.get("score", 1.0),
+        source=_sound(region.get("source", "")),
+        span=None if span is None else (int(span[0]), int(span[1])),
+        cycle=region.get("cycle"),
+        texts=_texts(region, {}),
+    )
+
+
+def _grit_region(row: Sequence[float], caption: str, where: str) -> RawRegion:
+    start, end = (as_whole(number, "start and end of a span") for number in row[:2])
+    if not start < end <= len(caption):
+        raise FieldError(f"no text from {start} to {end} of the caption")
+    if not 0 <= row[6] <= 1:
+        raise FieldError(f"score must be in [0, 1]; got {row[6]:g}")
+    return RawRegion(tuple(row[2:6]), caption[start:end], where, row[6], f"grit {where.partition('[')[0]}")
+
+
+def _finehard_region(entry: Mapping[str, Any], where: str) -> RawRegion:
+    return RawRegion(tuple(entry["bbox"][:4]), entry["short_expr"], where, source="finehard")
 
 
 def _check_aspect_ratio(fields: Mapping[str, Any], where: str) -> None:
     """Padding or cropping after the boxes were made, as img2dataset's default does, moves every box."""
-    if not all(name in fields for name in SIZES):
+    if any(fields.get(name) is None for name in SIZES):
         return
     width, height, original_width, original_height = (fields[name] for name in SIZES)
     # Each side was rounded to whole pixels, hence the true ratio lies somewhere around.
     low, high = (width - 1) / (height + 1), (width + 1) / max(height - 1, 0.5)
     if not low <= original_width / original_height <= high:
-        raise UserError(
+        raise SampleError(
             f"picture of {width} x {height} was {original_width} x {original_height}: its aspect ratio "
             "changed, so its boxes no longer fit; make shards with resize_mode keep_ratio_largest or no "
-            f"({where})"
+            f"({where})",
+            "aspect ratio changed",
         )
 
 
@@ -185,7 +290,7 @@ def _surely_valid(document: Any) -> bool:
         return False
     texts = [document[name] for name in ("status", "caption") if document.get(name) is not None]
     return (
-        all(type(document.get(name, 1)) is int and document.get(name, 1) > 0 for name in SIZES)
+        all(type(document.get(name, 1)) is int and 0 < document.get(name, 1) <= LARGEST for name in SIZES)
         and all(type(text) is str for text in (document.get("key", ""), *texts, *captions))
         and all(map(_surely_valid_region, regions))
     )
@@ -200,7 +305,7 @@ def _surely_valid_region(region: Any) -> bool:
         type(span) is list
         and type(box) is list
         and len(box) == 4
-        and all(type(number) in (float, int) for number in box)
+        and all(type(number) in (float, int) and -1 <= number <= 2 for number in box)
         and type(region.get("text")) is str
         and type(region.get("source", "")) is str
         and type(score) in (float, int)
@@ -210,6 +315,46 @@ def _surely_valid_region(region: Any) -> bool:
         and type(cycle) in (float, int)
         and -1 <= cycle <= 1
     )
+
+
+def _names_each_once(document: bytes, fields: Mapping[str, Any]) -> bool:
+    """Whether no object of a JSON surely names a key twice: each name is followed by a colon.
+
+    Says no whenever it cannot tell, as where a text holds what looks like the end of a name.
+    """
+    if any(space in document for space in (b" :", b"\t:", b"\n:", b"\r:")):
+        return False
+    values = fields.values()
+    if any(isinstance(value, dict) for value in values):
+        return False
+    objects = (
+        part for value in values if isinstance(value, list) for part in value if isinstance(part, dict)
+    )
+    return document.count(b'":') == len(fields) + sum(map(len, objects))
+
+
+def _is_odd_float(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deep(part, levels - 1) for part in parts)
+
+
+def _has_sound_numbers(entry: Any) -> bool:
+    """Whether numbers can be reckoned with; boxes that are not finite are the box check's to name."""
+    if isinstance(entry, dict):
+        boxes = [*entry.get("box", ()), *entry.get("bbox", ())]
+        others = [value for name, value in entry.items() if name not in ("box", "bbox")]
+        return all(map(_is_number, boxes)) and all(map(_has_sound_numbers, others))
+    if isinstance(entry, list):
+        return all(map(_has_sound_numbers, entry))
+    return not isinstance(entry, (int, float)) or abs(entry) <= LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or abs(value) <= LARGEST
 
 
 @lru_cache(maxsize=1)

@@ -6,14 +6,16 @@ whose output is the tar.
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -23,22 +25,32 @@ from webdataset.shardlists import expand_urls
 
 from open_cloc.data.annotations import RawSample, finish
 from open_cloc.data.shards.cache import ShardCache
-from open_cloc.data.shards.index import ShardIndex, UnreadableShardError, cache_folder
+from open_cloc.data.shards.index import DamagedShardError, ShardIndex, UnreadableShardError, cache_folder
+from open_cloc.data.shards.joined import Place
 from open_cloc.data.shards.read import ShardDataset, read_sample
-from open_cloc.data.shards.urls import is_final, one_line, open_url, shown
+from open_cloc.data.shards.tars import is_compressed_tar
+from open_cloc.data.shards.urls import Bounds, is_final, one_line, read_url, shown
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import parse_json
 from open_cloc.samples import RegionSample
 
 logger = logging.getLogger(__name__)
 
 COUNTING_THREADS = 8
 KEPT_INDICES = 64  # of shards, in the memory of one process
+MOST_SIZES = 256e6  # bytes of a `sizes.json`
+MOST_DROPS = 2  # damaged copies of one shard that a process fetches again
 
 
 def recognises(text: str) -> bool:
     """Whether this names tars, here or elsewhere, or is a folder that holds some."""
-    named = Path(text).suffix == ".tar" or "{" in text or is_remote(text)
-    return named or any(Path(text).glob("*.tar"))
+    named = text.endswith(".tar") or is_compressed_tar(text) or "{" in text or is_remote(text)
+    return named or any(Path(text).glob("*.tar")) or any(map(is_compressed_tar, _names_in(text)))
+
+
+def _names_in(folder: str) -> Iterator[str]:
+    with suppress(OSError):
+        yield from os.listdir(folder)
 
 
 def open_shards(path: str, cache: Path | None = None, cache_gb: float = 100.0) -> ShardDataset | RemoteShards:
@@ -53,7 +65,7 @@ def open_shards(path: str, cache: Path | None = None, cache_gb: float = 100.0) -
 
     Raises:
         MissingFileError: If a shard is missing.
-        UserError: If a local shard is broken, a URL cannot be read, or local and remote shards are joined.
+        UserError: If there is no sample, a URL cannot be read, or local and remote shards are joined.
     """
     remote = [is_remote(part) for part in path.split("::")]
     if not any(remote):
@@ -101,12 +113,13 @@ class RemoteShards:
             pool = ThreadPoolExecutor(COUNTING_THREADS)
             try:
                 indices = pool.map(cache.fetch_index, unknown)
-                sizes |= {url: len(index.keys) for url, index in zip(unknown, indices)}
+                sizes |= {url: len(index) for url, index in zip(unknown, indices)}
             finally:  # who stops waits for no server
                 pool.shutdown(wait=False, cancel_futures=True)
         self.shard_sizes = np.array([sizes[url] for url in self.urls], np.int64)
         self._ends = np.cumsum(self.shard_sizes)
         self._indices: OrderedDict[str, ShardIndex] = OrderedDict()
+        self._drops: Counter[str] = Counter()
         if not len(self):
             raise UserError(f"no samples with a picture ({shown(path)})")
 
@@ -131,25 +144,36 @@ class RemoteShards:
         url = self.urls[shard]
         for _ in range(3):
             tar = self.cache.fetch(url)
-            with suppress(FileNotFoundError):  # another process has just deleted it to make room
-                return self._read(url, tar, row)
+            try:
+                return read_sample(tar, self._place(url, row), shown(url))
+            except FileNotFoundError:
+                continue  # another process has just deleted it to make room
+            except DamagedShardError:
+                self._look_again(url)
         raise UnreadableShardError(
-            f"shard was deleted from {self.cache.folder} again and again before it was read: give a larger "
-            f"cache_gb= ({shown(url)})"
+            f"shard was deleted from {self.cache.folder} again and again before it was read, or is damaged "
+            f"there: give a larger cache_gb=, or another cache= ({shown(url)})"
         )
 
-    def _read(self, url: str, tar: Path, row: int) -> RawSample:
+    def _place(self, url: str, row: int) -> Place:
         if url not in self._indices:
             self._indices[url] = self.cache.fetch_index(url)
             if len(self._indices) > KEPT_INDICES:
                 self._indices.popitem(last=False)
         index = self._indices[url]
-        if row >= len(index.keys):
+        if row >= len(index):
             raise UnreadableShardError(
-                f"shard holds {len(index.keys)} samples with a picture, fewer than its sizes.json says "
+                f"shard holds {len(index)} samples with a picture, fewer than its sizes.json says "
                 f"({shown(url)})"
             )
-        return read_sample(tar, str(index.keys[row]), index.spans[row].tolist(), shown(url))
+        return index.place(row)
+
+    def _look_again(self, url: str) -> None:
+        """Forget the index of a shard that is not as it says; where it was read only now, the copy too."""
+        self._indices.pop(url, None)
+        self._drops[url] += 1
+        if 1 < self._drops[url] <= 1 + MOST_DROPS:
+            self.cache.drop(url)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch shards in the background, in this order; each worker process takes its share.
@@ -199,20 +223,22 @@ def list_shards(path: str) -> tuple[list[str], dict[str, int]]:
 
 def _read_sizes(folder: str, query: str) -> dict[str, int]:
     """Samples by shard's URL from a folder's `sizes.json`; empty where there is none."""
+    where = f"{shown(folder)}/sizes.json"
     try:
-        with open_url(f"{folder}/sizes.json{query}") as stream:
-            content = stream.read()
-    except (OSError, ValueError, ImportError) as error:  # also an unknown protocol, a missing s3fs, ...
+        content = read_url(f"{folder}/sizes.json{query}", Bounds.from_now(MOST_SIZES))
+    # Also an unknown protocol, a missing s3fs, an answer that is none, ...
+    except (OSError, ValueError, ImportError, HTTPException) as error:
         if isinstance(error, OSError) and is_final(error):
             return {}
-        raise UserError(f"cannot be read: {one_line(error)} ({shown(folder)}/sizes.json)") from error
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"not JSON: {error} ({shown(folder)}/sizes.json)") from error
-    if not isinstance(document, dict) or not all(type(count) is int for count in document.values()):
-        raise UserError(f"expected numbers of samples by the tar's name ({shown(folder)}/sizes.json)")
+        raise UserError(f"cannot be read: {one_line(error)} ({where})") from error
+    document = parse_json(content, where)
+    if not isinstance(document, dict) or not all(map(_is_count, document, document.values())):
+        raise UserError(f"expected numbers of samples by the tar's name ({where})")
     return {f"{folder}/{name}{query}": count for name, count in document.items()}
+
+
+def _is_count(name: str, count: Any) -> bool:
+    return name.endswith(".tar") and "/" not in name and type(count) is int and 0 <= count < 2**40
 
 
 def _list_folder(folder: str) -> list[str]:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 from webdataset import TarWriter
 
 from open_cloc.canvas import resize
+from open_cloc.data.names import make_keys
 from open_cloc.data.shards.index import index_file, save_index, scan_shard
 from open_cloc.data.shards.region_json import encode_json
-from open_cloc.errors import ExistingFileError, UserError
+from open_cloc.data.shards.tars import LEFTOVERS
+from open_cloc.errors import ExistingFileError, SampleError, UserError
 from open_cloc.files import LOCK, PART, is_free, locked, read_json, speaking_of, write_json
 from open_cloc.pictures import by_decoder, open_encoded, read_file
 from open_cloc.samples import RegionSample
@@ -44,8 +47,40 @@ class Storage(NamedTuple):
     max_side: int = 0
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as it is written.
+
+    Attributes:
+        key: The sample's name.
+        members: What webdataset writes: `__key__`, and bytes by suffix. Empty where the sample's shard was
+            finished earlier, so that it is only counted.
+        num_regions: Of the sample, for the shard's statistics.
+        num_captions: Of the sample, for the shard's statistics.
+    """
+
+    key: str
+    members: Mapping[str, Any]
+    num_regions: int
+    num_captions: int
+
+    @classmethod
+    def of(cls, sample: RegionSample, storage: Storage | None) -> Encoded:
+        """Encode a sample, or only count it.
+
+        Raises:
+            SampleError: If the picture cannot be read, or something cannot be written.
+        """
+        members = {} if storage is None else encode_sample(sample, storage)
+        return cls(sample.key, members, len(sample.regions), len(sample.captions))
+
+
+# What is written: encoded only when its turn comes, or before that, as in another process.
+Written: TypeAlias = "RegionSample | Encoded"
+
+
 def write_shards(
-    samples: Iterable[RegionSample],
+    samples: Iterable[Written],
     folder: str | Path,
     samples_per_shard: int = 1000,
     *,
@@ -115,7 +150,7 @@ def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
 
 
 def write_shard(
-    samples: Iterable[RegionSample],
+    samples: Iterable[Written],
     tar: Path,
     storage: Storage,
     refuse: Callable[[RegionSample, Exception], object] | None = None,
@@ -135,15 +170,16 @@ def write_shard(
     """
     stats_file = tar.with_name(f"{tar.stem}_stats.json")
     if tar.exists() and stats_file.exists():
-        stats = _stats(samples, storage)
+        counted = (s if isinstance(s, Encoded) else Encoded.of(s, storage=None) for s in samples)
+        stats = _stats(counted, storage)
         if read_json(stats_file) != stats:
             raise UserError(f"finished shard {tar} holds other samples; start anew without resume")
         return stats["count"]
     with _tar_in_the_making(tar) as part:
         with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
             stats = _stats(_written(samples, writer, storage, refuse), storage)
-        index, problems = scan_shard(part)
-        assert not problems, problems
+        index = scan_shard(part)
+        assert not index.problems, index.problems
         save_index(index_file(tar), index, part)
         write_json(stats_file, stats)
     return stats["count"]
@@ -163,29 +199,31 @@ def _tar_in_the_making(tar: Path) -> Iterator[Path]:
 
 
 def _written(
-    samples: Iterable[RegionSample],
+    samples: Iterable[Written],
     writer: TarWriter,
     storage: Storage,
     refuse: Callable[[RegionSample, Exception], object] | None,
-) -> Iterator[RegionSample]:
+) -> Iterator[Encoded]:
     for sample in samples:
         try:
-            members = encode_sample(sample, storage)
+            encoded = sample if isinstance(sample, Encoded) else Encoded.of(sample, storage)
         except Exception as error:  # a picture or metadata of any kind
-            if refuse is None:
+            if refuse is None or isinstance(sample, Encoded):
                 raise
             refuse(sample, error)
             continue
-        writer.write(members)
-        yield sample
+        if not encoded.members:
+            raise UserError("finished shards have vanished while samples were read; start again")
+        writer.write(encoded.members)
+        yield encoded
 
 
-def _stats(samples: Iterable[RegionSample], storage: Storage) -> dict[str, Any]:
+def _stats(samples: Iterable[Encoded], storage: Storage) -> dict[str, Any]:
     """img2dataset's counts, ours, and that by which a resumed call knows the shard."""
     counts: Counter[str] = Counter(count=0, regions=0, captions=0)
     keys = [""]
     for sample in samples:
-        counts.update(count=1, regions=len(sample.regions), captions=len(sample.captions))
+        counts.update(count=1, regions=sample.num_regions, captions=sample.num_captions)
         keys = [keys[0] or sample.key, sample.key]
     return {
         **counts,
@@ -253,20 +291,45 @@ def _remove_files(folder: Path, names: re.Pattern[str]) -> None:
             path.unlink()
 
 
-def _checked_keys(
-    samples: Iterable[RegionSample], progress: Callable[[int], object]
-) -> Iterator[RegionSample]:
+def _checked_keys(samples: Iterable[Written], progress: Callable[[int], object]) -> Iterator[Written]:
     """Pass samples on, refusing keys that a tar cannot hold."""
-    seen: set[str] = set()
+    check = KeyCheck()
     for sample in samples:
-        key = sample.key
-        if not key or "." in key or key.startswith("/"):
-            raise UserError(f"key must not be empty, start with '/' or contain a '.'; got {key!r}")
-        if key in seen:
-            raise UserError(f"key {key!r} occurs twice; expected every sample to have its own")
-        seen.add(key)
+        check(sample.key)
         yield sample
         progress(1)
+
+
+class KeyCheck:
+    """Looks at keys one by one: each must be one that a tar can hold, and none may come twice."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, key: str) -> None:
+        """Look at the next key.
+
+        Raises:
+            SampleError: If it cannot be written.
+        """
+        if make_keys([key]) != [key] or set(key.split("/")) & {*LEFTOVERS}:
+            raise SampleError(
+                f"key must be a plain path without a '.', such as `data.names.make_keys` makes; got {key!r}",
+                "unusable key",
+            )
+        if key in self.seen:
+            raise SampleError(
+                f"key {key!r} occurs twice; expected every sample to have its own", "repeated key"
+            )
+        self.seen.add(key)
+
+
+def finished_samples(folder: str | Path, samples_per_shard: int) -> int:
+    """How many samples at least the shards hold that an earlier, stopped call has finished."""
+    unfinished = Path(folder).resolve().with_name(Path(folder).resolve().name + UNFINISHED)
+    numbers = range(len(list(unfinished.glob("*.tar"))) if unfinished.is_dir() else 0)
+    whole = [n for n in numbers if (unfinished / f"{n:05d}_stats.json").exists()]
+    return samples_per_shard * len(whole) if len(whole) == len(numbers) else 0
 
 
 def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
