@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -74,12 +75,14 @@ def test_defects_are_not_explained(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    "take", [lambda: np.zeros(2**50), lambda: torch.zeros(2**58), lambda: bytearray(2**62)], ids=str
+    "take",
+    [lambda: np.zeros(2**50), lambda: torch.zeros(2**58), lambda: bytearray(2**62)],
+    ids=["numpy", "torch", "python"],
 )
-def test_lack_of_memory_is_recognised(take: object) -> None:
+def test_lack_of_memory_is_recognised(take: Callable[[], object]) -> None:
     """As the libraries say it."""
     with pytest.raises((MemoryError, RuntimeError)) as raised:
-        take()  # type: ignore[operator]
+        take()
     told = explain(raised.value)
     assert told is not None
     assert told[0].startswith("out of memory: ")
