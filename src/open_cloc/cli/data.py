@@ -22,6 +22,7 @@ from open_cloc.data.shards.convert import convert_dataset
 from open_cloc.draw import check_output, contact_sheet, write_picture
 from open_cloc.errors import UserError
 from open_cloc.files import write_json
+from open_cloc.samples import RegionSample
 from open_cloc.shown import hide_secrets
 
 Source = Annotated[
@@ -66,7 +67,9 @@ def convert(
             workers=workers,
             progress=bar.update,
         )
-    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(causes + _causes_of(dataset))}")
+    say(
+        f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(causes + _causes_of(dataset))}"
+    )
     return 0
 
 

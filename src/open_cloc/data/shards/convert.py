@@ -25,11 +25,11 @@ class Conversion(NamedTuple):
 
     Attributes:
         written: Samples that were written.
-        skipped: Those that were not, or not whole.
+        causes: What was left out, samples and entries of samples, by cause.
     """
 
     written: int
-    skipped: BadSamples
+    causes: Counter[str]
 
 
 def convert_dataset(
