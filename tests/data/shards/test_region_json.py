@@ -324,7 +324,7 @@ def test_a_json_of_any_shape_is_read_or_one_samples_fault(data: st.DataObject) -
         told = "".join(problem.message for problem in problems) or "here"
         assert parse_sample("a", b"", None, encode_json(sample, (10, 20)), "again").key == "a"
         roles = {"long": 1, "regions.r": 2}
-        draw_texts(sample, range(len(sample.regions)), roles, True, np.random.default_rng(0))
+        draw_texts(sample, range(len(sample.regions)), roles, str.lower, np.random.default_rng(0))
     assert "here" in told
 
 

@@ -11,7 +11,7 @@ import pytest
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards import urls
 from open_cloc.data.shards.cache import ShardCache
-from open_cloc.data.shards.urls import download, lasting, one_line, shown
+from open_cloc.data.shards.urls import Bounds, download, lasting, one_line, shown
 from open_cloc.errors import UserError
 
 SECRETS = (
@@ -66,13 +66,13 @@ def test_a_command_that_is_stopped_ends_with_all_that_it_started(
 ) -> None:
     pid = tmp_path / "pid"
 
-    def interrupted(self: Any) -> None:
+    def interrupted(self: Any, received: int) -> None:
         while not pid.exists() or not pid.read_text():
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(urls.subprocess.Popen, "communicate", interrupted)
+    monkeypatch.setattr(Bounds, "check", interrupted)
     with (tmp_path / "out").open("wb") as out, pytest.raises(KeyboardInterrupt):
-        download(f"pipe:sleep 60 & echo $! > {pid}; wait", out)
+        download(f"pipe:sleep 60 & echo $! > {pid}; wait", out, Bounds.from_now(1e9))
     state = Path(f"/proc/{pid.read_text().strip()}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
