@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from open_cloc.errors import UserError
 from open_cloc.inference.answer import Answer, FoundPhrase, Label, NamedRegion
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
@@ -152,3 +154,20 @@ def test_answers_are_tuples_and_json(image: EncodedImage) -> None:
     assert Answer((50, 90)).as_json() == {"size": [90, 50], "regions": [], "phrases": []}
     assert NamedRegion((0, 0, 1, 1), [Label("a", 0.5)]).labels == [("a", 0.5)]
     assert FoundPhrase("a", (0, 0, 1, 1), 0.5) == ("a", (0, 0, 1, 1), 0.5)
+
+
+def test_labels_past_the_context_are_said_and_refused_where_they_are_alike(
+    image: EncodedImage, predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "dog " * predictor.model.tokenize.context_length
+    with caplog.at_level(logging.WARNING):
+        image.classify(["a new text", f"one {long}"])
+        image.classify(["a new text", f"one {long}"])
+    (record,) = caplog.records  # a text is embedded once
+    assert record.getMessage().startswith(
+        "1 of 2 texts are longer than the 16 tokens this model reads, and lose"
+    )
+    with pytest.raises(UserError, match=r"of 'dog dog.* it reads the same: their ends are past its context"):
+        image.classify([f"{long} by a tree", f"{long} in a car"])
+    with pytest.raises(UserError, match="reads 'A cat' and 'a  cat' alike"):
+        image.classify(["A cat", "a  cat"])

@@ -16,6 +16,10 @@ from open_cloc.errors import UserError
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.options import EvaluationConfig
 
+# Of the cosine of a text with itself; two different texts are thousands of times as far apart.
+ROUNDING = 1e-6
+ROWS = 1024  # of the table of all pairs, at a time
+
 
 class Classes(NamedTuple):
     """The names to choose from, and who said so."""
@@ -51,8 +55,24 @@ def class_names(
 
 
 def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig) -> Tensor:
-    """Class names in their template -> (C, D) of unit length, on the CPU."""
-    return method.embed_texts([config.template.replace("{}", name) for name in names]).cpu()
+    """Class names in their template -> (C, D) of unit length, on the CPU.
+
+    Raises:
+        UserError: If two of them are the same to the model: it may read only the beginning of each.
+    """
+    features = method.embed_texts([config.template.replace("{}", name) for name in names]).cpu()
+    _check_told_apart(names, features)
+    return features
+
+
+def _check_told_apart(names: Sequence[str], features: Tensor) -> None:
+    for start in range(0, len(names), ROWS):
+        alike = features[start : start + ROWS] @ features.T > 1 - ROUNDING  # (rows, C)
+        for row, other in alike.tril(start - 1).nonzero()[:1].tolist():
+            raise UserError(
+                f"classes {names[other]!r:.80} and {names[start + row]!r:.80} are the same to this model; it "
+                "may read only their beginnings: give shorter names, or a shorter template"
+            )
 
 
 def group_masks(method: Method, texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:

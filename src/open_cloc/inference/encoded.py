@@ -24,6 +24,7 @@ from open_cloc.inference.inputs import (
     boxes_of_picture,
     check_distinct,
     check_texts,
+    check_told_apart,
     masks_of_picture,
 )
 from open_cloc.model.cloc import CLOC, ImageState
@@ -138,12 +139,14 @@ class EncodedImage:
             own probability. Without boxes and masks, one answer for the whole picture.
 
         Raises:
-            UserError: As `embed`, and if labels are missing, empty or repeated, or `top_k` < 1.
+            UserError: As `embed`, and if labels are missing, empty, repeated or alike as far as the model
+                reads them, or `top_k` < 1.
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise UserError(f"top_k must be a whole number, at least 1; got {top_k!r}")
         check_texts(labels, "labels", self.model.cleaning)
         check_distinct(labels, self.model.cleaning)
+        check_told_apart(labels, self.model.tokenize(list(labels)))
         regions = self._regions(boxes, masks, box_format, normalized)
         cosines = regions.features @ torch.stack(self.texts(labels)).T  # (R, T)
         scores, order = self._probabilities(cosines).topk(min(top_k, len(labels)), dim=-1)

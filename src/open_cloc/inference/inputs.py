@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from open_cloc.boxes import convert_boxes, denormalize_boxes, normalize_boxes, validate_boxes_px
 from open_cloc.errors import UserError
@@ -105,6 +106,26 @@ def check_texts(texts: Sequence[str], what: str, clean: Callable[[str], str]) ->
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not clean(text):
             raise UserError(f"{what} must be non-empty strings; got {text!r} in row {row}")
+
+
+def check_told_apart(labels: Sequence[str], token_ids: Tensor) -> None:
+    """Refuse labels that differ only in their ends, past what the model reads.
+
+    Args:
+        labels: What the user gave, all different.
+        token_ids: (T, tokens) what the model reads of each.
+
+    Raises:
+        UserError: Names the first two that are the same to it.
+    """
+    known: dict[bytes, str] = {}
+    for label, row in zip(labels, token_ids.cpu().numpy()):
+        other = known.setdefault(row.tobytes(), label)
+        if other != label:
+            raise UserError(
+                f"labels must differ in what the model reads of them; of {other!r:.80} and {label!r:.80} it "
+                "reads the same: their ends are past its context"
+            )
 
 
 def check_distinct(labels: Sequence[str], clean: Callable[[str], str]) -> None:

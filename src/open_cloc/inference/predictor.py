@@ -19,7 +19,7 @@ from open_cloc.inference.answer import FoundPhrase, Label
 from open_cloc.inference.encoded import EncodedImage, require_numbers
 from open_cloc.inference.inputs import check_texts
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.embed import embed_texts
+from open_cloc.model.embed import embed_texts, tell_cut
 from open_cloc.model.load import load_model
 from open_cloc.model.search import CANDIDATES
 from open_cloc.pictures import Picture, read_pixels
@@ -119,6 +119,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> list[Tensor]:
+        tell_cut(self.model, texts)
         # Copies: a row that is remembered does not keep those beside it.
         return [row.clone() for row in require_numbers(embed_texts(self.model, texts), "texts")]
 

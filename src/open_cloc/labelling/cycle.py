@@ -62,6 +62,6 @@ class CycleScorer:
         if not len(phrases):
             return np.zeros(0, np.float32)
         unique = list(dict.fromkeys(phrases))
-        found = self.grounder.ground(image, unique)
+        found = self.grounder.ground(image, [self.grounder.shorten(phrase)[0] for phrase in unique])
         scores = (found.regions * found.texts).sum(-1).float().cpu().numpy()
         return scores[[unique.index(phrase) for phrase in phrases]]

@@ -6,6 +6,7 @@ Shapes: B images, R regions per image, N image tokens, T texts, C tower width, D
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,8 +17,11 @@ from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.prompts.box import ROI_SIZE
 
 TEXTS_PER_CHUNK = 256
+SHOWN = 80  # characters of a text in a message
 # Of the largest intermediate of one chunk of regions: 128 MiB.
 MAX_FLOATS = 2**25
+
+logger = logging.getLogger(__name__)
 
 
 def embed_texts(model: CLOC, texts: Sequence[str]) -> Tensor:
@@ -27,6 +31,19 @@ def embed_texts(model: CLOC, texts: Sequence[str]) -> Tensor:
         for chunk in _chunks(texts, TEXTS_PER_CHUNK)
     ]
     return torch.cat(chunks) if chunks else torch.zeros(0, model.embed_dim, device=model.device)
+
+
+def tell_cut(model: CLOC, texts: Sequence[str]) -> None:
+    """Say how many texts the model's context cuts off: it does not read their ends."""
+    cut = model.tokenize.cut(texts)
+    if cut:
+        logger.warning(
+            "%d of %d texts are longer than the %d tokens this model reads, and lose their ends, such as %r",
+            len(cut),
+            len(texts),
+            model.tokenize.context_length,
+            cut[0] if len(cut[0]) <= SHOWN else f"{cut[0][:SHOWN]}...",
+        )
 
 
 def embed_regions(model: CLOC, state: ImageState, prompts: Mapping[str, Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 from tiny_data import NAMES, Samples
@@ -57,3 +59,18 @@ def test_templates_change_the_text(model: CLOC, samples: Samples) -> None:
     assert templated["metrics"] == spelled["metrics"]
     assert templated["protocol"]["template"] == "a {}"
     assert plain["protocol"]["template"] == "{}"
+
+
+def test_classes_that_are_alike_as_far_as_the_model_reads_them_are_refused(
+    model: CLOC, samples: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "red " * model.tokenize.context_length
+    samples.class_names = (*NAMES, f"{long} by a tree", f"{long} in a car")
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(UserError, match=r"classes 'red red .* and 'red red .* are the same to this model"),
+    ):
+        evaluate(model, samples, "zeroshot_region_classification")
+    assert "2 of 9 texts are longer than the 16 tokens this model reads" in caplog.text
+    samples.class_names = (*NAMES, f"{long} by a tree")
+    assert evaluate(model, samples, "zeroshot_region_classification")["protocol"]["num_classes"] == 8

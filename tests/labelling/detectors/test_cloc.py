@@ -11,9 +11,11 @@ import torch
 from open_cloc.inference.predictor import Predictor
 from open_cloc.labelling.cycle import CycleScorer
 from open_cloc.labelling.detectors.cloc import relative_scores
+from open_cloc.labelling.detectors.decode import CUT
 from open_cloc.labelling.types import Detections, Failure
 from tests.labelling.detectors.made import (
     PHRASES,
+    ROUNDING,
     VOTES_PX,
     detector,
     picture,
@@ -70,3 +72,17 @@ def test_a_cloc_detector_knows_its_own_cycle_score(folders: dict[str, Path]) -> 
     expected = CycleScorer(str(folders["cloc"]), "cpu")(images, phrases)
     for own, cosines in zip(found, expected, strict=True):
         np.testing.assert_allclose(own.cycle, cosines, atol=1e-5)
+
+
+def test_long_phrases_keep_their_last_words_and_are_counted(folders: dict[str, Path]) -> None:
+    own = detector(folders["cloc"], raw_score=0.0)
+    image, most = picture((50, 80)), own.grounder.model.tokenize.context_length
+    long = " ".join(["red"] * most + ["dog"])
+    cut, whole = own([image] * 2, [[long, "cat"], ["dog", "cat"]])
+    assert cut.dropped == {CUT: 1}
+    assert whole.dropped == {}
+    (short, is_cut), (kept, is_kept) = own.grounder.shorten(long), own.grounder.shorten("a red dog")
+    assert (short.split()[-1], len(short.split()), is_cut) == ("dog", most - 2, True)
+    assert (kept, is_kept) == ("a red dog", False)
+    scored = own([image], [[short, "cat"]])[0]
+    np.testing.assert_allclose(cut.scores, scored.scores, atol=ROUNDING)

@@ -21,7 +21,7 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC, ImageState
-from open_cloc.model.embed import embed_texts
+from open_cloc.model.embed import embed_texts, tell_cut
 from open_cloc.model.load import load_model
 from open_cloc.texts import TextCleaning
 
@@ -70,6 +70,7 @@ class ClocTowers:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, D) float32 of unit length."""
+        tell_cut(self.model, texts)
         with self.autocast():
             return embed_texts(self.model, texts)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from open_cloc.canvas import Geometry
 from open_cloc.labelling.detectors.common import base_provenance, open_checkpoint
 from open_cloc.labelling.detectors.decode import keep_boxes, skip_without_phrases
-from open_cloc.labelling.detectors.texts import TextCache
+from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig, Precision
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.model.cloc import CLOC
@@ -55,6 +55,11 @@ class Grounder:
         self.model = model
         self.text_cache = TextCache(lambda text: embed_texts(model, [text])[0])
         self._in_bfloat16 = precision == "bf16"
+
+    def shorten(self, phrase: str, prompt: str = "{}") -> tuple[str, bool]:
+        """A phrase as it is asked for, and whether first words had to go for the model's context."""
+        tokenize = self.model.tokenize
+        return drop_first_words(phrase, prompt, tokenize.num_tokens, tokenize.context_length)
 
     def ground(self, image: np.ndarray, phrases: Sequence[str]) -> Grounded:
         """Find phrases, at least one, in a (H, W, 3) uint8 picture, as `Predictor.ground` does."""
@@ -103,9 +108,9 @@ class ClocDetector:
     ) -> list[Detections | Failure]:
         results = []
         for image, own in zip(images, phrases):
-            asked = [self.config.prompt.replace("{}", phrase) for phrase in own]
+            asked, are_cut = zip(*(self.grounder.shorten(phrase, self.config.prompt) for phrase in own))
             found = self.grounder.ground(image, asked)
-            kept = keep_boxes(found.boxes, self._scores(found), self.config)
+            kept = keep_boxes(found.boxes, self._scores(found), self.config, sum(are_cut))
             if isinstance(kept, Detections):
                 cosines = (found.regions.float() * found.texts.float()).sum(-1)
                 kept = replace(kept, cycle=cosines.cpu().numpy())

@@ -17,6 +17,8 @@ from open_cloc.model.foreign import open_safely
 from open_cloc.texts import TextCleaning
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
+MARKS = 8  # tokens of a text that stand for none of its characters, at most
+MARKS = 8  # tokens of a text that stand for none of its characters, at most
 
 CLEANING = TextCleaning()
 
@@ -84,6 +86,26 @@ class TextTokenizer:
                 f"text tower knows {self.vocab_size}"
             )
         return token_ids
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a text that the text tower reads, start and end included."""
+        return self.raw.context_length
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text, start and end included, before it is cut."""
+        text = self.raw.clean_fn(self.clean(text))
+        library = getattr(self.raw, "tokenizer", None)  # Hugging Face's; open_clip's own has none
+        if library is not None:
+            return len(library(text, verbose=False)["input_ids"])
+        return len(self.raw.encode(text)) + 2
+
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of some texts that are longer than the text tower reads: it does not see their ends."""
+        most = self.context_length
+        # No token has less than a byte, but for a few marks: most texts need not be looked at.
+        long = [text for text in texts if len(text.encode("utf-8", "replace")) + MARKS > most]
+        return [text for text in long if self.num_tokens(text) > most]
 
     def lengths(self, token_ids: Tensor) -> Tensor:
         """How many tokens of each row (U, T) the text tower needs: (U,); all, where cutting is not exact."""
