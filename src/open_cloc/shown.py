@@ -10,8 +10,8 @@ from typing import Any
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-# A URL's beginning; a path made of one has lost a slash.
-_SCHEME = r"(?:[A-Za-z][\w+.-]*://|(?:https?|s3|gs|gcs|az|abfss?|hf|hdfs|s?ftp|ssh):/)"
+# A URL's beginning, also where its scheme is missing; a path made of one has lost a slash.
+_SCHEME = r"(?:(?:[A-Za-z][\w+.-]*|(?<![\w+.-])):?//|(?:https?|s3|gs|gcs|az|abfss?|hf|hdfs|s?ftp|ssh):/)"
 # Up to the last @ before the path: passwords may hold one themselves.
 _LOGIN = re.compile(rf"({_SCHEME})[^/?#\s'\"]*@")
 # Signatures and tokens stand behind the question mark, or behind a hash. `::` begins another URL, and a comma

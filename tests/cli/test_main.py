@@ -223,7 +223,10 @@ EVAL = {
         ["grounding", "--data", "coco:good.json", "--method", "magic"],
         "unknown method 'magic'",
     ),
-    "unknown format": (["grounding", "--data", "ark:x"], "unknown data 'ark:x'; expected FORMAT:PATH"),
+    "unknown format": (
+        ["grounding", "--data", "ark:x"],
+        "'ark:x' is neither an existing path nor FORMAT:PATH",
+    ),
     "unknown option": (["grounding", "--data", "coco:good.json,colour=red"], "unknown option 'colour'"),
     "missing data": (["grounding", "--data", "coco:nowhere.json"], "nowhere.json"),
     "cut json": (["grounding", "--data", "coco:cut.json"], "cut.json"),

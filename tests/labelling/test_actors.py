@@ -68,7 +68,7 @@ def test_what_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path)
     (tmp_path / "raise").unlink()
     in_the_way = tmp_path / "out" / "raw" / "00001_boxes.parquet"
     in_the_way.mkdir(parents=True)
-    with pytest.raises(ChildProcessError, match=r"a labelling worker failed: .*00001_boxes"):
+    with pytest.raises(UserError, match=r"expected a place for a file; got the folder .*00001_boxes"):
         label(recipe(tmp_path), source, tmp_path / "out")
     assert not (tmp_path / "out" / "raw" / "00001.json").exists()
     in_the_way.rmdir()

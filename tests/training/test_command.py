@@ -50,7 +50,7 @@ def test_the_run_folder_is_named_after_the_recipe(project: Recipe, tmp_path: Pat
         (["my_run:wrong"], "recipe 'my_run:wrong' must return a Recipe; got str"),
         (["my_run:tiny", "--resume", "latest"], "nothing to resume: .* holds no checkpoint"),
         (["my_run:tiny", "--data.train", "coco:nowhere"], "nowhere"),
-        (["my_run:tiny", "--data.train", "ark:x"], "unknown data 'ark:x'; expected FORMAT:PATH"),
+        (["my_run:tiny", "--data.train", "ark:x"], "'ark:x' is neither an existing path nor FORMAT:PATH"),
         (["my_run:tiny", "--run.global-batch-size", "0"], "run.global_batch_size must be at least 1; got 0"),
         (["my_run:tiny", "--run.samples", "2"], "run.samples must be at least one batch of 4; got 2"),
     ],

@@ -11,7 +11,23 @@ from types import FrameType
 
 from open_cloc.cli.failures import STOPPED_BY, Stopped, code_of_signal
 
+STANDARD_STREAMS = 3
 PATIENCE = 5.0  # seconds for what may hang: a library's own code, threads at Python's end
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without standard streams some that lead nowhere.
+
+    The next file to be opened would take their numbers, and get what libraries print.
+    """
+    for number in range(STANDARD_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 class Stops:

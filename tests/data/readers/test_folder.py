@@ -124,7 +124,7 @@ def test_captions_stand_in_files_of_several_suffixes(tmp_path: Path) -> None:
         ("a.json", '{"mood": "good"}', "JSON that is not read", r"is not a sample's: got \['mood'\]"),
         ("a.json", "[1, 2]", "JSON that is not read", "is not a sample's: got list"),
         ("a.json", "{", "unusable sample", r"a\.json is not valid JSON"),
-        ("a.json", '{"caption": 7}', "unusable sample", r"at \$\.caption"),
+        ("a.json", '{"caption": 7}', "JSON of another form", r"at \$\.caption"),
         ("a.json", '{"caption": "a", "caption": "b"}', "unusable sample", "key 'caption' comes twice"),
         ("a.json", '{"captions": ' + "[" * 5000, "unusable sample", "not valid JSON"),
     ],
