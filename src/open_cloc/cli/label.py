@@ -74,7 +74,7 @@ def _label(name: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         stop.args = ("the same command goes on with what is left",)
         raise
-    if outcome.counts:
+    if outcome.counts or not outcome.unread:
         _report(options.output)
     if outcome.unread:
         raise RunError(unread_line(outcome.unread))
@@ -120,6 +120,10 @@ def summary_lines(report: Mapping[str, Any]) -> str:
         f"shards, {counts['regions']:,} regions, {counts['without_region']:,} pictures without one"
     ]
     lines += [f"  {name}: {mean_text(value, 1)}" for name, value in report["summary"].items()]
+    if counts["captions_cut"]:
+        lines.append(
+            f"  captions cut off, kept in whole sentences: {counts['captions_cut']:,}"
+        )
     for name in LEFT_OUT:
         if counts[name]:
             causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))

@@ -15,6 +15,7 @@ import torch
 
 from open_cloc.data.annotations import SampleDataset, clean_sample
 from open_cloc.data.bad_samples import read_usable
+from open_cloc.data.shards.write import Encoded, Storage
 from open_cloc.errors import SampleError
 from open_cloc.labelling.recipe import FilterConfig, LabelRecipe
 from open_cloc.labelling.source import check_key, failure_of, samples_of
@@ -45,31 +46,25 @@ class LabelledSamples:
         self.unit, self.pictures, self.recipe = unit, pictures, recipe
         self.stats = RegionStats()
         self.failures: dict[int, Failure] = {}
-        self._current = 0
         self._keys: set[str] = set()
 
-    def __iter__(self) -> Iterator[RegionSample]:
-        """Samples one at a time; each is counted once the next one is asked for, as it is written then."""
+    def __iter__(self) -> Iterator[Encoded]:
+        """Samples one at a time, counted, and encoded, since only that shows whether they can be written."""
         dataset, _ = samples_of(self.unit)
         for picture in self.pictures:
-            self._current = picture.index
             try:
                 given = self._given(dataset, picture)
                 regions, dropped = _regions(picture, self.recipe)
                 sample = clean_sample(_labelled(given, picture, regions))
+                encoded = Encoded.of(sample, Storage())
             except Exception as error:  # data of any shape: one picture's fault, never the unit's
                 self.failures[picture.index] = failure_of(error, picture.key)
                 continue
-            yield sample
-            if picture.index not in self.failures:
-                self._keys.add(sample.key)
-                self.stats.filtered.update(dropped)
-                self.stats.given_regions += len(given.regions)
-                self.stats.add(sample)
-
-    def refuse(self, sample: RegionSample, error: Exception) -> None:
-        """Count the last sample as one that cannot be written."""
-        self.failures[self._current] = failure_of(error, sample.key)
+            self._keys.add(sample.key)
+            self.stats.filtered.update(dropped)
+            self.stats.given_regions += len(given.regions)
+            self.stats.add(sample)
+            yield encoded
 
     def _given(self, dataset: SampleDataset, picture: Picture) -> RegionSample:
         sample, problems = read_usable(dataset, picture.index)

@@ -293,7 +293,7 @@ def _write_labelled(files: UnitFiles, recipe: LabelRecipe, unit: Unit) -> None:
     files.remove_shard()
     pictures = _detected(files)
     samples = LabelledSamples(unit, [p for p in pictures if p.failure is None], recipe)
-    if samples.pictures and not write_shard(samples, files.tar, Storage(), samples.refuse):
+    if samples.pictures and not write_shard(samples, files.tar, Storage()):
         files.remove_shard()
     became = [replace(p, failure=samples.failures.get(p.index, p.failure)) for p in pictures]
     not_read = certificate.pop("not_read", {})

@@ -149,24 +149,10 @@ def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
     return members | ({"txt": sample.captions[0].encode()} if sample.captions else {})
 
 
-def write_shard(
-    samples: Iterable[Written],
-    tar: Path,
-    storage: Storage,
-    refuse: Callable[[RegionSample, Exception], object] | None = None,
-) -> int:
+def write_shard(samples: Iterable[Written], tar: Path, storage: Storage) -> int:
     """Write one tar, its index and its statistics, or make sure that a finished one holds the same samples.
 
-    The tar appears under its name only when all is written.
-
-    Args:
-        samples: The samples, read one at a time: the next one once the last is written.
-        tar: The shard's file.
-        storage: How pictures are stored.
-        refuse: Told of each sample that cannot be written, and why, in place of raising.
-
-    Returns:
-        The number of samples written.
+    The tar appears under its name only when all is written. Returns its number of samples.
     """
     stats_file = tar.with_name(f"{tar.stem}_stats.json")
     if tar.exists() and stats_file.exists():
@@ -177,7 +163,7 @@ def write_shard(
         return stats["count"]
     with _tar_in_the_making(tar) as part:
         with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
-            stats = _stats(_written(samples, writer, storage, refuse), storage)
+            stats = _stats(_written(samples, writer, storage), storage)
         index = scan_shard(part)
         assert not index.problems, index.problems
         save_index(index_file(tar), index, part)
@@ -198,20 +184,9 @@ def _tar_in_the_making(tar: Path) -> Iterator[Path]:
             raise
 
 
-def _written(
-    samples: Iterable[Written],
-    writer: TarWriter,
-    storage: Storage,
-    refuse: Callable[[RegionSample, Exception], object] | None,
-) -> Iterator[Encoded]:
+def _written(samples: Iterable[Written], writer: TarWriter, storage: Storage) -> Iterator[Encoded]:
     for sample in samples:
-        try:
-            encoded = sample if isinstance(sample, Encoded) else Encoded.of(sample, storage)
-        except Exception as error:  # a picture or metadata of any kind
-            if refuse is None or isinstance(sample, Encoded):
-                raise
-            refuse(sample, error)
-            continue
+        encoded = sample if isinstance(sample, Encoded) else Encoded.of(sample, storage)
         if not encoded.members:
             raise UserError("finished shards have vanished while samples were read; start again")
         writer.write(encoded.members)
