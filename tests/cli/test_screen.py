@@ -18,6 +18,7 @@ FAKE = """
 import sys, types
 from open_cloc.cli import main as c
 def main(argv):
+    from open_cloc.cli.screen import say
     {body}
     return 0
 sys.modules['fake_verb'] = types.SimpleNamespace(main=main)
@@ -89,14 +90,14 @@ def test_log_lines_show_neither() -> None:
 def test_terminals_that_know_few_characters(tmp_path: Path, environment: dict[str, str]) -> None:
     """What they do not know is shown as text, and files have their names all the same."""
     (tmp_path / "gefäß").write_text("found")
-    body = f"c.say('\\u043a'); c.say(open({str(tmp_path)!r} + '/gef\\xe4\\xdf').read())"
+    body = f"say('\\u043a'); say(open({str(tmp_path)!r} + '/gef\\xe4\\xdf').read())"
     made = run(body, **environment)
     assert (made.returncode, made.stderr) == (0, "")
     assert made.stdout in ("\\u043a\nfound\n", "\u043a\nfound\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("body", ["c.say('x')", "print('x')", "print('x' * 100000)"])
+@pytest.mark.parametrize("body", ["say('x')", "print('x')", "print('x' * 100000)"])
 def test_output_that_cannot_be_written_is_one_line(body: str) -> None:
     made = run(body, "> /dev/full")
     assert made.returncode == 1
@@ -107,7 +108,7 @@ def test_output_that_cannot_be_written_is_one_line(body: str) -> None:
 def test_closed_streams_do_no_harm(tmp_path: Path, shell: str) -> None:
     """The next file that is opened does not become the output."""
     file = tmp_path / "a"
-    body = f"f = open({str(file)!r}, 'w'); c.say('x'); c.say('y', to_errors=True); f.write('z'); f.close()"
+    body = f"f = open({str(file)!r}, 'w'); say('x'); say('y', to_errors=True); f.write('z'); f.close()"
     made = run(body, shell)
     assert made.returncode == 0
     assert file.read_text() == "z"

@@ -51,6 +51,14 @@ def test_too_little_shared_memory_is_told_before_a_worker_starts(
         items(2)
 
 
+def test_a_batch_that_no_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batches, "batch_bytes", 2**60)
+    with pytest.raises(
+        UserError, match=r"a batch's pictures need 1,073,741,824\.0 GiB, and this machine has"
+    ):
+        items(0)
+
+
 def test_systems_without_that_folder_are_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path / "absent")
     assert items(1) == [0, 1, 2, 3]

@@ -51,6 +51,7 @@ def test_the_run_folder_is_named_after_the_recipe(project: Recipe, tmp_path: Pat
         (["my_run:tiny", "--resume", "latest"], "nothing to resume: .* holds no checkpoint"),
         (["my_run:tiny", "--data.train", "coco:nowhere"], "nowhere"),
         (["my_run:tiny", "--data.train", "ark:x"], "unknown data 'ark:x'; expected FORMAT:PATH"),
+        (["my_run:tiny", "--run.global-batch-size", "0"], "run.global_batch_size must be at least 1; got 0"),
         (["my_run:tiny", "--run.samples", "2"], "run.samples must be at least one batch of 4; got 2"),
     ],
 )
@@ -71,7 +72,6 @@ def test_wrong_commands_are_one_sentence(
         (["--run.precision", "fp8"], "fp8"),
         (["--optim.lr", "fast"], "fast"),
         (["--optim.speed", "9"], "--optim.speed"),
-        (["--run.global-batch-size", "0"], "run.global_batch_size must be at least 1; got 0"),
     ],
 )
 def test_wrong_options_end_with_2(

@@ -54,6 +54,8 @@ def convert(
         resume: Go on where an earlier, stopped conversion of the same data ended.
         workers: Processes that read and encode; 0 does it in this one. The shards are the same.
     """
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"--max-bad-fraction must be in [0, 1]; got {max_bad_fraction}")
     dataset = open_source(source)
     tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out")
     with _progress(len(dataset), "images") as bar:

@@ -105,6 +105,7 @@ def check_numbers(parsed: Any) -> None:
     for name, number in _numbers(parsed, ""):
         if abs(number) > LARGEST if isinstance(number, int) else not math.isfinite(number):
             shown = f"{number:.6g}" if isinstance(number, float) else f"a number of {len(str(number))} digits"
+            name = name.removeprefix("recipe.")  # which options do not begin with
             raise UserError(f"{name} must be a number below 2**63; got {shown}")
 
 

@@ -46,6 +46,7 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
         WorkerTimeoutError: If a worker hangs.
         WorkerDiedError: If a worker dies.
     """
+    _require_memory(batches.batch_bytes)
     if workers:
         _require_shared_memory(workers, batches.batch_bytes)
         _require_files(workers)
@@ -161,6 +162,16 @@ def death_of_worker(error: BaseException) -> WorkerDiedError | None:
     return WorkerDiedError(
         f"data worker {what}: often for lack of memory; try fewer loader.workers, or --resume latest"
     )
+
+
+def _require_memory(batch_bytes: int) -> None:
+    """Refuse a batch that cannot be, before hours are spent on filling the memory with it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if batch_bytes > there:
+        raise UserError(
+            f"a batch's pictures need {batch_bytes / 2**30:,.1f} GiB, and this machine has "
+            f"{there / 2**30:,.1f} GiB: take smaller batches or pictures"
+        )
 
 
 def _require_shared_memory(workers: int, batch_bytes: int) -> None:

@@ -119,6 +119,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require("run.global_batch_size", self.global_batch_size, self.global_batch_size >= 1, "at least 1")
+        _require("run.seed", self.seed, self.seed >= 0, "at least 0")
         _require("run.precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS))
         _require("run.parallel", self.parallel, self.parallel in PARALLEL, " or ".join(PARALLEL))
         _require("run.accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
