@@ -19,6 +19,7 @@ import sys, types
 from open_cloc.cli import main as c
 from open_cloc.cli.screen import say
 def main(argv):
+    from open_cloc.cli.screen import say
     {body}
     return 0
 sys.modules['fake_verb'] = types.SimpleNamespace(main=main)

@@ -61,6 +61,11 @@ class Options:
     scenes: int = 1000
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in {"samples": 0, "seed": 0, "scenes": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} must be at least {least}; got {getattr(self, name)}")
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; 0 when both models are trained, measured and drawn."""
