@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from open_cloc.errors import WorkerDiedError
-from open_cloc.labelling.cluster import folder_for_sockets
+from open_cloc.errors import RunError, UserError, WorkerDiedError
+from open_cloc.labelling.cluster import connected, folder_for_sockets
 from open_cloc.labelling.pipeline import label
 from tests.labelling.made import captions_only, recipe
 
@@ -40,3 +40,21 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_in_one_sentence(
         label(recipe(tmp_path), source, tmp_path / "out")
     assert str(caught.value).startswith("a worker was killed 4 times over the same pictures")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("address", "kind"), [("", RunError), ("nowhere:6379", UserError)])
+def test_a_cluster_that_does_not_start_is_told_in_one_sentence(
+    address: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def busy(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", busy)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(kind, match=r"Ray.*: The current node timed out during startup\.$"),
+        connected(address),
+    ):
+        raise AssertionError("not to be reached")

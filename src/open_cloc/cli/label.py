@@ -121,9 +121,7 @@ def summary_lines(report: Mapping[str, Any]) -> str:
     ]
     lines += [f"  {name}: {mean_text(value, 1)}" for name, value in report["summary"].items()]
     if counts["captions_cut"]:
-        lines.append(
-            f"  captions cut off, kept in whole sentences: {counts['captions_cut']:,}"
-        )
+        lines.append(f"  captions cut off, kept in whole sentences: {counts['captions_cut']:,}")
     for name in LEFT_OUT:
         if counts[name]:
             causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(counts[name].items()))
