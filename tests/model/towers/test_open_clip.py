@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 
+from open_cloc.errors import MissingFileError
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.towers import open_clip as named
 from open_cloc.model.towers.open_clip import architecture_cfg, open_clip_towers
@@ -64,3 +65,12 @@ def test_a_folder_of_no_layout_is_one_sentence(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=r"expected a folder that holds open_clip_config.json or"):
             build_model(ModelConfig(f"folder:{folder}"))
+
+
+def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tag: object) -> str:
+        raise FileNotFoundError("no hub\nmore of it")
+
+    monkeypatch.setattr(named.open_clip, "download_pretrained", fails)
+    with pytest.raises(MissingFileError, match="weights 'openai' of ViT-B-32 are not in the cache .*: no hub$"):
+        open_clip_towers("ViT-B-32", pretrained="openai")

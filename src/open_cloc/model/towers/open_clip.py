@@ -12,7 +12,7 @@ import open_clip
 
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
-from open_cloc.errors import UserError
+from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.files import read_json
 from open_cloc.model.limits import require_sound_weights
 from open_cloc.model.towers.build import check_model_cfg
@@ -32,7 +32,7 @@ def open_clip_towers(name: str, *, pretrained: str = "", text_dropout: float = 0
 
     Raises:
         UserError: If open_clip does not know the name or the tag.
-        MissingFileError: If a JSON file is not there.
+        MissingFileError: If a JSON file is not there, or the weights cannot be fetched.
     """
     model_cfg = read_json(Path(name)) if name.endswith(".json") else architecture_cfg(name)
     model_cfg = with_dropout(model_cfg, text_dropout)
@@ -43,7 +43,17 @@ def open_clip_towers(name: str, *, pretrained: str = "", text_dropout: float = 0
         return trained_towers(model_cfg, _weights_file(name, pretrained))
     # OpenAI's weights need QuickGELU: the tag knows it, the architecture's name does not.
     model_cfg["quick_gelu"] = tag.get("quick_gelu", model_cfg.get("quick_gelu", False))
-    return trained_towers(model_cfg, Path(open_clip.download_pretrained(tag)), tag)
+    return trained_towers(model_cfg, _fetched(name, pretrained, tag), tag)
+
+
+def _fetched(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path:
+    """The weights of a tag, downloaded unless they are in the cache."""
+    try:
+        return Path(open_clip.download_pretrained(dict(tag)))
+    except Exception as error:  # of the hub, of its transport, of the disk
+        raise MissingFileError(
+            f"weights {pretrained!r} of {name} are not in the cache and cannot be fetched: {first_line(error)}"
+        ) from error
 
 
 def architecture_cfg(name: str) -> dict[str, Any]:
