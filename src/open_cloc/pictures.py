@@ -14,9 +14,10 @@ Only the formats of `OPENED` are opened: others, such as PostScript, would start
 from __future__ import annotations
 
 import io
+import posixpath
 import stat
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -42,6 +43,7 @@ OPENED = {
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
 } | ({"AVIF": (".avif", ".avifs")} if features.check("avif") else {})
 SUFFIXES = tuple(suffix for suffixes in OPENED.values() for suffix in suffixes)
+_SUFFIXES = frozenset(SUFFIXES)
 # Suffixes of pictures that are not read; a reader that meets them says so.
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".eps", ".psd", ".raw", ".dng", ".cr2", ".nef")
 
@@ -66,7 +68,7 @@ class PictureHeader(NamedTuple):
 
 def is_picture(name: str) -> bool:
     """Whether a file's suffix is that of a picture that can be read; capitals do not matter."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return posixpath.splitext(name)[1].lower() in _SUFFIXES
 
 
 def decode_image(encoded: bytes) -> np.ndarray:

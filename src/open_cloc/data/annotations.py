@@ -127,6 +127,8 @@ class RawSample:
         Raises:
             SampleError: If the size is needed, and the picture is not there, or is none.
         """
+        if not self.regions:  # captions alone, in half the time
+            return np.empty((0, 4)), np.empty(0, np.int64)
         boxes = self.normalize()
         codes = box_problems(boxes, self.size_hw)
         if self.size_hw is None and OUTSIDE in codes:

@@ -7,11 +7,13 @@ from strangers: none may lead out of the data set.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 
 from open_cloc.errors import SampleError
 from open_cloc.pictures import is_picture
@@ -70,18 +72,34 @@ def is_url(name: str) -> bool:
 
 def find(folder: Path, name: str) -> Path | None:
     """The file of a name: as it is written or, where nothing is there, as other systems would write it."""
+    path = folder / name
+    if os.path.exists(path):
+        return path
     slashed = name.replace("\\", "/")
-    forms = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
-    return next((folder / form for form in dict.fromkeys(forms) if os.path.exists(folder / form)), None)
+    forms = {slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))} - {name}
+    return next((folder / form for form in sorted(forms) if os.path.exists(folder / form)), None)
 
 
 def _check_inside(path: Path, name: str, roots: Sequence[Path]) -> None:
-    real = os.path.realpath(path)
-    if not any(is_below(real, os.path.realpath(root)) for root in roots):
+    real = _real_path(path)
+    if not any(is_below(real, _real_folder(str(root))) for root in roots):
         raise SampleError(
             f"{name!r} leads out of the data set in {roots[-1]}; give outside=true to allow it",
             "file outside of the data set",
         )
+
+
+def _real_path(path: Path) -> str:
+    """A path without links; that of its folder is found once, as thousands of files share it."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", "..") or os.path.islink(path):
+        return os.path.realpath(path)
+    return os.path.join(_real_folder(folder), name)
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def is_below(real: str, root: str) -> bool:
@@ -99,10 +117,7 @@ def make_keys(names: Sequence[str]) -> list[str]:
         names: Paths of files, or keys from elsewhere.
     """
     plain = [_plain(name) for name in names]
-    short = [
-        _dotless(PurePosixPath(name).with_suffix("").as_posix() if is_picture(name) else name)
-        for name in plain
-    ]
+    short = [_dotless(posixpath.splitext(name)[0] if is_picture(name) else name) for name in plain]
     times = Counter(short)
     wished = [key if times[key] == 1 else _dotless(name) for key, name in zip(short, plain)]
     if len(set(wished)) == len(wished):

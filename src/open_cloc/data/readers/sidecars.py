@@ -76,8 +76,11 @@ def read_beside(
                 sample = _read_json(file, key, texts)
             else:
                 texts += [text] if (text := _read_text(file)) else []
-        except UserError as error:
+        except SampleError as error:
             problems.append(problem_of(error))
+        except UserError as error:  # no regular file, no UTF-8, no JSON
+            cause = "broken JSON" if suffix.lower() == JSON else "unreadable caption"
+            problems.append(Problem(cause, str(error)))
     captions = tuple(dict.fromkeys((*sample.captions, *texts)))
     return replace(sample, image=image, captions=captions, problems=(*sample.problems, *problems))
 
@@ -113,5 +116,5 @@ def _check_form(document: Any, file: Path) -> None:
     keys = sorted(map(str, document))[:8] if isinstance(document, Mapping) else type(document).__name__
     raise SampleError(
         f"JSON beside a picture is not a sample's: got {keys}, expected caption or regions ({file})",
-        "JSON that is not read",
+        "JSON of another form",
     )
