@@ -67,9 +67,8 @@ def convert(
             workers=workers,
             progress=bar.update,
         )
-    say(
-        f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{_left_out(causes + _causes_of(dataset))}"
-    )
+    left_out = _left_out(causes + _causes_of(dataset))
+    say(f"wrote {count} samples in {-(-count // samples_per_shard)} shards to {out}{left_out}")
     return 0
 
 
