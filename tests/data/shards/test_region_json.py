@@ -16,6 +16,7 @@ from open_cloc.data.annotations import clean_sample, sound_part
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.region_json import (
+    _names_each_once,
     _surely_valid,
     _validator,
     encode_json,
@@ -276,6 +277,41 @@ def test_odd_names_of_our_own_metadata_can_be_written(tmp_path: Path) -> None:
     sample = RegionSample("a", encoded("JPEG"), ("x",), (), {"\ud83d\ude00 \ud83d": 1})
     write_shards([clean_sample(sample)], tmp_path / "out")
     assert list(ShardDataset(str(tmp_path / "out"))[0].metadata) == ["\U0001f600 "]
+
+
+def twice_in(text: bytes) -> bool:
+    """The slow way."""
+    found = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.append(len(dict(pairs)) < len(pairs))
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=look)
+    return any(found)
+
+
+names = st.sampled_from(("a", 'a"', "a\\", 'a":', '":', "\\", ":", "", "é"))
+written = st.recursive(
+    st.sampled_from(("1", "null", *(json.dumps(text) for text in ("x", 'x":', "x\\", '\\":', '": ":', ":")))),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: f"[{','.join(parts)}]")
+        | st.lists(st.tuples(names, st.sampled_from((":", ": ", " :", "\n:")), inner), max_size=4).map(
+            lambda rows: "{" + ",".join(json.dumps(name) + colon + part for name, colon, part in rows) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(part=written, other=written)
+def test_names_that_come_twice_are_never_overlooked(part: str, other: str) -> None:
+    text = f'{{"regions": [{{"text": {part}}}], "captions": ["x"], "more": {other}}}'.encode()
+    if _names_each_once(text, json.loads(text)):
+        assert not twice_in(text)
+    plain = json.dumps(json.loads(text)).encode()
+    assert _names_each_once(plain, json.loads(plain)) or any(odd in plain for odd in (b'\\\\"', b" :", b'":"'))
 
 
 json_values = st.recursive(

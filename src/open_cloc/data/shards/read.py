@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from zlib import crc32
 
 from webdataset.shardlists import expand_urls
 
@@ -118,7 +119,7 @@ def read_sample(tar: str | Path, place: Place, where: str) -> RawSample:
     """
     key, offsets, sizes, checks = place
     try:
-        with open(tar, "rb", buffering=0) as stream:
+        with io.FileIO(tar) as stream:
             image, text, document = (
                 None if size == ABSENT else _read(stream, offset, size, check, key, where)
                 for offset, size, check in zip(offsets, sizes, checks)
@@ -189,14 +190,14 @@ def _told(left_out: Counter[str]) -> str:
     return f"; not used: {counts}" if counts else ""
 
 
-def _read(stream: BinaryIO, offset: int, size: int, check: int, key: str, where: str) -> bytes:
+def _read(stream: io.FileIO, offset: int, size: int, check: int, key: str, where: str) -> bytes:
     """Bytes of a member, where its header stands before it."""
     stream.seek(offset - BLOCK)
     header = stream.read(BLOCK)
     content = stream.read(size)
     if len(content) < size:
         raise DamagedShardError(f"shard is cut short before byte {offset + size} ({where})")
-    if not is_header(header, check, size, key):
+    if crc32(header) != check and not is_header(header, check, size, key):
         raise DamagedShardError(
             f"shard is not the one that was indexed: delete its _index.npz ({where}, byte {offset - BLOCK})"
         )

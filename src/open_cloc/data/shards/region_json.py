@@ -27,7 +27,7 @@ from open_cloc.data.fields import LARGEST, FieldError, as_whole
 from open_cloc.errors import SampleError, UserError
 from open_cloc.files import parse_json
 from open_cloc.samples import RegionSample, Text
-from open_cloc.texts import is_odd, sound_text
+from open_cloc.texts import sound_text
 
 # Keys that the writer fills; anything else is a sample's metadata.
 WRITTEN = ("key", "status", "caption", "captions", "width", "height", "regions", "box_format", "role_texts")
@@ -35,6 +35,7 @@ SIZES = ("width", "height", "original_width", "original_height")
 OF_OTHERS = ("noun_chunks", "ref_exps", "bbox_info")  # regions of GRIT and of FineHARD
 ENTRIES = ("regions", "role_texts", *OF_OTHERS)  # lists whose entries are judged one by one
 DEEPEST = 64  # levels of lists and objects
+NUMBERS = (float, int)
 
 
 def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
@@ -98,7 +99,10 @@ def parse_sample(
         raise SampleError(f"caption is not valid UTF-8: {error} ({where})", "caption is not UTF-8") from error
     fields, wrong = _parse(document, where) if document is not None else ({}, {})
     captions = _captions(fields, caption)
-    regions = tuple(_regions(fields, captions, caption or "", wrong))
+    if wrong is None:
+        regions, wrong = _sound_regions(fields), {}
+    else:
+        regions = tuple(_regions(fields, captions, caption or "", wrong))
     if regions:
         _check_aspect_ratio(fields, where)
     width, height = fields.get("width"), fields.get("height")
@@ -119,8 +123,8 @@ def parse_sample(
 Wrong = dict[tuple[str, int], str]
 
 
-def _parse(document: bytes, where: str) -> tuple[dict[str, Any], Wrong]:
-    """The object that a JSON holds, and what is wrong with entries of its lists.
+def _parse(document: bytes, where: str) -> tuple[dict[str, Any], Wrong | None]:
+    """The object that a JSON holds, and what is wrong with entries of its lists; None for surely nothing.
 
     Raises:
         SampleError: If the rest is wrong.
@@ -128,7 +132,7 @@ def _parse(document: bytes, where: str) -> tuple[dict[str, Any], Wrong]:
     with suppress(ValueError, RecursionError):  # told below, in the user's words
         fields = json.loads(document)
         if _surely_valid(fields) and _names_each_once(document, fields):
-            return fields, {}
+            return fields, None
     try:
         fields = parse_json(document, "JSON")
     except UserError as error:
@@ -192,15 +196,34 @@ def _texts(fields: Mapping[str, Any], wrong: Wrong) -> tuple[Text, ...]:
     if not given:
         return ()
     return tuple(
-        Text(**{name: _sound(value) for name, value in text.items()})
+        Text(text["text"], _sound(text["role"]), _sound(text.get("source", "")), text.get("weight", 1.0))
         for row, text in enumerate(given)
         if ("role_texts", row) not in wrong
     )
 
 
-def _sound(value: Any) -> Any:
-    """Roles and sources are written again, too."""
-    return sound_text(value) if isinstance(value, str) and is_odd(value) else value
+@lru_cache(maxsize=1024)
+def _sound(value: str) -> str:
+    """Roles and sources are written again, too; there are few different ones."""
+    return sound_text(value)
+
+
+def _sound_regions(fields: Mapping[str, Any]) -> tuple[RawRegion, ...]:
+    """Our regions, of which every one is surely right; most of the time that reading takes goes here."""
+    return tuple(
+        [
+            RawRegion(
+                tuple(region["box"]),
+                region["text"],
+                f"regions[{row}]",
+                region.get("score", 1.0),
+                _sound(region.get("source", "")),
+                tuple(region["span"]) if "span" in region else None,
+                region.get("cycle"),
+            )
+            for row, region in enumerate(fields["regions"])
+        ]
+    )
 
 
 def _regions(
@@ -289,48 +312,63 @@ def _surely_valid(document: Any) -> bool:
     if any(name in document for name in ("noun_chunks", "ref_exps", "bbox_info", "role_texts")):
         return False
     texts = [document[name] for name in ("status", "caption") if document.get(name) is not None]
-    return (
-        all(type(document.get(name, 1)) is int and 0 < document.get(name, 1) <= LARGEST for name in SIZES)
-        and all(type(text) is str for text in (document.get("key", ""), *texts, *captions))
-        and all(map(_surely_valid_region, regions))
-    )
+    if not all(type(text) is str for text in (document.get("key", ""), *texts, *captions)):
+        return False
+    if not all(type(document.get(name, 1)) is int and 0 < document.get(name, 1) <= LARGEST for name in SIZES):
+        return False
+    longest = len(captions[0]) if captions else 0
+    return all([_surely_valid_region(region, longest) for region in regions])
 
 
-def _surely_valid_region(region: Any) -> bool:
+def _surely_valid_region(region: Any, longest: int) -> bool:
+    """The same of a region, of a picture whose first caption has so many characters."""
     if type(region) is not dict or "role_texts" in region:
         return False
-    box, score = region.get("box"), region.get("score", 1.0)
-    span, cycle = region.get("span", [0, 0]), region.get("cycle", 0)
+    box, score, cycle = region.get("box"), region.get("score", 1.0), region.get("cycle", 0)
+    if type(box) is not list or len(box) != 4:
+        return False
+    for number in box:
+        if type(number) not in NUMBERS or not -1 <= number <= 2:
+            return False
+    if "span" in region:
+        span = region["span"]
+        if type(span) is not list or len(span) != 2 or not all([type(number) is int for number in span]):
+            return False
+        if not 0 <= span[0] <= span[1] <= longest:
+            return False
     return (
-        type(span) is list
-        and type(box) is list
-        and len(box) == 4
-        and all(type(number) in (float, int) and -1 <= number <= 2 for number in box)
-        and type(region.get("text")) is str
+        type(region.get("text")) is str
         and type(region.get("source", "")) is str
-        and type(score) in (float, int)
+        and type(score) in NUMBERS
         and 0 <= score <= 1
-        and len(span) == 2
-        and all(type(number) is int and number >= 0 for number in span)
-        and type(cycle) in (float, int)
+        and type(cycle) in NUMBERS
         and -1 <= cycle <= 1
     )
 
 
 def _names_each_once(document: bytes, fields: Mapping[str, Any]) -> bool:
-    """Whether no object of a JSON surely names a key twice: each name is followed by a colon.
+    """Whether no object of a JSON names a key twice; says no where it cannot tell.
 
-    Says no whenever it cannot tell, as where a text holds what looks like the end of a name.
+    As many names, and texts beside them, as are left must have been written: quotes stand around them. Where
+    there are back-slashes, quotes stand in texts too; then those are counted that end a name.
     """
-    if any(space in document for space in (b" :", b"\t:", b"\n:", b"\r:")):
+    if b"\\" not in document:
+        quotes = document.count(b'"')
+        regions = sum([len(region) + 1 + ("source" in region) for region in fields["regions"]])
+        texts = len(fields["captions"]) + sum([type(value) is str for value in fields.values()])
+        return quotes == 2 * (len(fields) + texts + regions) or quotes == 2 * _count(fields, str)
+    if any([odd in document for odd in (b" :", b"\t:", b"\n:", b"\r:", b'\\\\"')]):
         return False
-    values = fields.values()
-    if any(isinstance(value, dict) for value in values):
-        return False
-    objects = (
-        part for value in values if isinstance(value, list) for part in value if isinstance(part, dict)
-    )
-    return document.count(b'":') == len(fields) + sum(map(len, objects))
+    return document.count(b'":') - document.count(b'\\":') == _count(fields, ())
+
+
+def _count(value: Any, kinds: type | tuple[type, ...]) -> int:
+    """Names in an object and in whatever it holds, and values of some kinds."""
+    if isinstance(value, dict):
+        return len(value) + sum([_count(part, kinds) for part in value.values()])
+    if isinstance(value, list):
+        return sum([_count(part, kinds) for part in value])
+    return isinstance(value, kinds)
 
 
 def _is_odd_float(value: Any) -> bool:
