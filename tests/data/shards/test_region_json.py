@@ -311,7 +311,9 @@ def test_names_that_come_twice_are_never_overlooked(part: str, other: str) -> No
     if _names_each_once(text, json.loads(text)):
         assert not twice_in(text)
     plain = json.dumps(json.loads(text)).encode()
-    assert _names_each_once(plain, json.loads(plain)) or any(odd in plain for odd in (b'\\\\"', b" :", b'":"'))
+    assert _names_each_once(plain, json.loads(plain)) or any(
+        odd in plain for odd in (b'\\\\"', b" :", b'":"')
+    )
 
 
 json_values = st.recursive(
