@@ -317,7 +317,7 @@ def _surely_valid(document: Any) -> bool:
     if not all(type(document.get(name, 1)) is int and 0 < document.get(name, 1) <= LARGEST for name in SIZES):
         return False
     longest = len(captions[0]) if captions else 0
-    return all([_surely_valid_region(region, longest) for region in regions])
+    return all([_surely_valid_region(region, longest) for region in regions])  # noqa: C419 a list is twice as fast
 
 
 def _surely_valid_region(region: Any, longest: int) -> bool:
@@ -332,7 +332,7 @@ def _surely_valid_region(region: Any, longest: int) -> bool:
             return False
     if "span" in region:
         span = region["span"]
-        if type(span) is not list or len(span) != 2 or not all([type(number) is int for number in span]):
+        if type(span) is not list or len(span) != 2 or not all([type(number) is int for number in span]):  # noqa: C419 a list is twice as fast
             return False
         if not 0 <= span[0] <= span[1] <= longest:
             return False
@@ -357,7 +357,7 @@ def _names_each_once(document: bytes, fields: Mapping[str, Any]) -> bool:
         regions = sum([len(region) + 1 + ("source" in region) for region in fields["regions"]])
         texts = len(fields["captions"]) + sum([type(value) is str for value in fields.values()])
         return quotes == 2 * (len(fields) + texts + regions) or quotes == 2 * _count(fields, str)
-    if any([odd in document for odd in (b" :", b"\t:", b"\n:", b"\r:", b'\\\\"')]):
+    if any([odd in document for odd in (b" :", b"\t:", b"\n:", b"\r:", b'\\\\"')]):  # noqa: C419 a list is twice as fast
         return False
     return document.count(b'":') - document.count(b'\\":') == _count(fields, ())
 

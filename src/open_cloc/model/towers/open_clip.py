@@ -52,7 +52,7 @@ def _fetched(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path:
         return Path(open_clip.download_pretrained(dict(tag)))
     except Exception as error:  # of the hub, of its transport, of the disk
         raise MissingFileError(
-            f"weights {pretrained!r} of {name} are not in the cache and cannot be fetched: {first_line(error)}"
+            f"weights {pretrained!r} of {name} are not in the cache, nor to be fetched: {first_line(error)}"
         ) from error
 
 
