@@ -156,7 +156,7 @@ def make_omdet(folder: Path) -> Path:
         out_indices=[2, 3, 4],
     )  # fmt: skip
     config = OmDetTurboConfig(
-        backbone_config=vision, text_config=text, use_timm_backbone=False, image_size=SIZE,
+        backbone=None, backbone_config=vision, text_config=text, use_timm_backbone=False, image_size=SIZE,
         apply_layernorm_after_vision_backbone=False, text_projection_in_dim=32, text_projection_out_dim=32,
         task_encoder_hidden_dim=32, class_embed_dim=32, num_queries=10, encoder_hidden_dim=16,
         vision_features_channels=[16, 16, 16], encoder_in_channels=[16, 32, 64], encoder_attention_heads=2,
