@@ -15,7 +15,6 @@ from open_cloc.files import speaking_of
 from open_cloc.shown import printable, without_secrets
 
 OUTPUT = Path("standard output")
-STANDARD_STREAMS = 3
 
 
 def say(text: object = "", *, to_errors: bool = False) -> None:
@@ -58,26 +57,13 @@ def show_warnings_as_text() -> None:
 
 
 def prepare_streams() -> None:
-    """Let nothing that is printed end this process."""
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no umlaut
-
-
-def _open_closed_streams() -> None:
-    """Give a process that was started without standard streams some that lead nowhere.
-
-    The next file to be opened would take their numbers, and get what libraries print.
-    """
-    for number in range(STANDARD_STREAMS):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    """Let nothing that is printed end this process; streams that were closed lead nowhere."""
     sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no umlaut
 
 
 def use_utf8() -> None:

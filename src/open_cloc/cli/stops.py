@@ -11,6 +11,7 @@ from types import FrameType
 
 from open_cloc.cli.failures import STOPPED_BY, Stopped, code_of_signal
 
+STANDARD_STREAMS = 3
 PATIENCE = 5.0  # seconds for what may hang: a library's own code, threads at Python's end
 
 
@@ -35,6 +36,7 @@ class Stops:
 
     def listen(self) -> None:
         """Take over the signals that nobody else handles or ignores, as `nohup` does."""
+        open_closed_streams()
         for number in STOPPED_BY:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._come)
@@ -87,6 +89,18 @@ class Stops:
             if signal.getsignal(number) == self._come:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPED_BY)
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without standard streams some that lead nowhere.
+
+    The next file to be opened, our pipe first, would take their numbers, and get what libraries print.
+    """
+    for number in range(STANDARD_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def end_children() -> None:
