@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 # Nothing more: a signal that comes before `Stops.listen` shows a traceback.
 from open_cloc.cli.failures import Stopped, explain
-from open_cloc.cli.stops import Stops, open_closed_streams
+from open_cloc.cli.stops import Stops
 from open_cloc.errors import UserError
 
 # verb -> (module:function taking argv, one line for the help). A module is imported only when its verb runs.
@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         # The process is ours: Python shall not look into the working folder for the modules of its children.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
-        open_closed_streams()
         stops.listen()
     from open_cloc.cli import screen
 

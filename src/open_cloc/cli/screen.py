@@ -57,7 +57,10 @@ def show_warnings_as_text() -> None:
 
 
 def prepare_streams() -> None:
-    """Let nothing that is printed end this process."""
+    """Let nothing that is printed end this process; streams that were closed lead nowhere."""
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no umlaut

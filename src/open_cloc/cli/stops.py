@@ -15,21 +15,6 @@ STANDARD_STREAMS = 3
 PATIENCE = 5.0  # seconds for what may hang: a library's own code, threads at Python's end
 
 
-def open_closed_streams() -> None:
-    """Give a process that was started without standard streams some that lead nowhere.
-
-    The next file to be opened would take their numbers, and get what libraries print.
-    """
-    for number in range(STANDARD_STREAMS):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
-
-
 class Stops:
     """What the signals do that end this process.
 
@@ -51,6 +36,7 @@ class Stops:
 
     def listen(self) -> None:
         """Take over the signals that nobody else handles or ignores, as `nohup` does."""
+        open_closed_streams()
         for number in STOPPED_BY:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._come)
@@ -103,6 +89,18 @@ class Stops:
             if signal.getsignal(number) == self._come:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPED_BY)
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without standard streams some that lead nowhere.
+
+    The next file to be opened, our pipe first, would take their numbers, and get what libraries print.
+    """
+    for number in range(STANDARD_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def end_children() -> None:
