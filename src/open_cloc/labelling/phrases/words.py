@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from open_cloc.texts import blank_markup
@@ -41,6 +41,8 @@ NO_WORDS = {
     r"[\W_]*$|(?:img|dsc[nf]?|pxl|vid|mvimg|gopr|imag|screenshot)[_-]?\d[\w.-]*[\W_]*$",
     "hash tag or user name": r"[#@]\w*[^\W\d_]",
 }
+# Something of this is in each of them; most captions have nothing of it.
+_SUSPICIOUS = re.compile(r"[@#:_\d]|\.\w")
 _NO_WORDS = {rule: re.compile(rf"[^\w#@]*(?:{pattern})", re.IGNORECASE) for rule, pattern in NO_WORDS.items()}
 
 
@@ -70,25 +72,25 @@ def split_words(caption: str, max_words: int, dropped: Counter[str]) -> list[Wor
         max_words: Most words, long ones included.
         dropped: Counter of the words that are left out, by rule.
     """
+    caption = blank_markup(caption)
+    is_suspicious = _SUSPICIOUS.search(caption) is not None
     words: list[Word] = []
-    for number, match in enumerate(_WORD.finditer(blank_markup(caption))):
-        rule = "word past the longest caption" if number >= max_words else _rule_against(match.group())
-        if rule is None:
-            words += _parts(match.group(), match.start())
-        else:
+    for number, match in enumerate(_WORD.finditer(caption)):
+        word, start = match.group(), match.start()
+        rule = None
+        if number >= max_words:
+            rule = "word past the longest caption"
+        elif len(word) > MAX_WORD_CHARACTERS:
+            rule = "word of over 60 characters"
+        elif is_suspicious:
+            rule = next((name for name, pattern in _NO_WORDS.items() if pattern.match(word)), None)
+        if rule is not None:
             dropped[rule] += 1
+        elif "_" in word:
+            words += [_lower(part.group(), start + part.start()) for part in _PART.finditer(word)]
+        else:
+            words.append(_lower(word, start))
     return words
-
-
-def _rule_against(word: str) -> str | None:
-    if len(word) > MAX_WORD_CHARACTERS:
-        return "word of over 60 characters"
-    return next((rule for rule, pattern in _NO_WORDS.items() if pattern.match(word)), None)
-
-
-def _parts(word: str, start: int) -> Iterator[Word]:
-    for part in _PART.finditer(word):
-        yield _lower(part.group(), start + part.start())
 
 
 def _lower(text: str, start: int) -> Word:
