@@ -109,6 +109,20 @@ def test_a_demo_at_work_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "another process works in" in capsys.readouterr().err
 
 
+def test_the_trainings_leave_ctrl_c_to_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends it to all of them, and one word is enough."""
+    ignored: list[object] = []
+
+    def start(*args: object, **kwargs: object) -> None:
+        ignored.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(demo.subprocess, "Popen", start)
+    demo._start_training("clip", 0, Options(tmp_path), 8, 1)
+    assert ignored == [signal.SIG_IGN]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, None])
 def test_both_trainings_end_with_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None

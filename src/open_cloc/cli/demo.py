@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,11 +197,24 @@ def _start_training(
     if not sys.stderr.isatty():
         bars["TQDM_MININTERVAL"] = "30"
     arguments = [part for pair in overrides.items() for part in pair]
-    return subprocess.Popen(
-        [sys.executable, "-m", "open_cloc.cli", "train", f"scenes-{name}", *arguments],
-        env=os.environ | bars | {"OMP_NUM_THREADS": str(threads)},
-        start_new_session=True,  # Ctrl-C comes to this process, which ends the others
-    )
+    with _without_interrupts():
+        return subprocess.Popen(
+            [sys.executable, "-m", "open_cloc.cli", "train", f"scenes-{name}", *arguments],
+            env=os.environ | bars | {"OMP_NUM_THREADS": str(threads)},
+        )
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C, which a terminal sends to all processes, is for the demo, which ends the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a new process keeps what is ignored
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def compare(clip: CLOC, cloc: CLOC, config: SceneConfig, num_scenes: int) -> dict[str, dict[str, float]]:
