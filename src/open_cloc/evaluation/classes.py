@@ -5,6 +5,7 @@ Shapes: X things to recognise, C classes, D shared embedding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
+from open_cloc.evaluation.checked import CheckedMethod
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.options import EvaluationConfig
+
+logger = logging.getLogger(__name__)
 
 # Of the cosine of a text with itself; two different texts are thousands of times as far apart.
 ROUNDING = 1e-6
@@ -58,21 +62,33 @@ def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig
     """Class names in their template -> (C, D) of unit length, on the CPU.
 
     Raises:
-        UserError: If two of them are the same to the model: it may read only the beginning of each.
+        UserError: If two of them are the same to the method's model: it may read only the beginning of each.
     """
     features = method.embed_texts([config.template.replace("{}", name) for name in names]).cpu()
-    _check_told_apart(names, features)
+    alike = _first_alike(features)
+    if alike is not None:
+        one, other = (names[row] for row in alike)
+        message = f"classes {one!r:.80} and {other!r:.80} are the same to this model"
+        if tells_texts_apart(method):
+            reason = "it may read only their beginnings: give shorter names, or a shorter template"
+            raise UserError(f"{message}; {reason}")
+        logger.warning("%s: the first of them is what it answers", message)
     return features
 
 
-def _check_told_apart(names: Sequence[str], features: Tensor) -> None:
-    for start in range(0, len(names), ROWS):
+def tells_texts_apart(method: Method) -> bool:
+    """Whether a method means to: one that goes by a rule of its own says `tells_texts_apart = False`."""
+    own = method.method if isinstance(method, CheckedMethod) else method
+    return getattr(own, "tells_texts_apart", True)
+
+
+def _first_alike(features: Tensor) -> tuple[int, int] | None:
+    """The first two rows (C, D) that are the same but for rounding."""
+    for start in range(0, len(features), ROWS):
         alike = features[start : start + ROWS] @ features.T > 1 - ROUNDING  # (rows, C)
         for row, other in alike.tril(start - 1).nonzero()[:1].tolist():
-            raise UserError(
-                f"classes {names[other]!r:.80} and {names[start + row]!r:.80} are the same to this model; it "
-                "may read only their beginnings: give shorter names, or a shorter template"
-            )
+            return other, start + row
+    return None
 
 
 def group_masks(method: Method, texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:
