@@ -172,6 +172,20 @@ def test_a_cut_file_is_refused_at_any_place(folder: Path) -> None:
         read_header(path)
 
 
+def test_weights_that_may_not_be_read_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may run as a user who may read everything."""
+    real = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        read_header(folder / "model.safetensors")
+
+
 def test_types_that_are_no_weights_are_named(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(header({"a": entry([1], 0, 8, "C64")}, 8))

@@ -46,6 +46,7 @@ def read_header(path: Path) -> dict[str, torch.Size]:
     """
     if not path.is_file():
         raise MissingFileError(f"weights not found: {path}")
+    path.open("rb").close()  # of a file that may not be read, safetensors says that it is not there
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
