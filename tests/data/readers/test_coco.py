@@ -52,7 +52,7 @@ def test_coco_captions_and_explicit_image_folder(tmp_path: Path) -> None:
         open_reader(f"coco:{path},images={tmp_path / 'pictures'},captions={captions}")
 
 
-@pytest.mark.parametrize("layout", ["images", "images/val", "val", "."])
+@pytest.mark.parametrize("layout", ["images", "images/val", "val", ".", "data", "JPEGImages"])
 def test_pictures_are_found_beside_the_annotations(tmp_path: Path, layout: str) -> None:
     (tmp_path / "annotations").mkdir()
     path = write_coco(tmp_path, coco_document(), "instances_val.json")

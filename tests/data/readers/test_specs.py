@@ -100,7 +100,14 @@ def test_data_sets_below_a_folder_are_named(tmp_path: Path, form: str) -> None:
 def test_what_no_reader_knows_is_named(tmp_path: Path) -> None:
     (tmp_path / "labelme.json").write_text('{"shapes": [{"label": "mug"}], "imagePath": "a.jpg"}')
     (tmp_path / "voc.xml").write_text("<annotation><bndbox></bndbox></annotation>")
-    for name, tool in (("labelme.json", "labelme"), ("voc.xml", "Pascal VOC")):
+    (tmp_path / "windows.json").write_text('{"images": [], "annotations": [{"bbox": []}]}', encoding="utf-16")
+    (tmp_path / "found.json").write_text('[{"image_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}]')
+    for name, tool in (
+        ("labelme.json", "labelme"),
+        ("voc.xml", "Pascal VOC"),
+        ("windows.json", "COCO"),
+        ("found.json", "COCO's detection results"),
+    ):
         with pytest.raises(
             UserError, match=f"holds boxes of {tool}, which no reader knows: export it as COCO"
         ):

@@ -17,6 +17,7 @@ from open_cloc.errors import MissingFileError, UserError
 COCO_KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories"))
 LVIS_KEY = re.compile(rb'"not_exhaustive_category_ids"')
 MOST_LOOKED_AT = 100  # JSONs of a folder; of more, each is one picture's
+IMAGE_FOLDERS = ("images", "", "data", "JPEGImages", "img")  # beside annotations, in this order
 OF_SYSTEMS = ("__macosx", ".ds_store", ".appledouble", "thumbs.db", "desktop.ini")
 
 
@@ -127,7 +128,7 @@ def image_folders(annotations: Path, images: Path | None) -> list[Path]:
     split = annotations.stem.rpartition("_")[2]  # instances_val2017 -> val2017
     bases = (annotations.parent, annotations.parent.parent)
     of_split = [folder for base in bases for folder in (base / "images" / split, base / split)]
-    return of_split + [folder for base in bases for folder in (base / "images", base)]
+    return of_split + [base / name for base in bases for name in IMAGE_FOLDERS]
 
 
 def find_images(annotations: Path, images: Path | None, names: Sequence[str]) -> Path | None:

@@ -294,7 +294,8 @@ class CsvRows:
             except StopIteration:
                 return None
             except (csv.Error, UnicodeDecodeError) as error:
-                yield start, SampleError(f"not a row of CSV: {error}", BROKEN)
+                advice = "; save the table in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+                yield start, SampleError(f"not a row of CSV: {error}{advice}", BROKEN)
                 return start
             if any(map(str.strip, fields)):
                 yield start, fields

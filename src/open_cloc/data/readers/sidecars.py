@@ -89,7 +89,7 @@ def _read_text(file: Path) -> str:
     text = read_text(file).strip()
     if holds_yolo(text):
         raise SampleError(
-            f"text beside a picture holds YOLO's boxes, no caption: read them as yolo:data.yaml ({file})",
+            f"text beside a picture holds YOLO's boxes, no caption: name the classes in a data.yaml ({file})",
             "boxes that are not read",
         )
     return text

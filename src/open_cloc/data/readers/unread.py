@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ FORMS = {
         ("CreateML", (rb'"annotations?"\s*:', rb'"coordinates"')),
         ("FiftyOne", (rb'"detections"|"ground_truth"', rb'"bounding_box"')),
         ("Datumaro", (rb'"items"\s*:', rb'"label_id"')),
+        ("COCO's detection results", (rb'"image_id"', rb'"bbox"', rb'"score"')),
+        ("COCO", (rb'"images"', rb'"bbox"')),
         (
             "an unknown tool",
             (rb'"(bbox(es)?|box(es)?|bounding_?[bB]ox(es)?|xmin|x_min|polygon|regions)"\s*:',),
@@ -51,6 +54,8 @@ def form_of(file: Path) -> str:
             head = stream.read(HEAD)
     except OSError:  # it is not read anyway
         return ""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
+        head = head.decode("utf-16", "replace").encode()
     return next(
         (tool for tool, patterns in forms if all(re.search(pattern, head) for pattern in patterns)), ""
     )
