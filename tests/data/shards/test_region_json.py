@@ -19,6 +19,7 @@ from open_cloc.data.shards.region_json import (
     _names_each_once,
     _surely_valid,
     _validator,
+    _writes_as_many,
     encode_json,
     parse_sample,
     schema_problems,
@@ -233,6 +234,13 @@ def test_a_wrong_region_of_others_costs_the_region(
         ),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"x": ' + b"[" * 80 + b"]" * 80 + b"}", "more than 64 levels"),
+        (
+            b'{"captions": [], "regions": [], "box_format": "xyxy_norm", "x": '
+            + b'{"y": ' * 80
+            + b"1"
+            + b"}" * 81,
+            "64 levels",
+        ),
         (b'{"x": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"width": 1e400, "height": 5, "captions": "x"}', "captions"),
         (b'{"width": "64", "height": 5}', "'64' is not of type"),
@@ -308,7 +316,8 @@ written = st.recursive(
 @given(part=written, other=written)
 def test_names_that_come_twice_are_never_overlooked(part: str, other: str) -> None:
     text = f'{{"regions": [{{"text": {part}}}], "captions": ["x"], "more": {other}}}'.encode()
-    if _names_each_once(text, json.loads(text)):
+    fields = json.loads(text)
+    if _names_each_once(text, fields) or (_surely_valid(fields) and _writes_as_many(text, fields)):
         assert not twice_in(text)
     plain = json.dumps(json.loads(text)).encode()
     assert _names_each_once(plain, json.loads(plain)) or any(
