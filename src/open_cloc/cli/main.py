@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args, stops, debug)
     finally:
-        if stops.asked:
-            stops.leave_soon()
         screen.let_go_of_output()
+        if stops.asked and not debug:
+            stops.leave()
 
 
 def usage() -> str:
@@ -94,8 +94,10 @@ def run(args: Sequence[str], stops: Stops, debug: bool = False) -> int:
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and screen.reader_has_left():
             return 0
-        if stops.asked and not isinstance(error, KeyboardInterrupt):
-            error = Stopped(stops.asked)  # what the signal has become on its way, such as a failed import
+        if stops.asked:
+            stops.settle()
+            if not isinstance(error, KeyboardInterrupt):
+                error = Stopped(stops.asked)  # what the signal has become on its way, such as a failed import
         told = explain(error)
         if debug or told is None:
             raise

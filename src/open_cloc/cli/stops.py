@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
 from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 from open_cloc.cli.failures import STOPPED_BY, Stopped, code_of_signal
 
@@ -51,15 +53,21 @@ class Stops:
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reading,), name="stops", daemon=True).start()
 
-    def leave_soon(self) -> None:
-        """All has been undone: end even if a thread or a library hangs, and let no signal disturb it."""
+    def settle(self) -> None:
+        """All has been undone: no further signal disturbs what is left to do, and no worker is waited for."""
         for number in STOPPED_BY:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would complain about the workers
         end_children()
-        timer = threading.Timer(PATIENCE, os._exit, [code_of_signal(self.asked)])
+
+    def leave(self) -> NoReturn:
+        """End as Python does, but for threads that hang, libraries that take long, and freeing all memory."""
+        code = code_of_signal(self.asked)
+        timer = threading.Timer(PATIENCE, os._exit, [code])
         timer.daemon = True
         timer.start()
+        atexit._run_exitfuncs()
+        os._exit(code)
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self._seen.set()
