@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,12 +32,14 @@ sys.exit(c.main())
 """
 
 
-def stop(folder: Path, body: str, number: signal.Signals, *more: signal.Signals) -> tuple[int, str]:
+def stop(
+    folder: Path, body: str, number: signal.Signals, *more: signal.Signals, errors: Any = subprocess.PIPE
+) -> tuple[int, str]:
     """Start a verb, send it signals once it is ready; its exit code and what it has printed of errors."""
     code = FAKE.format(body="\n    ".join(body.strip().splitlines()))
     with subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
         start_new_session=True,
         # pytest may itself run in the background of a shell, where Ctrl-C is ignored.
@@ -49,9 +53,12 @@ def stop(folder: Path, body: str, number: signal.Signals, *more: signal.Signals)
         for each in (number, *more):
             process.send_signal(each)
             time.sleep(0.2)
-        assert process.stderr is not None
-        said = process.stderr.read()
-        return process.wait(60), said
+        killer = threading.Timer(60, process.kill)  # of a process that does not end
+        killer.start()
+        said = process.stderr.read() if process.stderr is not None else ""
+        code = process.wait()
+        killer.cancel()
+        return code, said
 
 
 TOLD = {
@@ -59,6 +66,15 @@ TOLD = {
     signal.SIGTERM: (143, "open-cloc fake: stopped by SIGTERM\n"),
     signal.SIGHUP: (129, "open-cloc fake: stopped: its terminal was closed\n"),
 }
+
+
+LONG_CALL = """
+import ctypes
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+libc.pthread_mutex_lock(mutex)
+ready()
+libc.pthread_mutex_lock(mutex)  # for ever
+"""
 
 
 @pytest.mark.parametrize("number", TOLD)
@@ -101,14 +117,7 @@ except KeyboardInterrupt:
 
 def test_one_long_call_of_a_library_is_not_waited_for(tmp_path: Path) -> None:
     """Python's own handlers do not run meanwhile."""
-    body = """
-import ctypes
-libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
-libc.pthread_mutex_lock(mutex)
-ready()
-libc.pthread_mutex_lock(mutex)  # for ever
-"""
-    assert stop(tmp_path, body, signal.SIGINT) == TOLD[signal.SIGINT]
+    assert stop(tmp_path, LONG_CALL, signal.SIGINT) == TOLD[signal.SIGINT]
 
 
 def test_a_second_signal_ends_what_takes_long_to_undo(tmp_path: Path) -> None:
@@ -120,6 +129,13 @@ finally:
     time.sleep(60)
 """
     assert stop(tmp_path, body, signal.SIGINT, signal.SIGINT) == TOLD[signal.SIGINT]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_message_that_nobody_hears_does_not_keep_the_process(tmp_path: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        code, _ = stop(tmp_path, LONG_CALL, signal.SIGINT, errors=full)
+    assert code == 130
 
 
 def test_hanging_threads_and_workers_end_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -87,7 +88,8 @@ class Stops:
     def _end_now(self, number: int) -> None:
         """End without undoing anything; writes past Python's own streams, which may be in use."""
         end_children()
-        os.write(2, f"{self.name}: {STOPPED_BY[signal.Signals(number)]}\n".encode())
+        with suppress(OSError):  # nobody hears it
+            os.write(2, f"{self.name}: {STOPPED_BY[signal.Signals(number)]}\n".encode())
         os._exit(code_of_signal(number))
 
     def _forget(self) -> None:
