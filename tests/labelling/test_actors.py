@@ -10,7 +10,8 @@ import pytest
 
 from open_cloc.cli.main import main as open_cloc
 from open_cloc.errors import MissingFileError, NotFiniteError, SampleError, UserError, WorkerDiedError
-from open_cloc.labelling.actors import as_sent, plan_actors
+from open_cloc.files import locked
+from open_cloc.labelling.actors import as_sent, plan_actors, readers
 from open_cloc.labelling.captioners.server import NoServerError
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
@@ -51,6 +52,19 @@ def test_actors_that_find_no_place_are_refused() -> None:
         plan_actors(local, {"CPU": 8, "GPU": 1})
     growing = replace(local, run=replace(run, address="here:6379", detectors=4))
     assert [a.resources.get("num_gpus") for a in plan_actors(growing, {"CPU": 8})] == [1, None, 1]
+
+
+@pytest.mark.parametrize("cpus", [2, 8, 1000])
+def test_units_under_way_follow_from_the_detectors_and_not_from_cpus_that_could_read(cpus: int) -> None:
+    plan = plan_actors(LabelRecipe("", run=LabelRunConfig(detectors=3)), {"CPU": cpus})
+    assert readers(plan) == 4
+
+
+def test_a_folder_in_which_a_process_works_is_left_alone(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "in", 2)
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another process works in"):
+        label(recipe(tmp_path), source, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_a_dead_worker_changes_nothing(labelled: Labelled, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from open_cloc.data.shards.read import ShardDataset
+from open_cloc.data.shards.write import write_shards
 from open_cloc.errors import UserError
 from open_cloc.files import read_json
 from open_cloc.labelling.diff import compare
@@ -31,6 +34,7 @@ from tests.labelling.made import (
     captions_only,
     checksums,
     copy_of,
+    encoded,
     recipe,
 )
 
@@ -170,6 +174,42 @@ def test_a_sample_that_cannot_be_written_any_more_is_a_failure_of_its_own(tmp_pa
     assert mark["counts"]["pictures"] == 4
     assert run.todo() == ([], [])  # and no more at the next start
     assert [sample.key for sample in (ShardDataset(str(run.path))[i] for i in range(2))] == ["2", "3"]
+
+
+ODD = {
+    "nan": ("0009", {"caption": "a red square", "similarity": float("nan")}),
+    "emoji": ("0009", {"caption": "a red square \ud83d"}),
+    "deep": ("0009", {"caption": "a red square", "more": {"a": [{"b": "\ud83d"}, float("inf")]}}),
+    "dot slash": ("./0009", {"caption": "a red square"}),
+    "html": ("0009", {"caption": "a <b>red</b> square &amp; \x00"}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_sample_costs_no_more_than_itself(tmp_path: Path, name: str) -> None:
+    """Among good ones, from the tar through all stages to a shard that can be read, and converted again."""
+    picture = encoded(1)
+    key, fields = ODD[name]
+    members = [(f"{i:04d}.{s}", d) for i in range(3) for s, d in (("png", picture), ("txt", b"a red square"))]
+    members += [(f"{key}.png", picture), (f"{key}.json", json.dumps(fields).encode())]
+    tar = tmp_path / "in" / "00000.tar"
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as writing:
+        for member, content in members:
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            writing.addfile(info, io.BytesIO(content))
+    units, mine = plan_units(f"shards:{tar.parent}", 1000), recipe(tmp_path)
+    run = RunFolder.open(tmp_path / "out", mine, f"shards:{tar.parent}", units)
+    write_unit(run.path, mine, units[0], batches_of(units[0], mine))
+    assert run.todo() == ([], [])
+    counts = run.finish()
+    assert counts["written"] + sum(counts["failures"].values()) == 4
+    assert counts["written"] >= 3
+    labelled = ShardDataset(str(run.path))
+    write_shards([labelled[index] for index in range(len(labelled))], tmp_path / "again")
+    texts = [text for index in range(len(labelled)) for text in labelled[index].captions]
+    assert all(text.encode() and "<" not in text and "\0" not in text for text in texts)
 
 
 def test_a_unit_of_which_nothing_can_be_written_is_done_too(tmp_path: Path) -> None:
