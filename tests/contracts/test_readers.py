@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from open_cloc.data.annotations import checked_boxes, raw_sample
+from open_cloc.data.annotations import RawSample, checked_boxes, raw_sample
 from open_cloc.data.readers import READERS, SampleDataset, guess_spec, open_reader
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
@@ -127,3 +128,11 @@ def test_a_bare_path_is_recognised(kind: str, tmp_path: Path) -> None:
 def test_what_is_not_there_is_the_users_to_mend(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent"):
         open_reader(f"{kind}:{tmp_path}/absent.x")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in READERS if kind != "scenes"])
+def test_what_is_wrong_or_not_used_can_be_told(kind: str, tmp_path: Path) -> None:
+    dataset: Any = opened(kind, tmp_path)
+    assert list(dataset.problems) == []
+    assert all(count > 0 for count in dataset.left_out.values())
+    assert isinstance(dataset.raw(0), RawSample)

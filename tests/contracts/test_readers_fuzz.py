@@ -292,3 +292,28 @@ def test_sound_data_is_read(form: str, folders: dict[str, Path]) -> None:
 def test_odd_values_are_the_datas_fault(form: str, folders: dict[str, Path], data: st.DataObject) -> None:
     sound, write = SOUND[form]
     read_all(write(folders[form], data.draw(spoiled(sound))))
+
+
+@pytest.mark.parametrize("form", [form for form in SOUND if form != "parquet"])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    cuts=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 9), st.binary(max_size=6)), min_size=1, max_size=4
+    )
+)
+def test_odd_bytes_are_the_datas_fault(form: str, folders: dict[str, Path], cuts: list[Any]) -> None:
+    sound, write = SOUND[form]
+    spec = write(folders[form], sound)
+    for file in folders[form].rglob("*"):
+        if file.is_file() and file.suffix not in (".jpg", ".png"):
+            content = bytearray(file.read_bytes())
+            for place, length, odd in cuts:
+                start = int(place * len(content))
+                content[start : start + length] = odd
+            file.write_bytes(content)
+    read_all(spec)

@@ -42,3 +42,13 @@ def test_what_the_reader_leaves_out_is_told_before_anything_starts(
     assert f"{tmp_path}: 1 entry is broken (broken row: 1)" in caplog.text
     with pytest.raises(UserError, match="max_bad_fraction leaves them out"):
         tell_input(units, str(tmp_path), 0)
+
+
+def test_a_comma_in_a_path_is_no_option(tmp_path: Path) -> None:
+    source, _ = captions_only(tmp_path / "a,b")
+    units = plan_units(f"{source},exif=apply", 1000)
+    assert [unit.spec for unit in units] == [
+        f"shards:{tmp_path}/a,b/{number:05d}.tar,exif=apply" for number in range(3)
+    ]
+    assert known_pictures(units) == COUNT
+    assert sum(len(batch.pictures) for batch in read_batches(units[0], 2)) == 5

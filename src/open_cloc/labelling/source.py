@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from open_cloc.config import parse_spec
 from open_cloc.data.annotations import Problem, SampleDataset
 from open_cloc.data.bad_samples import problem_of, read_usable, tell_opening
-from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.readers import READERS, guess_spec, open_reader
 from open_cloc.data.shards.read import expand_paths
 from open_cloc.data.shards.remote import list_shards
 from open_cloc.data.shards.write import Storage, encode_picture
@@ -39,11 +40,11 @@ def plan_units(source: str, samples_per_shard: int) -> list[Unit]:
         UserError: If the source is nothing that a reader knows, or holds no samples.
     """
     spec = guess_spec(source)
-    name, _, rest = spec.partition(":")
+    name, path, options = parse_spec(spec, READERS)
     if name == "shards":
-        path, comma, options = rest.partition(",")
         tars = list_shards(path)[0] if "://" in path or path.startswith("pipe:") else expand_paths(path)
-        specs = [f"shards:{tar}{comma}{options}" for tar in tars]
+        tail = "".join(f",{option}={value}" for option, value in options.items())
+        specs = [f"shards:{tar}{tail}" for tar in tars]
         return [Unit(f"{number:05d}", each) for number, each in enumerate(specs)]
     total = len(_opened(spec))
     if not total:
@@ -154,7 +155,7 @@ def _encoded(sample: RegionSample) -> bytes:
 
 
 def _tar(spec: str) -> Path:
-    return Path(spec.partition(":")[2].partition(",")[0])
+    return Path(parse_spec(spec, READERS).what)
 
 
 @lru_cache(maxsize=64)

@@ -49,7 +49,7 @@ class Metadata:
             try:
                 rows = open_rows(resolve(folder, name, outside=outside))
             except UserError as error:
-                self.problems.append(problem_of(error))
+                self.problems.append(Problem("unreadable metadata", str(error)))
                 continue
             described = self._read(rows, name, known)
             self._rows |= {picture: (len(self._files), row) for picture, row in described.items()}

@@ -76,8 +76,11 @@ def open_rows(file: Path) -> Rows:
     """
     if not file.is_file():
         raise MissingFileError(f"no such table: {file}")
-    with file.open("rb") as stream:
-        head = stream.read(8)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise UserError(f"table cannot be read: {error.strerror or error} ({file})") from error
     for start, what in DISGUISES.items():
         if head.startswith(start):
             raise UserError(f"table is {what} ({file})")
