@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from open_cloc.disguises import what_it_is
 from open_cloc.errors import MissingFileError, UserError
 
 PART = ".part-"  # starts the name of a file that is being written
@@ -162,7 +163,7 @@ def parse_json(content: bytes, where: str, without: str = "") -> Any:
     except RecursionError:
         raise UserError(f"{where} is not valid JSON: nested too deeply") from None
     except ValueError as error:  # also text that is not UTF-8, and numbers of thousands of digits
-        raise UserError(f"{where} is not valid JSON: {error}") from error
+        raise UserError(f"{where} is not valid JSON: {what_it_is(content) or error}") from error
 
 
 def _as_table(without: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def read_text(path: Path) -> str:
     try:
         return _decoded(read_bytes(path))
     except UnicodeDecodeError as error:
-        raise UserError(f"text is not UTF-8: {error} ({path})") from error
+        raise UserError(f"text is not UTF-8: {what_it_is(read_bytes(path)) or error} ({path})") from error
 
 
 def _kind_of_file(path: Path) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
+from open_cloc.disguises import what_it_is
 from open_cloc.errors import MissingPictureError, SampleError, UserError
 
 T = TypeVar("T")
@@ -138,10 +139,11 @@ def _decode_jpeg(encoded: bytes) -> np.ndarray | None:
         return None
 
 
-def decoding_error(error: Exception) -> str:
+def decoding_error(error: Exception, encoded: bytes) -> str:
     """What is wrong with a picture, without the memory address that Pillow puts in: reruns say the same."""
     if isinstance(error, UnidentifiedImageError):
-        return str(error).partition(" <")[0]
+        what = what_it_is(encoded)
+        return f"it is {what}" if what else str(error).partition(" <")[0]
     return str(error) or type(error).__name__
 
 
@@ -272,5 +274,5 @@ def by_decoder(decode: Callable[[bytes], T], encoded: bytes, image: object, what
         return decode(encoded)
     except Exception as error:  # Pillow's decoders let through whatever they stumble over
         where = f" ({image})" if isinstance(image, (str, Path)) else ""
-        reason = decoding_error(error)
+        reason = decoding_error(error, encoded)
         raise SampleError(f"{what} cannot be decoded{where}: {reason}", "undecodable picture") from error

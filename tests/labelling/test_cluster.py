@@ -53,6 +53,7 @@ def test_a_cluster_that_does_not_start_is_told_in_one_sentence(
 
     monkeypatch.setattr(ray, "init", busy)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the tests' own cluster goes on
     with (
         pytest.raises(kind, match=r"Ray.*: The current node timed out during startup\.$"),
         connected(address),

@@ -11,10 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from open_cloc.errors import MissingFileError
-from open_cloc.model import load
+from open_cloc.model import hub
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.embed import embed_regions, embed_texts
-from open_cloc.model.load import choose_dtype, find_folder, load_model
+from open_cloc.model.hub import find_folder
+from open_cloc.model.load import choose_dtype, load_model
 from open_cloc.model.prompter import PrompterConfig
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -60,7 +61,7 @@ def test_float32_is_what_was_saved(saved: Path) -> None:
 def test_the_hub_gets_what_the_user_gave(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        load, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or saved
+        hub, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or saved
     )
     load_model("me/model", "cpu", revision="v1", token="secret", cache_dir="/cache")
     texts = [f"text_tower/*.{suffix}" for suffix in ("json", "txt", "model")]

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
 from open_cloc.labelling.detectors.cloc import Grounder
 from open_cloc.labelling.detectors.common import base_provenance
 from open_cloc.labelling.hub import find_checkpoint, read_model_type
 from open_cloc.labelling.recipe import DetectorConfig
-from open_cloc.model.load import choose_device, load_model
+from open_cloc.model.load import load_model
 from open_cloc.model.search import VERSION
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
 from open_cloc.model.foreign import open_model
-from open_cloc.model.load import find_folder
+from open_cloc.model.hub import find_folder
 
 # Suffixes of all files that a model is made of.
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}

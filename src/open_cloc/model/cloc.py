@@ -21,6 +21,7 @@ from open_cloc.config import from_dict
 from open_cloc.errors import UserError
 from open_cloc.model import weights
 from open_cloc.model.features import compute_features, encode_distinct_texts
+from open_cloc.model.hub import fetch
 from open_cloc.model.prompter import Prompter, PrompterConfig
 from open_cloc.model.prompts import PromptedImage
 from open_cloc.model.prompts.box import pool_boxes
@@ -226,7 +227,7 @@ class CLOC(
         name, folder = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             given = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
-            folder = weights.fetch(name, **given)
+            folder = fetch(name, weights.FILES, **given)
         # The mixin reads it too, but does not say what is wrong with it.
         weights.read_config(folder)
         return super().from_pretrained(folder, **kwargs)

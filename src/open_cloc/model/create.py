@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from open_cloc.config import call_with_options, from_dict, lookup, parse_spec
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.load import choose_device
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.open_clip import written_towers

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -87,24 +85,6 @@ def save_config(model: Savable, folder: Path) -> None:
         model.tokenize.raw.tokenizer.save_pretrained(target)
         text_cfg["hf_tokenizer_name"] = TEXT_TOWER_FOLDER
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def fetch(name: str, **options: Any) -> Path:
-    """What is read of a model on the hub, in a folder.
-
-    Args:
-        name: `owner/name`.
-        **options: The hub's: `revision`, `cache_dir`, `token`, ...
-
-    Raises:
-        MissingFileError: If there is none, or the hub cannot be reached.
-    """
-    try:
-        return Path(snapshot_download(name, allow_patterns=FILES, **options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise MissingFileError(
-            f"model {name!r} is neither a local folder nor a hub repository that can be reached"
-        ) from error
 
 
 def load_folder(

@@ -15,10 +15,10 @@ import torch
 
 from open_cloc.data.collate import Prepared, collate
 from open_cloc.data.loader import RegionLoader
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
-from open_cloc.model.load import choose_device
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
 from open_cloc.training.loop import Run, build_objectives, open_data, prepare_model, train_step

@@ -22,8 +22,8 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError, WorkerTimeoutError
-from open_cloc.model.load import choose_device
 
 logger = logging.getLogger(__name__)
 

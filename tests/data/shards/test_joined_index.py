@@ -132,7 +132,7 @@ def _open(folder: Path, log: Path) -> None:
 
 
 def test_processes_of_a_host_scan_each_tar_once(tars: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork of a process in which Ray has been may hang
     processes = [context.Process(target=_open, args=(tars, tmp_path / "log")) for _ in range(4)]
     for process in processes:
         process.start()

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 import numpy as np
 
 from open_cloc.config import require
+from open_cloc.disguises import LOOKED_AT, what_it_is
 from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.files import parse_json, read_json
 from open_cloc.texts import PackedTexts
@@ -29,18 +30,6 @@ BROKEN = "broken row"
 
 Row: TypeAlias = Mapping[str, Any]
 
-# What a file is by its first bytes, whatever its name says.
-DISGUISES = {
-    b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
-    b"\xfd7zXZ": "compressed by xz: unpack it first",
-    b"BZh": "compressed by bzip2: unpack it first",
-    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save it as CSV in UTF-8",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook: save it as CSV in UTF-8",
-    b"\xff\xfe": "text in UTF-16: save it as UTF-8",
-    b"\xfe\xff": "text in UTF-16: save it as UTF-8",
-    b"ARROW1": "an Arrow file: write it as Parquet",
-}
 # Suffixes of tables that are not read.
 UNREAD = (".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
 
@@ -78,12 +67,11 @@ def open_rows(file: Path) -> Rows:
         raise MissingFileError(f"no such table: {file}")
     try:
         with file.open("rb") as stream:
-            head = stream.read(8)
+            head = stream.read(LOOKED_AT)
     except OSError as error:
         raise UserError(f"table cannot be read: {error.strerror or error} ({file})") from error
-    for start, what in DISGUISES.items():
-        if head.startswith(start):
-            raise UserError(f"table is {what} ({file})")
+    if head and (what := what_it_is(head)):
+        raise UserError(f"table is {what} ({file})")
     if file.suffix.lower() not in ROWS:
         raise UserError(f"a table must end in {', '.join(ROWS)}; got {file}")
     return ROWS[file.suffix.lower()](file)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.canvas import CanvasConfig
+from open_cloc.devices import choose_device
 from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
@@ -24,7 +25,7 @@ from open_cloc.evaluation.methods.crop import cut_out
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.files import read_json
 from open_cloc.model.foreign import open_model, open_safely
-from open_cloc.model.load import choose_device, find_folder
+from open_cloc.model.hub import find_folder
 from open_cloc.texts import TextCleaning
 
 TEXTS_PER_CHUNK = 256

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from open_cloc.config import lookup
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
 from open_cloc.labelling.checks import check_detector
 from open_cloc.labelling.hub import find_checkpoint, read_model_type
 from open_cloc.labelling.recipe import AUTO, DetectorConfig
 from open_cloc.labelling.types import Detector
-from open_cloc.model.load import choose_device
 
 __all__ = ["DETECTORS", "open_detector"]
 
