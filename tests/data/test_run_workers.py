@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
+import torch
 
 from open_cloc.data.workers import Failure, WorkerDefectError, run_workers
-from open_cloc.errors import MissingFileError, MissingPictureError, SampleError, UserError
+from open_cloc.errors import (
+    MissingFileError,
+    MissingPictureError,
+    SampleError,
+    UserError,
+    WorkerDiedError,
+)
 
 
 class OddError(SampleError):
@@ -78,3 +88,26 @@ def test_in_this_process_errors_stay_as_they_are() -> None:
 def test_a_failure_keeps_what_the_nearest_kind_has() -> None:
     error = Failure.of(OddError(3, 4)).error()
     assert (type(error), str(error), error.cause) == (SampleError, "3 and 4", "odd")  # type: ignore[attr-defined]
+
+
+class Dying(Items):
+    """Gives tensors, which another process takes out of this one's hands, until it is killed."""
+
+    def __getitem__(self, number: int) -> Any:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones(1000)
+
+
+def test_a_worker_that_dies_over_a_half_received_item_is_one_sentence() -> None:
+    items = run_workers(Dying({}), 1, False)
+    next(items)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would tell first
+    try:
+        time.sleep(1)
+        with pytest.raises(
+            WorkerDiedError, match=r"^data worker \(pid \d+\) has died: often for lack of memory"
+        ):
+            list(items)
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -7,7 +7,8 @@ import resource
 import shutil
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
         failure = None
         try:
             item = next(items)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two where its batch is half received
             failure = _explained(error, batches, number % max(1, workers), items, timeout)
         if failure is not None:
             del items  # ends the other workers now, not whenever the error is forgotten
@@ -138,7 +139,7 @@ class _Guarded:
             return Failure.of(error)
 
 
-def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeout: float) -> Exception:
+def _explained(error: Exception, batches: Any, worker: int, items: Any, timeout: float) -> Exception:
     """One sentence about a worker that hangs or has died, from torch's message; other errors as they are."""
     if "DataLoader timed out" in str(error):
         pid = items._workers[worker].pid  # torch gives batches to workers in turn
@@ -148,7 +149,18 @@ def _explained(error: RuntimeError, batches: Any, worker: int, items: Any, timeo
             f"data worker {worker} (process {pid}) has given no batch for {timeout:g} s{at}: look at the "
             "storage and that sample, or raise loader.timeout"
         )
+    if not isinstance(error, RuntimeError):
+        return _death_by_process(items._workers) or error
     return death_of_worker(error) or error
+
+
+def _death_by_process(processes: Sequence[BaseProcess]) -> WorkerDiedError | None:
+    """One sentence about the first of some workers that is no longer there; None if all are."""
+    for process in processes:
+        process.join(0.1)  # the system may not have told yet
+        if not process.is_alive():
+            return _died(f"(pid {process.pid}) has died")
+    return None
 
 
 def death_of_worker(error: BaseException) -> WorkerDiedError | None:
@@ -159,6 +171,10 @@ def death_of_worker(error: BaseException) -> WorkerDiedError | None:
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error) or "Caught" in str(error):
         return None
     what = " ".join(str(error).split()).removeprefix("DataLoader worker ").rstrip(". ")
+    return _died(what)
+
+
+def _died(what: str) -> WorkerDiedError:
     return WorkerDiedError(
         f"data worker {what}: often for lack of memory; try fewer loader.workers, or --resume latest"
     )
