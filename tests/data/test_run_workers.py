@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import multiprocessing
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from open_cloc.data.workers import Failure, WorkerDefectError, run_workers
+from open_cloc.data.workers import Failure, WorkerDefectError, _explained, run_workers
 from open_cloc.errors import (
     MissingFileError,
     MissingPictureError,
@@ -90,24 +89,18 @@ def test_a_failure_keeps_what_the_nearest_kind_has() -> None:
     assert (type(error), str(error), error.cause) == (SampleError, "3 and 4", "odd")  # type: ignore[attr-defined]
 
 
-class Dying(Items):
-    """Gives tensors, which another process takes out of this one's hands, until it is killed."""
-
-    def __getitem__(self, number: int) -> Any:
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return torch.ones(1000)
-
-
-def test_a_worker_that_dies_over_a_half_received_item_is_one_sentence() -> None:
-    items = run_workers(Dying({}), 1, False)
-    next(items)
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would tell first
-    try:
-        time.sleep(1)
-        with pytest.raises(
-            WorkerDiedError, match=r"^data worker \(pid \d+\) has died: often for lack of memory"
-        ):
-            list(items)
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+def test_a_worker_that_dies_while_it_hands_over_an_item_is_one_sentence() -> None:
+    """torch asks which workers have died before the system knows it, and lets its own error through."""
+    living, dying = (
+        multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)) for _ in "ab"
+    )
+    for process in (living, dying):
+        process.start()
+    error = EOFError()
+    assert _explained(error, Items({}), 0, SimpleNamespace(_workers=[living]), 0) is error
+    dying.kill()
+    told = _explained(error, Items({}), 0, SimpleNamespace(_workers=[living, dying]), 0)
+    assert isinstance(told, WorkerDiedError)
+    assert str(told).startswith(f"data worker (pid {dying.pid}) has died: often for lack of memory")
+    living.kill()
+    living.join()

@@ -150,7 +150,7 @@ def _explained(error: Exception, batches: Any, worker: int, items: Any, timeout:
             "storage and that sample, or raise loader.timeout"
         )
     if not isinstance(error, RuntimeError):
-        return _death_by_process(items._workers) or error
+        return _death_by_process(getattr(items, "_workers", ())) or error
     return death_of_worker(error) or error
 
 
