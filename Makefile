@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start many processes: none should compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-lowest test-package bench check format clean
 

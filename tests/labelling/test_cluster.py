@@ -38,7 +38,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_in_one_sentence(
     (tmp_path / "die always").touch()
     with pytest.raises(WorkerDiedError) as caught:
         label(recipe(tmp_path), source, tmp_path / "out")
-    assert str(caught.value).startswith("a worker was killed 4 times over the same pictures")
+    assert str(caught.value).startswith("a worker was killed again and again over the same pictures")
     assert "\n" not in str(caught.value)
 
 

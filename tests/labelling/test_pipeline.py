@@ -17,10 +17,10 @@ from PIL import Image
 
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
-from open_cloc.labelling.pipeline import label
-from open_cloc.labelling.recipe import (
-    CaptionConfig,
-)
+from open_cloc.errors import UserError
+from open_cloc.labelling.pipeline import label, watched
+from open_cloc.labelling.recipe import CaptionConfig
+from open_cloc.labelling.types import Batch, Failure, Picture
 from tests.labelling.caption_server import Server, answer, picture_in
 from tests.labelling.made import (
     COUNT,
@@ -66,10 +66,14 @@ def test_bad_pictures_are_counted(cluster: None, tmp_path: Path) -> None:
     assert "0x" not in str(counts["failure_examples"])  # an address would differ in each run
     assert counts["written"] == 2
     assert counts["pictures"] == 5
-    mine = recipe(tmp_path)
-    strict = replace(mine, run=replace(mine.run, max_bad_fraction=0.001))
-    with pytest.raises(ValueError, match="samples are bad"):
-        label(strict, f"folder:{folder}", tmp_path / "strict")
+
+
+def test_too_many_bad_pictures_stop_the_run() -> None:
+    failed = Picture(1, "b", failure=Failure("no caption", "none"))
+    batches = [Batch("00000", 0, 1, (Picture(0, "a"), failed))] * 20
+    assert len(list(watched(batches, None, 0.5))) == 20
+    with pytest.raises(UserError, match="samples are bad"):
+        list(watched(batches, None, 0.001))
 
 
 def test_captions_come_from_a_server(labelled: Labelled, tmp_path: Path) -> None:
@@ -121,19 +125,6 @@ def command(labelled: Labelled, output: Path, address: str = "", detectors: int 
     return [sys.executable, "-c", COMMAND, *map(str, arguments)]
 
 
-def test_no_module_of_the_working_folder_runs(labelled: Labelled, tmp_path: Path) -> None:
-    """A worker that looked there first would take a stranger's file for a library."""
-    strangers = tmp_path / "strangers"
-    strangers.mkdir()
-    for name in ("numpy", "pyarrow", "random", "PIL", "torch"):
-        (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
-    arguments = command(labelled, tmp_path / "out")
-    arguments[2] = COMMAND.replace("sys.path.insert(0, sys.argv[1])", "sys.path[0] = sys.argv[1]")
-    subprocess.run(arguments, check=True, capture_output=True, cwd=strangers)
-    assert checksums(tmp_path / "out") == checksums(labelled.output)
-    assert not (tmp_path / "ran").exists()
-
-
 def wait_for_raw_boxes(output: Path) -> None:
     deadline = time.monotonic() + 180
     while not list(output.glob("raw/*.json")) and time.monotonic() < deadline:
@@ -142,8 +133,14 @@ def wait_for_raw_boxes(output: Path) -> None:
     assert len(list(output.glob("*_label.json"))) < 3
 
 
-def test_a_killed_driver_starts_again(labelled: Labelled, tmp_path: Path) -> None:
-    output = tmp_path / "out"
+def test_a_killed_driver_starts_again_and_no_module_of_the_working_folder_runs(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    """A worker that looked there first would take a stranger's file for a library."""
+    output, strangers = tmp_path / "out", tmp_path / "strangers"
+    strangers.mkdir()
+    for name in ("numpy", "pyarrow", "random", "PIL", "torch"):
+        (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
     (labelled.folder / "slow").touch()
     process = subprocess.Popen(
         command(labelled, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -154,7 +151,10 @@ def test_a_killed_driver_starts_again(labelled: Labelled, tmp_path: Path) -> Non
         process.send_signal(signal.SIGKILL)
         process.wait()
         (labelled.folder / "slow").unlink()
-    subprocess.run(command(labelled, output), check=True, capture_output=True)
+    again = command(labelled, output)
+    again[2] = COMMAND.replace("sys.path.insert(0, sys.argv[1])", "sys.path[0] = sys.argv[1]")
+    subprocess.run(again, check=True, capture_output=True, cwd=strangers)
+    assert not (tmp_path / "ran").exists()
     assert checksums(output) == checksums(labelled.output)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from open_cloc.config import require
 from open_cloc.errors import RunError, UserError, WorkerDiedError
-from open_cloc.labelling.cluster import MOST_DEATHS
+from open_cloc.labelling.cluster import RETRIES_HERE, RETRIES_ON_CLUSTER
 from open_cloc.labelling.output import Write, write_unit
 from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
 from open_cloc.labelling.source import failure_of, read_batches
@@ -78,7 +78,7 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
                 max_tasks_in_flight_per_actor=2 * int(actors.resources.get("max_concurrency", 1)),
             ),
             max_restarts=-1,
-            max_task_retries=MOST_DEATHS,
+            max_task_retries=RETRIES_ON_CLUSTER if recipe.run.address else RETRIES_HERE,
             **actors.resources,
         )
     for row in stream.iter_rows():

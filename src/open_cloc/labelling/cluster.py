@@ -16,9 +16,10 @@ from open_cloc.errors import RunError, UserError, WorkerDiedError
 
 # Characters of a folder below which Ray's sockets find place: their paths may have 107, and it adds 70.
 LONGEST_TEMPORARY = 30
-# Times that a worker may die over one batch: machines of a cluster come and go, but a picture on which a
-# library crashes does so for ever.
-MOST_DEATHS = 3
+# Times that a batch is given to a worker once more after one has died: a picture on which a library crashes
+# does so for ever. On a cluster a machine may vanish: for a quarter of a minute Ray does not know, and each
+# second counts as a death.
+RETRIES_HERE, RETRIES_ON_CLUSTER = 3, 30
 SHOWN = 300  # characters of Ray's own words that are shown
 
 
@@ -97,8 +98,8 @@ def told(error: Exception) -> str:
         return "a labelling worker was ended for lack of memory; take fewer run.detectors or run.captioners"
     if "Died" in name or "Crashed" in name or "Unavailable" in name or "RayActorError" in name:
         return (
-            f"a worker was killed {MOST_DEATHS + 1} times over the same pictures, by the system for "
-            "lack of memory or by a library that crashed; fewer run.detectors or less run.batch_size help"
+            "a worker was killed again and again over the same pictures, by the system for lack of memory "
+            "or by a library that crashed; fewer run.detectors or less run.batch_size help"
         )
     return f"the Ray cluster failed: {name}: {_first_line(error)}"
 
