@@ -122,8 +122,8 @@ def _wide_integers(values: np.ndarray) -> np.ndarray:
 def _grey(values: np.ndarray) -> np.ndarray:
     """Values (H, W) in [0, 1] as grey pixels."""
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        low, high = np.nanmin(values), np.nanmax(values)
-        raise UserError(f"a picture of floats must be in [0, 1]; got {low:g} to {high:g}")
+        found = np.sort(values, axis=None)  # nan comes last
+        raise UserError(f"a picture of floats must be in [0, 1]; got {found[0]:g} to {found[-1]:g}")
     return np.repeat(np.rint(values * 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 

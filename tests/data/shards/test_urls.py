@@ -74,5 +74,8 @@ def test_a_command_that_is_stopped_ends_with_all_that_it_started(
     monkeypatch.setattr(Bounds, "check", interrupted)
     with (tmp_path / "out").open("wb") as out, pytest.raises(KeyboardInterrupt):
         download(f"pipe:sleep 60 & echo $! > {pid}; wait", out, Bounds.from_now(1e9))
-    state = Path(f"/proc/{pid.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    started = Path(f"/proc/{pid.read_text().strip()}/stat")
+    deadline = time.monotonic() + 10
+    while started.exists() and started.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
