@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from open_cloc.labelling import pipeline
+from open_cloc.labelling.output import write_unit
 from open_cloc.labelling.pipeline import label
+from open_cloc.labelling.recipe import LabelRecipe
+from open_cloc.labelling.source import read_batches
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
+from open_cloc.labelling.types import Batch, Unit
 from tests.labelling.made import (
     COUNT,
     Labelled,
@@ -33,3 +42,29 @@ def labelled(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Labelle
     counts = label(recipe(folder), source, folder / "out").counts
     assert counts["pictures"] == counts["written"] == COUNT
     return Labelled(source, scenes, folder, folder / "out")
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages and writers in this process, one after the other; what Ray makes must equal that."""
+    monkeypatch.setattr(pipeline, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(pipeline, "labelled_batches", batches_in_turn)
+    monkeypatch.setattr(pipeline, "writers", writes_in_turn)
+
+
+def batches_in_turn(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:
+    stages: list[Any] = [
+        CaptionStage(recipe.caption, "cpu"),
+        PhraseStage(recipe.phrases),
+        DetectStage(recipe.detect, recipe.cycle_weights, "cpu"),
+    ]
+    for unit in units:
+        for batch in read_batches(unit, recipe.run.batch_size):
+            for stage in stages:
+                batch = stage(batch)
+            yield batch
+
+
+@contextmanager
+def writes_in_turn(folder: Path, recipe: LabelRecipe) -> Iterator[Callable[..., None]]:
+    yield lambda unit, batches: write_unit(folder, recipe, unit, batches)

@@ -39,7 +39,9 @@ from tests.labelling.made import (
 )
 
 
-def test_another_filter_reruns_the_last_stage_alone(labelled: Labelled, tmp_path: Path) -> None:
+def test_another_filter_reruns_the_last_stage_alone(
+    labelled: Labelled, without_ray: None, tmp_path: Path
+) -> None:
     output = copy_of(labelled, tmp_path / "out")
     before, made = calls(labelled.folder), checksums(labelled.output)
     label(recipe(labelled.folder), labelled.source, output)
@@ -55,7 +57,7 @@ def test_another_filter_reruns_the_last_stage_alone(labelled: Labelled, tmp_path
     assert compare(output, tmp_path / "fresh") == {"made": [], "came out": []}
 
 
-def test_labels_made_otherwise_are_refused(labelled: Labelled, tmp_path: Path) -> None:
+def test_labels_made_otherwise_are_refused(labelled: Labelled, without_ray: None, tmp_path: Path) -> None:
     output = copy_of(labelled, tmp_path / "out")
     mine = recipe(labelled.folder)
     other = replace(mine, phrases=replace(mine.phrases, max_phrases=1))

@@ -49,7 +49,7 @@ def test_scenes_are_labelled(labelled: Labelled) -> None:
     assert sizes == {"00000.tar": 5, "00001.tar": 5, "00002.tar": 2}
 
 
-def test_bad_pictures_are_counted(cluster: None, tmp_path: Path) -> None:
+def test_bad_pictures_are_counted(without_ray: None, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(4):
@@ -76,7 +76,7 @@ def test_too_many_bad_pictures_stop_the_run() -> None:
         list(watched(batches, None, 0.001))
 
 
-def test_captions_come_from_a_server(labelled: Labelled, tmp_path: Path) -> None:
+def test_captions_come_from_a_server(labelled: Labelled, without_ray: None, tmp_path: Path) -> None:
     """What each picture's true caption is, a server says; the given ones say nothing."""
     source = ShardDataset(labelled.source.removeprefix("shards:"))
     pictures = [source[index] for index in range(COUNT)]
