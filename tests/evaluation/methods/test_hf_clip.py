@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tiny_data import NAMES, Samples
 from torch import Tensor
@@ -67,6 +68,8 @@ def test_texts_equal_transformers_own_features(hf_clip: Path) -> None:
 
 @torch.inference_mode()
 def test_siglip_sees_texts_padded_to_their_full_length(hf_clip: Path, tmp_path: Path) -> None:
+    if transformers.__version__.startswith("5.0."):
+        pytest.skip("transformers 5.0 opens no folder of SigLIP without sentencepiece")
     tokenizer = AutoTokenizer.from_pretrained(hf_clip)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = size | {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}

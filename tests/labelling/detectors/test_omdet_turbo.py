@@ -18,6 +18,7 @@ def test_omdet_turbo_equals_the_librarys_processor_and_forward_pass(folders: dic
     processor = OmDetTurboProcessor(images, own.tokenizer)
     image, phrases = picture((SIZE, SIZE)), ["a red dog", "cat", "two bird on the tree"]
     inputs = processor(image, text=phrases, text_kwargs={"max_length": 16}, return_tensors="pt")
+    inputs = {name: torch.as_tensor(value) for name, value in inputs.items()}  # transformers 5.0 leaves lists
     with torch.inference_mode():
         raw = own.raw(inputs["pixel_values"], phrases)
         own._forget_texts()
