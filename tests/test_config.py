@@ -113,6 +113,15 @@ def test_specs_are_taken_apart(text: str, expected: tuple[str, str, dict[str, st
     assert parse_spec(text, TABLE) == expected
 
 
+def test_a_path_that_is_there_keeps_what_looks_like_an_option(tmp_path: Path) -> None:
+    kind = next(iter(TABLE))
+    (tmp_path / "a,b=c" / "d,e=f").mkdir(parents=True)
+    for path in (tmp_path / "a,b=c", tmp_path / "a,b=c" / "d,e=f"):
+        assert parse_spec(f"{kind}:{path}", TABLE) == (kind, str(path), {})
+        assert parse_spec(f"{kind}:{path},x=1", TABLE) == (kind, str(path), {"x": "1"})
+    assert parse_spec(f"{kind}:{tmp_path}/a,b=d", TABLE)[1:] == (f"{tmp_path}/a", {"b": "d"})
+
+
 def made(
     path: str,
     count: int = 1,

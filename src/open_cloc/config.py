@@ -260,7 +260,8 @@ class Spec(NamedTuple):
 def parse_spec(text: str, table: Mapping[str, Any]) -> Spec:
     """Take a spec apart.
 
-    A comma starts an option only where `name=` follows it: paths may hold commas.
+    A comma starts an option only where `name=` follows it: paths may hold commas. What looks like an option
+    belongs to the path where there is a file or folder of that name.
 
     Args:
         text: The spec, such as `coco:val.json,images=photos` or `my.module:Reader:PATH`.
@@ -271,7 +272,17 @@ def parse_spec(text: str, table: Mapping[str, Any]) -> Spec:
     if kind not in table and what:
         name, _, what = what.partition(":")
         kind = f"{kind}:{name}"
+    longest_first = range(len(rest), 0, -1)
+    own = next((n for n in longest_first if _is_there(",".join([what, *rest[:n]]))), 0)
+    what, rest = ",".join([what, *rest[:own]]), rest[own:]
     return Spec(kind, what, dict(option.split("=", 1) for option in rest))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL
+        return False
 
 
 def call_with_options(
