@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,7 @@ _SUFFIXES = frozenset(SUFFIXES)
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".eps", ".psd", ".raw", ".dng", ".cr2", ".nef")
 
 BACKGROUND = (255, 255, 255)  # what shows through a transparent picture
+URL = re.compile(r"\w+:/\S")  # as paths write it, with one stroke
 JPEG_START = b"\xff\xd8\xff"
 DIRECT = ("YCbCr", "Gray", "RGB")  # a CMYK file needs Pillow's rules for inverted inks
 ANOTHER_SIZE = "picture of another size"
@@ -141,6 +143,8 @@ def _decode_jpeg(encoded: bytes) -> np.ndarray | None:
 
 def decoding_error(error: Exception, encoded: bytes) -> str:
     """What is wrong with a picture, without the memory address that Pillow puts in: reruns say the same."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the most that is read"
     if isinstance(error, UnidentifiedImageError):
         what = what_it_is(encoded)
         return f"it is {what}" if what else str(error).partition(" <")[0]
@@ -232,7 +236,8 @@ def read_file(path: Path, what: str = "picture") -> bytes:
             raise SampleError(f"{what} is no regular file: {path}", "unreadable picture")
         return path.read_bytes()
     except FileNotFoundError:
-        raise MissingPictureError(f"{what} not found: {path}") from None
+        hint = "; URLs are not read: fetch it first" if URL.match(str(path)) else ""
+        raise MissingPictureError(f"{what} not found: {path}{hint}") from None
     except (OSError, ValueError) as error:  # `ValueError`: a name with a NUL in it
         reason = getattr(error, "strerror", None) or error
         raise SampleError(f"{what} cannot be read: {reason} ({path})", "unreadable picture") from error

@@ -34,8 +34,8 @@ OF_THE_MACHINE = {
     errno.ENETUNREACH: "",
 }
 
-# How torch says on the CPU, as no more than a RuntimeError, that there is no memory.
-NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+# How torch and the system's loader of libraries say, in errors of no special kind, that there is no memory.
+NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "failed to map segment")
 
 
 class Stopped(KeyboardInterrupt):
@@ -91,5 +91,5 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Whether there is no memory left, here or on a device."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(phrase in said for phrase in NO_MEMORY)
+        isinstance(error, (RuntimeError, ImportError)) and any(phrase in said for phrase in NO_MEMORY)
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def show_warnings_as_text() -> None:
     """Let log lines that nobody else handles come out as `say` prints."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_ShownFormatter())
+    # Pillow's about large pictures, which are read, and whose names it does not know.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
 
 
 def prepare_streams() -> None:

@@ -166,10 +166,14 @@ class Tally:
             level[ANOTHER_SIZE].add(
                 f"{mismatch(raw.image, raw.size_hw, size_hw)}: key {raw.key!r} ({raw.where})"
             )
-        elif header.orientation != 1 and raw.regions:
+        elif header.orientation != 1:
+            meaning = (
+                "boxes are taken for the stored picture's; if they were drawn on what viewers show, give"
+                if raw.regions
+                else "it is read as it is stored; to turn it as viewers do, give"
+            )
             self.warnings["picture turned by EXIF"].add(
-                f"orientation {header.orientation}: boxes are taken for those of the stored picture; if they "
-                f"were drawn on what viewers show, give exif=apply: key {raw.key!r} ({raw.where})"
+                f"orientation {header.orientation}: {meaning} exif=apply: key {raw.key!r} ({raw.where})"
             )
         first = self.pictures.setdefault(_digest(raw.image), raw.key)
         if first != raw.key:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +41,8 @@ def connected(address: str) -> Iterator[None]:
     ray = require("ray", "label")
     context = require("ray.data", "label").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
-    context.issue_detectors_config.detectors = []
+    if hasattr(context, "issue_detectors_config"):  # which Ray 2.40 has not
+        context.issue_detectors_config.detectors = []
     # A block a batch, so that a unit's batches spread over all actors.
     context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -60,7 +64,9 @@ def connected(address: str) -> Iterator[None]:
 def _told() -> Iterator[None]:
     ray = require("ray", "label")
     try:
-        yield
+        with warnings.catch_warnings():  # of Ray, about how it is called
+            warnings.filterwarnings("ignore", module=r"ray\.|open_cloc\.labelling\.actors")
+            yield
     except ray.exceptions.RayError as error:
         raise WorkerDiedError(told(error)) from error
 
@@ -68,8 +74,12 @@ def _told() -> Iterator[None]:
 def _start(ray: Any, place: dict[str, Any], address: str) -> None:
     # Else Ray has its workers look into the working folder before all libraries, as it does for scripts.
     own = require("ray.job_config", "label").JobConfig(_client_job=True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**place, job_config=own, logging_level="ERROR", log_to_driver=False)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray's own print its stack, and end nothing
+                signal.signal(number, handler)
     except Exception as error:  # of many kinds, a plain one on a machine with too much to do
         reason = _first_line(error)
         if address:

@@ -104,7 +104,11 @@ def watched(
                     logger.warning("shard %s is left out: %s", batch.unit, batch.message)
                 yield batch
                 continue
-            failures = [p.failure for p in batch.pictures if p.failure is not None]
-            bad.add(len(batch.pictures) - len(failures), [BadSample(*failure, False) for failure in failures])
+            failed = [
+                BadSample(p.failure.cause, f"{p.failure.message} (picture {p.index} of {batch.unit})", False)
+                for p in batch.pictures
+                if p.failure is not None
+            ]
+            bad.add(len(batch.pictures) - len(failed), failed)
             bar.update(len(batch.pictures))
             yield batch

@@ -31,6 +31,8 @@ READERS = {
     "folder": "open_cloc.data.readers.folder:open_folder",
     "table": "open_cloc.data.readers.table:open_table",
 }
+# Names of folders that are no parts of one data set, in small letters.
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 LAST = "folder"  # asked when no other format is recognised: their folders hold pictures as well
 
 
@@ -72,6 +74,10 @@ def guess_spec(text: str) -> str:
     if below:
         alone = f", or {LAST}:{path} for its pictures alone" if found else ""
         raise UserError(f"{named!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
+    splits = _splits_in(Path(path)) if found == [LAST] else []
+    if len(splits) > 1:
+        each = ", ".join(f"{LAST}:{split}" for split in splits)
+        raise UserError(f"{named!r} holds splits; give one of {each}, or {LAST}:{path} for all of them")
     if len(found) > 1:
         raise UserError(f"{named!r} looks like {' and like '.join(found)}; give the format as FORMAT:{named}")
     if not found:
@@ -90,6 +96,11 @@ def _data_sets_below(folder: Path) -> list[str]:
     if len(inside) > MOST_LOOKED_AT:  # a folder for each class, or the like
         return []
     return [f"{name}:{place}" for place in inside for name in _formats(str(place))]
+
+
+def _splits_in(folder: Path) -> list[Path]:
+    """Folders that bear a split's name, as in Hugging Face's image folders: tests are not to be trained on."""
+    return [place for place in subfolders(folder) if place.name.lower() in SPLITS]
 
 
 def _unknown(path: str) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from open_cloc.data.fields import FieldError, shown
 from open_cloc.data.shards.region_json import SIZES, WRITTEN
 
+LONGEST_PRINTED = 10_000  # characters of a caption that may turn out to be a printed list
 # Columns that are taken where no option names one, in this order; capitals do not matter.
 IMAGE_COLUMNS = (
     *("image", "img", "jpg", "jpeg", "png", "webp", "image_path", "img_path", "image_file", "image_name"),
@@ -81,7 +83,23 @@ def _is_text(value: Any) -> bool:
         raise FieldError(
             f"caption {value.strip()!r} stands for a missing text: leave the field empty", "broken caption"
         )
+    if _is_printed_list(value.strip()):
+        raise FieldError(
+            f"caption {shown(value.strip())} is a printed list: write lists to JSON lines or Parquet",
+            "broken caption",
+        )
     return bool(value.strip())
+
+
+def _is_printed_list(text: str) -> bool:
+    """Whether a text is what pandas or Excel make of a list of texts."""
+    if not (text.startswith("[") and text.endswith("]")) or len(text) > LONGEST_PRINTED:
+        return False
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def is_scalar(value: Any) -> bool:

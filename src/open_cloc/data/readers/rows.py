@@ -72,6 +72,8 @@ def open_rows(file: Path) -> Rows:
         raise UserError(f"table cannot be read: {error.strerror or error} ({file})") from error
     if head and (what := what_it_is(head)):
         raise UserError(f"table is {what} ({file})")
+    if b"\r" in head and b"\n" not in head and file.suffix.lower() != ".parquet":
+        raise UserError(f"table has lines that end as old Macs ended them: save it as CSV in UTF-8 ({file})")
     if file.suffix.lower() not in ROWS:
         raise UserError(f"a table must end in {', '.join(ROWS)}; got {file}")
     return ROWS[file.suffix.lower()](file)
@@ -209,7 +211,7 @@ class CsvRows:
         scan = self._scan(start)
         _, header = next(scan, (start, []))
         if isinstance(header, SampleError):
-            raise UserError(f"header cannot be read: {header}")
+            raise UserError(f"header cannot be read: {header} ({file})")
         self.columns = tuple(name.strip() or f"Unnamed: {i}" for i, name in enumerate(header))
         if len(set(self.columns)) < len(self.columns):
             raise UserError(f"a header must name every column once; got {self.columns} ({file})")

@@ -114,7 +114,7 @@ class TableDataset:
         """
         self._rows, self.where, self.root, self.outside = rows, str(rows.file), root, outside
         if not len(rows):
-            raise UserError(f"table has no rows ({self.where})")
+            raise UserError(f"table has no rows, but perhaps a header that is one ({self.where})")
         self.columns = rows.columns
         self._image = self._find("image", image, IMAGE_COLUMNS)
         self._caption = self._find("caption", caption, CAPTION_COLUMNS)

@@ -66,6 +66,9 @@ def open_yolo(path: str, split: str = "", outside: bool = False) -> YoloDataset:
     names = class_names(config, file)
     pictures = Pictures.find(config, split or "train", file, outside)
     dataset = YoloDataset(pictures, names, "kpt_shape" in config, outside)
+    dataset.left_out.update(
+        f"file {other.name}" for other in sorted(file.parent.glob("*.y*ml")) if other.name != file.name
+    )
     if type(config.get("nc")) is int and config["nc"] != len(names):
         message = f"nc says {config['nc']} classes, names has {len(names)} ({file})"
         dataset.problems.append(Problem("another number of classes", message))

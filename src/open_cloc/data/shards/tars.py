@@ -44,11 +44,11 @@ LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
 
 # First bytes -> what a file is instead of a tar, and what to do about it.
 OTHER_KINDS = (
-    (b"\x1f\x8b", "gzip", "unpack it with `gunzip`"),
-    (b"BZh", "bzip2", "unpack it with `bunzip2`"),
-    (b"\xfd7zXZ\0", "xz", "unpack it with `unxz`"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it with `unzstd`"),
-    (b"\x04\x22\x4d\x18", "lz4", "unpack it with `unlz4`"),
+    (b"\x1f\x8b", "gzip", "unpack it with `gzip -dc OLD > NEW.tar`"),
+    (b"BZh", "bzip2", "unpack it with `bzip2 -dc OLD > NEW.tar`"),
+    (b"\xfd7zXZ\0", "xz", "unpack it with `xz -dc OLD > NEW.tar`"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it with `zstd -dc OLD > NEW.tar`"),
+    (b"\x04\x22\x4d\x18", "lz4", "unpack it with `lz4 -dc OLD > NEW.tar`"),
     (b"PK\x03\x04", "zip", "unpack it and make a tar of it"),
     (b"7z\xbc\xaf\x27\x1c", "7z", "unpack it and make a tar of it"),
     (b"Rar!", "rar", "unpack it and make a tar of it"),
