@@ -22,7 +22,7 @@ def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
     with folder_for_sockets() as told:
         assert told == {}
     long = tmp_path / ("of_a_job_" * 9)
-    for folder in (long, Path("/nonexistent")):
+    for folder in (long, tmp_path / "gone"):
         monkeypatch.setenv(name, str(folder))
         with folder_for_sockets() as told:
             made = Path(told["_temp_dir"])

@@ -99,7 +99,7 @@ def _data_sets_below(folder: Path) -> list[str]:
 
 
 def _splits_in(folder: Path) -> list[Path]:
-    """Folders that bear a split's name, as in Hugging Face's image folders: tests are not to be trained on."""
+    """Folders that bear a split's name, as in Hugging Face's image folders: tests are not to train on."""
     return [place for place in subfolders(folder) if place.name.lower() in SPLITS]
 
 
