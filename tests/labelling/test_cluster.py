@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,24 @@ def test_a_cluster_that_does_not_start_is_told_in_one_sentence(
         connected(address),
     ):
         raise AssertionError("not to be reached")
+
+
+def test_ray_takes_no_signals_from_whoever_had_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prints its stack at SIGTERM, and goes on."""
+    ray = pytest.importorskip("ray")
+
+    def ours(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def takes_signals(**options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+    monkeypatch.setattr(ray, "init", takes_signals)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with connected(""):
+            assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
