@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import RunConfig
 
 LOG_NAME = "log.jsonl"
+SURE_AFTER = 3  # logged steps
+
+logger = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -93,7 +97,8 @@ WRITERS: dict[str, Callable[[Path, int], Writer]] = {"tensorboard": TensorBoardW
 class Report:
     """All of a run's writers and its progress bar, which shows images per second and the time left.
 
-    Only the first process writes and shows anything. The bar shows the numbers named in `shown`.
+    Only the first process writes and shows anything. The bar shows the numbers named in `shown`, which are
+    losses: one that stays 0 is told of, as nothing would be learned from it.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Report:
         if unknown:
             raise UserError(f"unknown report_to {unknown[0]!r}; expected {' or '.join(WRITERS)}")
         self.batch_size, self.shown = config.global_batch_size, shown
+        self._zeros = dict.fromkeys(shown, 0)  # losses that have never been anything else -> logged steps
         self.writers: list[Writer] = []
         if ranks.is_first:
             self.writers = [WRITERS[name](folder, start_step) for name in config.report_to]
@@ -132,6 +138,18 @@ class Report:
             writer.write(step, scalars)
         values = {name: f"{scalars[name]:.3f}" for name in self.shown if name in scalars}
         self.bar.set_postfix(values, refresh=False)
+        self._zeros = {name: n + 1 for name, n in self._zeros.items() if scalars.get(name) == 0}
+        self._tell_of_zeros([name for name, count in self._zeros.items() if count == SURE_AFTER])
+
+    def _tell_of_zeros(self, names: Sequence[str]) -> None:
+        for name in names if self.writers else ():
+            logger.warning(
+                "%s has been 0 in all %d logged steps: nothing is learned from it. See that the data hold "
+                "what it compares, captions or regions, and in %s how many pairs it leaves out",
+                name,
+                self._zeros[name],
+                LOG_NAME,
+            )
 
     def __exit__(
         self,
@@ -140,6 +158,8 @@ class Report:
         traceback: TracebackType | None,
     ) -> None:
         self.bar.close()
+        if kind is None:  # a short run
+            self._tell_of_zeros([name for name, count in self._zeros.items() if 0 < count < SURE_AFTER])
         for writer in self.writers:
             writer.close()
 
