@@ -51,7 +51,8 @@ def connected(address: str) -> Iterator[None]:
             yield
         return
     with folder_for_sockets() as folder:
-        place = {"num_cpus": os.cpu_count(), "include_dashboard": False, **folder}
+        # `local`: else Ray takes whatever cluster is up on this machine, and refuses to be told its size.
+        place = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False, **folder}
         try:
             _start(ray, {"address": address} if address else place, address)
             with _told():

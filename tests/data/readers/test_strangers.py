@@ -75,3 +75,23 @@ def test_pictures_past_the_limit_and_urls_say_so(tmp_path: Path, monkeypatch: py
         read_pixels(tmp_path / "a.png")
     with pytest.raises(SampleError, match=r"not found: https:/x\.org/a\.jpg; URLs are not read"):
         read_pixels("https://x.org/a.jpg")
+
+
+@pytest.mark.parametrize("text", ["NULL", "#REF!", "N/A", "undefined"])
+def test_words_for_nothing_are_no_captions(tmp_path: Path, text: str) -> None:
+    picture(tmp_path / "0.png")
+    (tmp_path / "t.csv").write_text(f"image,caption\n0.png,{text}\n")
+    with pytest.raises(SampleError, match=f"'{text}' stands for a missing text"):
+        open_reader(f"table:{tmp_path / 't.csv'}")[0]
+
+
+def test_the_numbers_of_tracks_are_no_corners(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    lines = "0 0.5 0.5 0.2 0.2 0.91 1\n0 0.1 0.1 0.5 0.1 0.5 0.75\n"
+    (tmp_path / "labels" / "a.txt").write_text(lines)
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [mug]\n")
+    raw = open_reader(f"yolo:{tmp_path}").raw(0)  # type: ignore[attr-defined]
+    assert [problem.cause for problem in raw.problems] == ["broken line"]
+    assert "the number of a track" in raw.problems[0].message
+    assert len(raw.regions) == 1

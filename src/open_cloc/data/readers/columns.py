@@ -41,8 +41,11 @@ BOX_COLUMNS = (
     *(("left", "top", "width", "height"), ("bbox_x", "bbox_y", "bbox_width", "bbox_height")),
     *(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), ("x_center", "y_center", "width", "height")),
 )
-# How pandas writes a missing value where it is made a text.
-MISSING = ("nan", "NaN", "None", "<NA>", "NaT")
+# How pandas, data bases and spreadsheets write a missing value, or a failed formula, where it is made a text.
+MISSING = (
+    *("nan", "NaN", "None", "<NA>", "NaT", "NULL", "null", "N/A", "n/a", "undefined"),
+    *("#N/A", "#REF!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!", "#DIV/0!"),
+)
 
 
 def find_columns(columns: Iterable[str], known: Sequence[str]) -> list[str]:
