@@ -23,8 +23,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n
     ("content", "said"),
     [
         (b"", "it is empty"),
-        (PAGE, "it is a page of HTML"),
-        (POINTER, "it is a pointer of Git LFS: run `git lfs pull`"),
+        (PAGE, "it is a web page: the download has failed"),
+        (POINTER, "it is a pointer of git LFS: fetch it with `git lfs pull`"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIC, which is not read"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0", "it is a video"),
         (b'<?xml version="1.0"?><svg width="9"/>', "it is an SVG drawing"),
@@ -52,8 +52,8 @@ def test_json_and_texts_say_what_they_are(tmp_path: Path) -> None:
         (b"", "empty"),
         (gzip.compress(b"{}"), "compressed by gzip: unpack it first"),
         ("{}".encode("utf-16"), "text in UTF-16: save it as UTF-8"),
-        (PAGE, "a page of HTML"),
-        (POINTER, "a pointer of Git LFS"),
+        (PAGE, "a web page"),
+        (POINTER, "a pointer of git LFS"),
     ):
         with pytest.raises(UserError, match=f"x is not valid JSON: {said}"):
             parse_json(content, "x")
@@ -64,5 +64,5 @@ def test_json_and_texts_say_what_they_are(tmp_path: Path) -> None:
 
 def test_a_page_in_place_of_a_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_bytes(PAGE)
-    with pytest.raises(UserError, match="table is a page of HTML"):
+    with pytest.raises(UserError, match="table is a web page"):
         main(["check", f"table:{tmp_path / 'a.csv'}"])

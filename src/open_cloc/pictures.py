@@ -50,7 +50,7 @@ _SUFFIXES = frozenset(SUFFIXES)
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".eps", ".psd", ".raw", ".dng", ".cr2", ".nef")
 
 BACKGROUND = (255, 255, 255)  # what shows through a transparent picture
-URL = re.compile(r"\w+:/\S")  # as paths write it, with one stroke
+URL = re.compile(r"\w\w+:/\S")  # as paths write it, with one stroke; a drive has one letter
 JPEG_START = b"\xff\xd8\xff"
 DIRECT = ("YCbCr", "Gray", "RGB")  # a CMYK file needs Pillow's rules for inverted inks
 ANOTHER_SIZE = "picture of another size"

@@ -21,6 +21,7 @@ from open_cloc.labelling.recipe import (
     LabelRunConfig,
 )
 from tests.labelling.made import (
+    COUNT,
     Labelled,
     captions_only,
     checksums,
@@ -73,7 +74,9 @@ def test_a_dead_worker_changes_nothing(labelled: Labelled, tmp_path: Path) -> No
     assert checksums(tmp_path / "out") == checksums(labelled.output)
 
 
-def test_what_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path) -> None:
+def test_what_fails_stops_the_run_in_one_sentence(
+    cluster: None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     source, _ = captions_only(tmp_path / "in")
     (tmp_path / "raise").write_text("out of sockets")
     with pytest.raises(ChildProcessError, match="a labelling worker failed: RuntimeError: out of sockets"):
@@ -84,6 +87,9 @@ def test_what_fails_stops_the_run_in_one_sentence(cluster: None, tmp_path: Path)
     with pytest.raises(UserError, match=r"expected a place for a file; got the folder .*00001_boxes"):
         label(recipe(tmp_path), source, tmp_path / "out")
     assert not (tmp_path / "out" / "raw" / "00001.json").exists()
+    in_the_way.rmdir()
+    request.getfixturevalue("without_ray")
+    assert label(recipe(tmp_path), source, tmp_path / "out").counts["written"] == COUNT
 
 
 class MissingPictureError(MissingFileError):

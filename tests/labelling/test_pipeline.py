@@ -66,6 +66,10 @@ def test_bad_pictures_are_counted(without_ray: None, tmp_path: Path) -> None:
     assert "0x" not in str(counts["failure_examples"])  # an address would differ in each run
     assert counts["written"] == 2
     assert counts["pictures"] == 5
+    mine = recipe(tmp_path)
+    strict = replace(mine, run=replace(mine.run, max_bad_fraction=0.001))
+    with pytest.raises(ValueError, match="samples are bad"):
+        label(strict, f"folder:{folder}", tmp_path / "strict")
 
 
 def test_too_many_bad_pictures_stop_the_run() -> None:

@@ -41,8 +41,7 @@ def connected(address: str) -> Iterator[None]:
     ray = require("ray", "label")
     context = require("ray.data", "label").DataContext.get_current()
     context.enable_progress_bars = False  # ours counts pictures
-    if hasattr(context, "issue_detectors_config"):  # which Ray 2.40 has not
-        context.issue_detectors_config.detectors = []
+    context.issue_detectors_config.detectors = []
     # A block a batch, so that a unit's batches spread over all actors.
     context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)

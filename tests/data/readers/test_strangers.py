@@ -11,6 +11,7 @@ from PIL import Image
 from open_cloc.cli.data import main
 from open_cloc.data.check import check_dataset
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.disguises import LOOKED_AT
 from open_cloc.errors import SampleError, UserError
 from open_cloc.pictures import read_pixels
 
@@ -83,6 +84,23 @@ def test_words_for_nothing_are_no_captions(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(f"image,caption\n0.png,{text}\n")
     with pytest.raises(SampleError, match=f"'{text}' stands for a missing text"):
         open_reader(f"table:{tmp_path / 't.csv'}")[0]
+
+
+def test_a_pose_of_one_point_is_no_track(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2 0.4 1\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [mug]\nkpt_shape: [1, 2]\n")
+    raw = open_reader(f"yolo:{tmp_path}").raw(0)  # type: ignore[attr-defined]
+    assert not raw.problems
+    assert [region.box for region in raw.regions] == [(0.5, 0.5, 0.2, 0.2)]
+
+
+def test_a_line_end_at_the_end_of_what_is_looked_at_is_no_old_macs(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png")
+    header = b"image,caption," + b"x" * (LOOKED_AT - 15) + b"\r\n"
+    (tmp_path / "a.csv").write_bytes(header + b"0.png,a mug,1\r\n")
+    assert open_reader(f"table:{tmp_path / 'a.csv'}")[0].captions == ("a mug",)
 
 
 def test_the_numbers_of_tracks_are_no_corners(tmp_path: Path) -> None:

@@ -344,3 +344,9 @@ def test_damage_of_any_kind_is_told_and_never_raised(
         return
     for index in range(len(dataset)):
         read_usable(dataset, index)
+
+
+@pytest.mark.parametrize("start", ["BZh", "%PDF", "Rar!"])
+def test_names_that_begin_as_other_kinds_do_no_harm(tmp_path: Path, start: str) -> None:
+    tar_of(tmp_path / "0.tar", [(f"{start}a.jpg", PICTURE)])
+    assert len(ShardDataset(str(tmp_path / "0.tar"))) == 1

@@ -72,7 +72,8 @@ def open_rows(file: Path) -> Rows:
         raise UserError(f"table cannot be read: {error.strerror or error} ({file})") from error
     if head and (what := what_it_is(head)):
         raise UserError(f"table is {what} ({file})")
-    if b"\r" in head and b"\n" not in head and file.suffix.lower() != ".parquet":
+    is_csv = file.suffix.lower() in (".csv", ".tsv")
+    if is_csv and b"\r" in head[:-1] and b"\n" not in head:  # the last may have its own behind it
         raise UserError(f"table has lines that end as old Macs ended them: save it as CSV in UTF-8 ({file})")
     if file.suffix.lower() not in ROWS:
         raise UserError(f"a table must end in {', '.join(ROWS)}; got {file}")

@@ -19,6 +19,7 @@ import numpy as np
 
 from open_cloc.data.annotations import Problem
 from open_cloc.data.names import make_keys
+from open_cloc.disguises import ARCHIVES, COMPRESSIONS, packed_by, what_it_is
 from open_cloc.pictures import SUFFIXES
 
 BLOCK = 512  # bytes that a tar is made of
@@ -42,18 +43,7 @@ WITHOUT_PICTURE = "keys without a picture"
 # What other systems leave behind in archives, beside `._NAME`: files, and a folder.
 LEFTOVERS = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")
 
-# First bytes -> what a file is instead of a tar, and what to do about it.
-OTHER_KINDS = (
-    (b"\x1f\x8b", "gzip", "unpack it with `gzip -dc OLD > NEW.tar`"),
-    (b"BZh", "bzip2", "unpack it with `bzip2 -dc OLD > NEW.tar`"),
-    (b"\xfd7zXZ\0", "xz", "unpack it with `xz -dc OLD > NEW.tar`"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it with `zstd -dc OLD > NEW.tar`"),
-    (b"\x04\x22\x4d\x18", "lz4", "unpack it with `lz4 -dc OLD > NEW.tar`"),
-    (b"PK\x03\x04", "zip", "unpack it and make a tar of it"),
-    (b"7z\xbc\xaf\x27\x1c", "7z", "unpack it and make a tar of it"),
-    (b"Rar!", "rar", "unpack it and make a tar of it"),
-    (b"version https://git-lfs", "a pointer of git LFS", "fetch it with `git lfs pull`"),
-)
+USTAR = slice(257, 262)  # where a tar says what it is
 COMPRESSED = tuple(
     f"{tar}{suffix}"
     for tar, suffixes in (
@@ -110,12 +100,14 @@ def is_compressed_tar(name: str) -> bool:
 
 def other_kind(head: bytes) -> str:
     """What a file is instead of a tar, and what to do about it; empty where its first bytes do not say."""
-    for magic, kind, advice in OTHER_KINDS:
-        if head.startswith(magic):
-            return f"this is {kind}, no tar: {advice}"
-    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return "this is a web page, no tar: the download has failed"
-    return ""
+    if head[USTAR] == b"ustar" or not head:  # whatever the name of its first member begins with
+        return ""
+    if kind := packed_by(head, COMPRESSIONS):
+        return f"this is {kind}, no tar: unpack it with `{kind} -dc OLD > NEW.tar`"
+    if kind := packed_by(head, ARCHIVES):
+        return f"this is {kind}, no tar: unpack it and make a tar of it"
+    kind, _, advice = what_it_is(head).partition(": ")
+    return f"this is {kind}, no tar{advice and ': '}{advice}" if kind else ""
 
 
 def _scan(stream: BinaryIO, found: _Members) -> int:
