@@ -27,7 +27,7 @@ from open_cloc.canvas import Geometry
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
-from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.prompter import PromptedImage, PrompterConfig
 from open_cloc.model.prompts.box import pool_boxes
 from open_cloc.objectives import Objectives
 from open_cloc.samples import Features, RegionSample
@@ -109,7 +109,13 @@ def build_cache(model: CLOC, samples: Sequence[RegionSample]) -> Cache:
     side = int(tokens[0].shape[0] ** 0.5)
     rois = [pool_boxes(t[None], (side, side), b[None])[0].mean(1) for t, b in zip(tokens, boxes)]
     return Cache(
-        *(torch.stack(x) for x in (tokens, masks, pooled, crops, rois, boxes, index)),
+        torch.stack(tokens),
+        torch.stack(masks),
+        torch.stack(pooled),
+        torch.stack(crops),
+        torch.stack(rois),
+        torch.stack(boxes),
+        torch.stack(index),
         texts,
         text_tower(model, texts),
     )
@@ -139,7 +145,9 @@ def text_tower(model: CLOC, texts: list[str]) -> Tensor:
     return torch.cat(rows)
 
 
-def embed_boxes(model: CLOC, cache: Cache, rows: Tensor, slots: Tensor, method: str) -> tuple[Tensor, object]:
+def embed_boxes(
+    model: CLOC, cache: Cache, rows: Tensor, slots: Tensor, method: str
+) -> tuple[Tensor, PromptedImage]:
     """Region features (B, R, D) of some boxes of some pictures, and the prompted pictures."""
     side = int(cache.tokens.shape[1] ** 0.5)
     prompted = model.prompter.prepare(cache.tokens[rows], (side, side), cache.mask[rows])

@@ -37,7 +37,8 @@ from open_cloc.canvas import resize
 from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, vocabulary
 from open_cloc.data.shards.write import write_shards
-from open_cloc.labelling.actors import connected, labelled_batches
+from open_cloc.labelling.actors import labelled_batches
+from open_cloc.labelling.cluster import connected
 from open_cloc.labelling.recipe import DetectorConfig, LabelRecipe, LabelRunConfig, PhraseConfig
 from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
@@ -159,6 +160,7 @@ def pipeline_rate(recipe: LabelRecipe, source: str) -> tuple[float, float]:
     for batch in labelled_batches(units, recipe):
         last = time.perf_counter()
         first = first or last
+        assert isinstance(batch, Batch)
         count += len(batch.pictures) if last > first else 0
     return count / (last - first), first - started
 
@@ -184,10 +186,8 @@ def main() -> None:
         started = time.perf_counter()
         read = [batch for unit in plan_units(source, 1000) for batch in read_batches(unit, 8)]
         reading = options.pictures / (time.perf_counter() - started)
-        stage = captions()
-        captioned = [stage(batch) for batch in read]
-        stage = phrases()
-        phrased = [stage(batch) for batch in captioned]
+        captioned = list(map(captions(), read))
+        phrased = list(map(phrases(), captioned))
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             rate, start = pipeline_rate(recipe, source)

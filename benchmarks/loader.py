@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from benchmarks.timing import verdict, write_json
-from open_cloc.canvas import Geometry
+from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
@@ -46,14 +46,7 @@ AIMS = {
 BASELINE = "open_clip, originals"
 
 
-@dataclass(frozen=True)
-class Canvas:
-    """The model's input, as the loader wants to know it."""
-
-    image_size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)
-    resize_mode: str = "longest"
-    interpolation: str = "bicubic"
-    fill: tuple[int, int, int] = (122, 116, 104)
+CANVAS = CanvasConfig((IMAGE_SIZE, IMAGE_SIZE))
 
 
 class NoTokenizer:
@@ -76,14 +69,14 @@ def read_all(dataset: SampleDataset) -> list[bytes]:
 
 def theirs(images: list[bytes]) -> None:
     """open_clip's evaluation transform onto the same canvas: decoded, resized, padded, normalised float."""
-    transform = image_transform(IMAGE_SIZE, is_train=False, resize_mode="longest", fill_color=Canvas.fill)
+    transform = image_transform(IMAGE_SIZE, is_train=False, resize_mode="longest", fill_color=CANVAS.fill)
     for encoded in images:
         transform(Image.open(io.BytesIO(encoded)).convert("RGB"))  # it pads before it converts grey pictures
 
 
 def ours(samples: list) -> None:
     """Our canvas, and the normalising that the model does on its device: the same floats within 1/255."""
-    canvas = Canvas()
+    canvas = CANVAS
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     for start in range(0, len(samples), 32):
         images = []
@@ -131,8 +124,8 @@ def per_core(sets: dict[str, SampleDataset], num_rounds: int) -> dict[str, dict[
     tasks: dict[str, tuple[Callable[[], object], int]] = {}
     for name, dataset in sets.items():
         samples, images = in_memory(dataset), read_all(dataset)
-        tasks[f"open_clip, {name}"] = (lambda images=images: theirs(images), len(images))
-        tasks[f"ours, {name}"] = (lambda samples=samples: ours(samples), len(samples))
+        tasks[f"open_clip, {name}"] = (partial(theirs, images), len(images))
+        tasks[f"ours, {name}"] = (partial(ours, samples), len(samples))
     measured = rounds(tasks, num_rounds, time.process_time)
     for row in measured.values():
         row["ratio"] = round(row["median_per_s"] / measured[BASELINE]["median_per_s"], 2)
@@ -148,9 +141,7 @@ def whole_loader(
     num_samples = 512
 
     def run(dataset: SampleDataset) -> None:
-        loader = RegionLoader(
-            dataset, Canvas(), NoTokenizer(), config, batch_size=32, num_samples=num_samples
-        )
+        loader = RegionLoader(dataset, CANVAS, NoTokenizer(), config, batch_size=32, num_samples=num_samples)
         for _ in loader:
             pass
 

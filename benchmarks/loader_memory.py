@@ -19,7 +19,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.loader import Canvas, NoTokenizer
+from benchmarks.loader import CANVAS, NoTokenizer
 from benchmarks.timing import OUTPUT, verdict, write_json
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
@@ -65,7 +65,7 @@ def measure(options: Options, folder: Path) -> np.ndarray:
     batches = len(data) // BATCH
     used = []
     total = options.epochs * len(data)
-    loader = RegionLoader(data, Canvas(), NoTokenizer(), config, batch_size=BATCH, num_samples=total)
+    loader = RegionLoader(data, CANVAS, NoTokenizer(), config, batch_size=BATCH, num_samples=total)
     for number, _ in enumerate(loader):
         if (number + 1) % batches == 0:
             pids = [os.getpid(), *sorted(p.pid for p in multiprocessing.active_children() if p.pid)]

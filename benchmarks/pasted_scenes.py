@@ -75,7 +75,7 @@ class PastedScenes:
             sprite = opened.convert("RGBA")
         sprite = sprite.crop(sprite.getchannel("A").getbbox())
         scale = rng.uniform(*SHORT_SIDE) * min(canvas.size) / max(sprite.size)
-        size = tuple(max(4, round(side * scale)) for side in sprite.size)
+        size = (max(4, round(sprite.width * scale)), max(4, round(sprite.height * scale)))
         sprite = sprite.resize(size, Image.Resampling.BICUBIC)
         for _ in range(20):
             x = int(rng.integers(max(1, canvas.width - size[0])))

@@ -6,7 +6,9 @@ many pictures more through the same tower; `literal` is the paper's Prompter as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import torch
@@ -16,7 +18,7 @@ from benchmarks.timing import PeakMemory, print_table, ratios, take_turns, verdi
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompt_layer import PromptLayer
-from open_cloc.model.prompter import PrompterConfig
+from open_cloc.model.prompter import Prompter, PrompterConfig
 from open_cloc.model.prompts.box import pool_boxes
 
 IMAGE = "image pass (1 ViT forward)"
@@ -55,16 +57,14 @@ def measure(options: Options) -> list[dict]:
     results = []
     for count in options.counts:
         boxes = torch.rand(1, count, 4).sort(-1).values
-        runs = {IMAGE: lambda: visual(image)}
+        runs: dict[str, Callable[[], object]] = {IMAGE: partial(visual, image)}
         for name, model in models.items():
-            prompter = model.prompter
-            runs[name] = lambda p=prompter, b=boxes: p.embed(p.prepare(tokens, (14, 14)), {"box": b})
-        runs["RoIAlign 7 x 7"] = lambda b=boxes: pool_boxes(tokens, (14, 14), b).mean(2)
+            runs[name] = partial(embed, model.prompter, tokens, boxes)
+        runs["RoIAlign 7 x 7"] = partial(roi_align, tokens, boxes)
         if count <= options.literal:
-            runs["literal mean"] = lambda b=boxes: literal(models["mean"], tokens, b)
+            runs["literal mean"] = partial(literal, models["mean"], tokens, boxes)
         if count <= options.crops:
-            crops = torch.randn(count, 3, 224, 224)
-            runs["crops"] = lambda c=crops: visual(c)
+            runs["crops"] = partial(visual, torch.randn(count, 3, 224, 224))
         rows = ratios(take_turns(runs, options.rounds), IMAGE)
         for name in models:
             with PeakMemory() as memory:
@@ -74,6 +74,16 @@ def measure(options: Options) -> list[dict]:
         print_table({name: {k: row[k] for k in ("seconds", "spread", "ratio")} for name, row in rows.items()})
         results.append({"boxes": count, "rows": rows})
     return results
+
+
+def embed(prompter: Prompter, tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Embeddings of boxes as the Prompter makes them."""
+    return prompter.embed(prompter.prepare(tokens, (14, 14)), {"box": boxes})
+
+
+def roi_align(tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """What RoIAlign takes for the same."""
+    return pool_boxes(tokens, (14, 14), boxes).mean(2)
 
 
 def literal(model: CLOC, tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -131,6 +133,16 @@ def test_the_command_line_prints_in_one_place() -> None:
         and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     }
     assert found == {"open_cloc.cli.screen"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_what_a_benchmark_imports_is_there(file: Path) -> None:
+    """They are run by hand, and would break unseen."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("open_cloc", "benchmarks")):
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}")
 
 
 def test_no_page_is_cited_that_is_not_here() -> None:
