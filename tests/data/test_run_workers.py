@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from open_cloc.data.workers import Failure, WorkerDefectError, _explained, run_workers
 from open_cloc.errors import (
@@ -17,6 +19,7 @@ from open_cloc.errors import (
     UserError,
     WorkerDiedError,
 )
+from tests.processes import CONTEXT
 
 
 class OddError(SampleError):
@@ -91,9 +94,7 @@ def test_a_failure_keeps_what_the_nearest_kind_has() -> None:
 
 def test_a_worker_that_dies_while_it_hands_over_an_item_is_one_sentence() -> None:
     """torch asks which workers have died before the system knows it, and lets its own error through."""
-    living, dying = (
-        multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)) for _ in "ab"
-    )
+    living, dying = (CONTEXT.Process(target=time.sleep, args=(60,)) for _ in "ab")
     for process in (living, dying):
         process.start()
     error = EOFError()
@@ -104,3 +105,20 @@ def test_a_worker_that_dies_while_it_hands_over_an_item_is_one_sentence() -> Non
     assert str(told).startswith(f"data worker (pid {dying.pid}) has died: often for lack of memory")
     living.kill()
     living.join()
+
+
+def test_workers_end_at_once_whoever_ends_the_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the garbage collector takes their queues first, and torch waits for each of them."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 30.0)
+    others = set(multiprocessing.active_children())
+    items = run_workers(Items({}), workers=2, pin=False)
+    assert [next(items), next(items)] == [0, 1]
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    circle: list[Any] = [items]
+    circle.append(circle)
+    del items, circle
+    started = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - started < 20
+    assert [worker.exitcode for worker in workers] == [0, 0]

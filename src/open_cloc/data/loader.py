@@ -8,7 +8,7 @@ whatever the number of workers, and any number of ranks with the same global bat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +92,7 @@ class RegionLoader:
         """Number of batches from `start_sample` on."""
         return max(0, self.total - self.start) // self.global_batch_size
 
-    def __iter__(self) -> Iterator[RegionBatch]:
+    def __iter__(self) -> Generator[RegionBatch, None, None]:
         """Yield batches.
 
         Raises:

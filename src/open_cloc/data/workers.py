@@ -7,7 +7,7 @@ import resource
 import shutil
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,12 @@ FILES_OF_A_WORKER, FILES_OF_A_BATCH, SPARE_FILES = 8, 16, 16
 LONGEST_TEMPORARY = 75  # characters of a folder in which a socket's name still fits
 
 
-def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> Iterator[Any]:
+# What torch iterates with, by its id. The garbage collector may be who ends a generator below: it would take
+# the queues first, by which workers are told to end, and torch would wait for 5 seconds for each of them.
+_RUNNING: dict[int, Any] = {}
+
+
+def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> Generator[Any, None, None]:
     """Yield the items of an indexable dataset in order, made by worker processes.
 
     Args:
@@ -69,19 +74,22 @@ def run_workers(batches: Any, workers: int, pin: bool, timeout: float = 0.0) -> 
             worker_init_fn=_prepare_worker,
         )
     )
-    for number in range(len(batches)):
-        failure = None
-        try:
-            item = next(items)
-        except (RuntimeError, OSError, EOFError) as error:  # the last two where its batch is half received
-            failure = _explained(error, batches, number % max(1, workers), items, timeout)
-        if failure is not None:
-            del items  # ends the other workers now, not whenever the error is forgotten
-            raise failure
-        if isinstance(item, Failure):
-            del items
-            raise item.error()
-        yield item
+    _RUNNING[id(items)] = items
+    try:
+        for number in range(len(batches)):
+            item, failure = None, None
+            try:
+                item = next(items)
+            # The last two where a worker died in the middle of a batch.
+            except (RuntimeError, OSError, EOFError) as error:
+                failure = _explained(error, batches, number % max(1, workers), items, timeout)
+            if isinstance(item, Failure):
+                failure = item.error()
+            if failure is not None:
+                raise failure
+            yield item
+    finally:  # ends the workers now, not whenever an error is forgotten
+        del _RUNNING[id(items)], items
 
 
 class WorkerDefectError(RuntimeError):

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -185,8 +185,9 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
         StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
         Report(run.folder, config, ranks, start_step=step, shown=run.objectives.names) as report,
         Saver(run.folder / CHECKPOINTS_FOLDER, run.state, ranks, keep=config.keep) as saver,
+        closing(iter(loader)) as batches,  # its workers end before an error is told
     ):
-        for batch in loader:
+        for batch in batches:
             # What one rank knows all must do at the same step; they find out while they compute.
             answer = ranks.ask(
                 [stop.asked, saver.has_failed(), clock.is_late() and ranks.is_first],

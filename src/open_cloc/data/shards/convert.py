@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +65,11 @@ def convert_dataset(
     counted = finished_samples(folder, samples_per_shard) if resume and not max_bad_fraction else 0
     together = TOGETHER if workers else 1
     encoding = _Encoding(dataset, Storage(max_side=max_side), counted, together, not max_bad_fraction)
-    samples = _usable(run_workers(encoding, workers, pin=False), skipped, causes)
-    count = write_shards(
-        samples, folder, samples_per_shard, max_side=max_side, resume=resume, progress=progress
-    )
+    with closing(run_workers(encoding, workers, pin=False)) as made:
+        samples = _usable(made, skipped, causes)
+        count = write_shards(
+            samples, folder, samples_per_shard, max_side=max_side, resume=resume, progress=progress
+        )
     return Conversion(count, causes)
 
 

@@ -1,0 +1,15 @@
+"""Processes that tests start.
+
+They are forks of a server in which neither Ray nor a test has been: a fork of a process in which Ray has been
+may hang, and one that is spawned imports torch for seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["open_cloc.data.shards.remote", "open_cloc.objectives", "open_cloc.training.gather"]
+)
+METHOD = CONTEXT.get_start_method()
