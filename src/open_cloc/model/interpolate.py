@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +61,11 @@ def interpolate(first: Path, second: Path, alpha: float, output: Path, *, towers
         for name, tensor in end.items()
     }
     model.load_state_dict(mixed)
-    model.save_pretrained(output)
+    try:
+        model.save_pretrained(output)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)  # a part of a model is none
+        raise
 
 
 def _refuse_another_reading(first: Path, second: Path, towers_only: bool) -> None:

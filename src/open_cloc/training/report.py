@@ -144,8 +144,8 @@ class Report:
     def _tell_of_zeros(self, names: Sequence[str]) -> None:
         for name in names if self.writers else ():
             logger.warning(
-                "%s has been 0 in all %d logged steps: nothing is learned from it. See that the data hold "
-                "what it compares, captions or regions, and in %s how many pairs it leaves out",
+                "%s has been 0 each time it was logged (%d): nothing is learned from it. See that the data "
+                "hold what it compares, captions or regions, and in %s how many pairs it leaves out",
                 name,
                 self._zeros[name],
                 LOG_NAME,

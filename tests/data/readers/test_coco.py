@@ -14,7 +14,7 @@ from PIL import Image
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.write import Storage, encode_sample
-from open_cloc.errors import SampleError
+from open_cloc.errors import SampleError, UserError
 from tests.data.readers.made import annotation, coco_document, write_coco
 
 COCO128 = Path(__file__).resolve().parents[4] / "shared/data/coco128"
@@ -274,6 +274,61 @@ def test_unused_keys_and_repeated_ids_are_counted(tmp_path: Path) -> None:
     images = [{"id": 7, "file_name": "a.jpg", "caption": "a mug", "license": 3}]
     dataset = open_reader(f"coco:{write_coco(tmp_path, coco_document(images=images, annotations=[]))}")
     assert dataset.left_out == {"images' key 'caption'": 1}
+
+
+def test_captions_alone_are_a_data_set_too(tmp_path: Path) -> None:
+    document = coco_document(annotations=[])
+    del document["categories"]
+    document["annotations"] = [{"id": 1, "image_id": 3, "caption": "one"}, {"id": 2, "image_id": 3}]
+    path = write_coco(tmp_path, document, "captions_val2017.json")
+    for spec in (str(path), str(tmp_path), f"coco:{path}"):
+        dataset: Any = open_reader(guess_spec(spec))
+        assert [(sample.captions, sample.regions) for sample in map(dataset.__getitem__, range(2))] == [
+            ((), ()),
+            (("one",), ()),
+        ]
+        (problem,) = dataset.problems
+        assert "caption 2: 'caption' is missing" in problem.message
+        assert dataset.left_out == {}
+
+
+def test_captions_beside_boxes_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    write_coco(tmp_path, coco_document(), "instances_val.json")
+    captions = tmp_path / "captions_val.json"
+    rows = [{"id": 1, "image_id": 3, "caption": "one"}]
+    captions.write_text(json.dumps({"images": [], "annotations": rows}))
+    dataset: Any = open_reader(guess_spec(str(tmp_path)))
+    assert dataset.left_out == {f"{captions} of COCO's form; give captions={captions}": 1}
+    dataset = open_reader(f"{guess_spec(str(tmp_path))},captions={captions}")
+    assert dataset[1].captions == ("one",)
+    assert dataset.left_out == {}
+
+
+def test_pictures_that_no_image_names_are_counted(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    for name in ("images/other.JPG", "images/sub/more.png", "images/sub/notes.txt", "images/else/far.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    dataset: Any = open_reader(f"coco:{path}")
+    assert dataset.left_out == {
+        f"pictures in {tmp_path / 'images'} that no image names": 1,
+        f"pictures in {tmp_path / 'images/sub'} that no image names": 1,
+    }
+
+
+@pytest.mark.parametrize(("rotation", "count"), [(30.5, 1), (-90, 1), (0, 0), (360, 0), (None, 0), ("x", 0)])
+def test_boxes_that_are_turned_are_counted(tmp_path: Path, rotation: Any, count: int) -> None:
+    rows = [annotation([0, 0, 9, 9], attributes={"occluded": False, "rotation": rotation})]
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(annotations=rows))}")
+    assert dataset.left_out["boxes turned by attributes' 'rotation', which is not applied"] == count
+
+
+def test_utf_16_is_recognised_and_named(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert guess_spec(str(tmp_path)) == f"coco:{tmp_path}"
+    with pytest.raises(UserError, match="is not valid JSON: text in UTF-16: save it as UTF-8"):
+        open_reader(str(path))
 
 
 def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:

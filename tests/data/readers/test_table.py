@@ -191,6 +191,38 @@ def test_rows_are_found_by_their_place(tmp_path: Path) -> None:
     assert list(found.scan()) == [{"a": "\n"}, {"a": "猫"}, {"b": 1}]
 
 
+def test_parts_of_a_table_are_one(tmp_path: Path) -> None:
+    """As Hugging Face stores a split."""
+    rows = [{"image": {"bytes": encoded(20 * i), "path": f"{i}.png"}, "caption": f"{i}"} for i in range(5)]
+    (tmp_path / "data").mkdir()
+    for part, own in enumerate((rows[:2], rows[2:3], rows[3:])):
+        write_table(tmp_path / f"data/train-0000{part}-of-00003.parquet", own)
+    write_table(tmp_path / "data/test-00000-of-00001.parquet", rows[:1])
+    for folder in (tmp_path, tmp_path / "data"):
+        with pytest.raises(
+            UserError, match=r"holds .*; give one of .*/data/test-\*\.parquet, .*train-\*\.parq"
+        ):
+            guess_spec(str(folder))
+    spec = f"{tmp_path}/data/train-*.parquet"
+    assert guess_spec(spec) == f"table:{spec}"
+    dataset = open_reader(spec)
+    found = samples(dataset)
+    assert [(s.key, s.captions, s.pixels()[0, 0, 0]) for s in found] == [
+        (f"{i:09d}", (str(i),), 20 * i) for i in range(5)
+    ]
+    assert [dataset[i].captions for i in (4, 0, 2)] == [("4",), ("0",), ("2",)]
+    write_table(tmp_path / "data/train-x.parquet", [{"image": b"x", "text": "a"}])
+    with pytest.raises(
+        UserError, match=r"parts of a table must have the same columns; got .*train-x\.parquet"
+    ):
+        open_reader(spec)
+    with pytest.raises(UserError, match=r"no such table: .*none-\*\.parquet"):
+        open_reader(f"table:{tmp_path}/none-*.parquet")
+    (tmp_path / "a-1.csv").write_text("image,caption\n")
+    with pytest.raises(UserError, match=r"tables of several files must be Parquet; got .*a-1\.csv"):
+        open_reader(f"table:{tmp_path}/a-*.csv")
+
+
 def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")

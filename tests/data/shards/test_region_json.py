@@ -89,7 +89,7 @@ def test_captions_by_name(tmp_path: Path) -> None:
     ("document", "message"),
     [
         ([1], r"at \$: \[1\] is not of type 'object'"),
-        ({"regions": []}, "'box_format' is a dependency of 'regions'"),
+        ({"regions": []}, "'regions' need 'box_format', which must be 'xyxy_norm'"),
         (REGIONS | {"box_format": "xywh"}, r"at \$\.box_format: 'xyxy_norm' was expected"),
         (REGIONS | {"regions": [{"box": [0, 0, 1], "text": "x"}]}, r"at \$\.regions\[0\]\.box: .*too short"),
         (

@@ -38,3 +38,20 @@ def test_retrieval_with_several_captions_per_image_equals_loops(model: CLOC, sam
         to_image = [owner in np.argsort(-column)[:k] for owner, column in zip(owners, scores.T)]
         assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(to_text))
         assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(np.mean(to_image))
+
+
+def test_rows_of_one_picture_are_one_image(model: CLOC, samples: Samples) -> None:
+    """As open_clip's tables have a row for each caption."""
+    each = Samples(
+        RegionSample(f"{s.key}-{i}", s.image, (f"{s.captions[0]} {i}",)) for s in samples for i in "ab"
+    )
+    whole = Samples(
+        RegionSample(s.key, s.image, tuple(f"{s.captions[0]} {i}" for i in "ab")) for s in samples
+    )
+    expected, found = (evaluate(model, data, "zeroshot_retrieval") for data in (whole, each))
+    assert found["metrics"] == expected["metrics"]
+    assert found["intervals"] == expected["intervals"]
+    assert (found["protocol"]["num_samples"], found["protocol"]["num_images"]) == (
+        2 * len(samples),
+        len(samples),
+    )

@@ -112,11 +112,18 @@ def _unknown(path: str) -> UserError:
     tool = form_of(Path(path))
     if tool:
         return UserError(f"{path!r} holds boxes of {tool}, which no reader knows: {ADVICE}")
-    tables = [str(file) for file in sorted(Path(path).glob("*.*")) if _recogniser("table")(str(file))]
+    places = (Path(path), *subfolders(Path(path)))
+    files = sorted(file for place in places for file in place.glob("*.*"))
+    tables = list(dict.fromkeys(_all_parts(file) for file in files if _recogniser("table")(str(file))))
     if tables:
         more = f" and {len(tables) - 3} more" if len(tables) > 3 else ""
         return UserError(f"{path!r} holds tables; give one of table:{', table:'.join(tables[:3])}{more}")
     return UserError(f"{path!r} holds nothing known; give the format as FORMAT:{path} (FORMAT: {formats})")
+
+
+def _all_parts(table: Path) -> str:
+    """A table's path; of a part, as in `train-00000-of-00004.parquet`, that of all of them."""
+    return str(table.with_name(re.sub(r"-\d+-of-\d+(?=\.parquet$)", "-*", table.name)))
 
 
 def _recogniser(name: str) -> Callable[[str], bool]:

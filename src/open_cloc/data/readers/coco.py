@@ -1,4 +1,4 @@
-"""COCO JSON: pixel `xywh` boxes with category names as texts, captions from a second file.
+"""COCO JSON: pixel `xywh` boxes with category names as texts, captions from a second file or alone.
 
 Entries are judged one by one: a broken annotation costs its region, a broken image its sample, and both are
 kept as problems until somebody reads the sample or asks for all.
@@ -18,7 +18,15 @@ from open_cloc.boxes import EMPTY, box_problems, convert_boxes, normalize_boxes
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
 from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_side, as_text, field_of
 from open_cloc.data.names import make_keys, resolve, root_of
-from open_cloc.data.readers.files import find_annotations, find_images, holds_coco, missing_images
+from open_cloc.data.readers.files import (
+    coco_files,
+    find_annotations,
+    find_images,
+    holds_captions,
+    holds_coco,
+    missing_images,
+    unnamed_images,
+)
 from open_cloc.errors import UserError
 from open_cloc.files import read_json
 from open_cloc.samples import RegionSample
@@ -47,7 +55,7 @@ def open_coco(
     """Open COCO annotations.
 
     Args:
-        path: The JSON, or a folder that holds one, itself or in `annotations/`.
+        path: The JSON, or a folder that holds one, itself or in `annotations/`; of boxes, or of captions.
         images: Folder of the pictures; guessed beside the JSON unless given.
         captions: COCO captions JSON of the same images.
         outside: Allow pictures that do not lie in the data set's folder.
@@ -61,7 +69,16 @@ def open_coco(
     folder = find_images(annotations, images, document.names)
     if folder is None:
         raise missing_images(annotations, images, document.names)
-    return CocoDataset(document, folder, read_captions(captions), "coco", outside)
+    if captions is None and holds_captions(annotations):
+        captions = annotations
+    dataset = CocoDataset(document, folder, read_captions(captions), "coco", outside)
+    unused = [file for file in coco_files(Path(path)) if file not in (annotations, captions)]
+    dataset.left_out.update(f"{file} of COCO's form{_advice(file)}" for file in unused)
+    return dataset
+
+
+def _advice(file: Path) -> str:
+    return f"; give captions={file}" if holds_captions(file) else ""
 
 
 def file_name(image: Mapping[str, Any]) -> str:
@@ -103,6 +120,8 @@ class Document(NamedTuple):
             UserError: If it is not JSON, lacks one of the lists, or an image id comes twice.
         """
         document = read_json(path, without=UNUSED)
+        if isinstance(document, dict) and holds_captions(path):  # which `read_captions` reads
+            document |= {"annotations": [], "categories": []}
         for part in PARTS:
             entries = document.get(part) if isinstance(document, dict) else None
             if not isinstance(entries, list):
@@ -166,6 +185,7 @@ class CocoDataset:
         self.left_out = Counter(
             f"images' key {name!r}" for image in document.images for name in image.keys() - OF_IMAGES
         )
+        self.left_out.update(unnamed_images(folder, document.names))
         self._image_ids = PackedTexts(document.ids)
         self._id_is_text = np.array([isinstance(image["id"], str) for image in document.images])
         self._own_problems: defaultdict[int, list[Problem]] = defaultdict(list)
@@ -284,6 +304,8 @@ class CocoDataset:
             boxes.extend((*box, score))
             ids.append(_name(annotation, position))
             unused.update(annotation.keys() - KNOWN)
+            if _is_turned(annotation):
+                self.left_out["boxes turned by attributes' 'rotation', which is not applied"] += 1
         self.left_out.update({f"annotations' key {name!r}": count for name, count in unused.items()})
         if len(set(ids)) < len(ids):  # nothing depends on them
             self.left_out["annotation ids that come more than once"] = len(ids) - len(set(ids))
@@ -359,6 +381,13 @@ def _lookup(known: Mapping[str, int], annotation: Mapping[str, Any], name: str) 
             f"unknown {name} {value!r}; expected one of the file's {len(known)}", f"unknown {name}"
         )
     return row
+
+
+def _is_turned(annotation: Mapping[str, Any]) -> bool:
+    """Whether CVAT says that a box is turned about its middle."""
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return isinstance(rotation, (int, float)) and rotation % 360 != 0
 
 
 def _score(annotation: Mapping[str, Any]) -> float:

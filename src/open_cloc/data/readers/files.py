@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import mmap
 import os
+import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from open_cloc.data.annotations import Problem
-from open_cloc.data.names import ANNOTATION_FOLDERS, find, is_below, is_url
+from open_cloc.data.names import ANNOTATION_FOLDERS, find, is_below, is_url, printable
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.pictures import is_picture
 
-COCO_KEYS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories"))
+LISTS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations"))
+CATEGORIES_KEY = re.compile(rb'"categories"\s*:\s*\[')
+CAPTION_KEY = re.compile(rb'"caption"\s*:\s*"')
 LVIS_KEY = re.compile(rb'"not_exhaustive_category_ids"')
 MOST_LOOKED_AT = 100  # JSONs of a folder; of more, each is one picture's
 IMAGE_FOLDERS = ("images", "", "data", "JPEGImages", "img")  # beside annotations, in this order
@@ -22,8 +28,13 @@ OF_SYSTEMS = ("__macosx", ".ds_store", ".appledouble", "thumbs.db", "desktop.ini
 
 
 def looks_like_coco(file: Path) -> bool:
-    """Whether a JSON holds lists of images, annotations and categories; it is searched, not parsed."""
-    return _finds(file, COCO_KEYS)
+    """Whether a JSON holds lists of images and annotations, with categories or captions; it is not parsed."""
+    return _finds(file, (*LISTS, CATEGORIES_KEY)) or _finds(file, (*LISTS, CAPTION_KEY))
+
+
+def holds_captions(file: Path) -> bool:
+    """Whether a JSON of COCO's form holds captions and no categories, so no boxes."""
+    return _finds(file, (*LISTS, CAPTION_KEY)) and not _finds(file, (CATEGORIES_KEY,))
 
 
 def is_lvis(file: Path) -> bool:
@@ -44,7 +55,10 @@ def _finds(file: Path, patterns: Iterable[re.Pattern[bytes]]) -> bool:
         return False
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(pattern.search(content) for pattern in patterns)
+            # A form that readers refuse by its name is recognised, too.
+            is_utf_16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            text = content[:].replace(b"\0", b"") if is_utf_16 else content
+            return all(pattern.search(text) for pattern in patterns)
     except (OSError, ValueError):  # an empty file cannot be mapped
         return False
 
@@ -141,6 +155,28 @@ def find_images(annotations: Path, images: Path | None, names: Sequence[str]) ->
     return None
 
 
+def unnamed_images(folder: Path, names: Sequence[str]) -> Counter[str]:
+    """Pictures that lie beside those of an annotation file and that it does not name, counted by folder.
+
+    Args:
+        folder: Where names start from.
+        names: Paths of the pictures that it names.
+    """
+    slashed = [unicodedata.normalize("NFC", name.replace("\\", "/")) for name in names]
+    known = {posixpath.basename(name) for name in slashed}
+    counts: Counter[str] = Counter()
+    for below in sorted({posixpath.dirname(name) for name in slashed}):
+        try:
+            with os.scandir(folder / below) as entries:
+                inside = [entry.name for entry in entries if not entry.name.startswith(".")]
+        except (OSError, ValueError):  # told with the sample that names a picture there
+            continue
+        own = sum(is_picture(name) and unicodedata.normalize("NFC", name) not in known for name in inside)
+        if own:
+            counts[f"pictures in {printable(str(folder / below))} that no image names"] = own
+    return counts
+
+
 def missing_images(annotations: Path, images: Path | None, names: Sequence[str]) -> MissingFileError:
     """The error for pictures that are nowhere."""
     if is_url(names[0]):
@@ -202,6 +238,7 @@ def walk(folder: Path, outside: bool = False, found: Listing | None = None) -> I
             continue
         identity = (status.st_dev, status.st_ino)
         if identity in above:
+            found.skipped["links that lead in a circle"] += 1
             continue
         for entry in inside:
             name = f"{below}/{entry.name}" if below else entry.name

@@ -56,13 +56,28 @@ class Rows(Protocol):
         ...
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files that a name with a `*` stands for, sorted; none where it has none, or is a file's own."""
+    if "*" not in path.name or path.exists():
+        return []
+    return sorted(path.parent.glob(path.name))
+
+
 def open_rows(file: Path) -> Rows:
     """The rows of a table by its file's suffix.
+
+    Args:
+        file: The table; `train-*.parquet` stands for all parts of one.
 
     Raises:
         MissingFileError: If it is not there.
         UserError: If the suffix is none of `ROWS`, or the file is not what its suffix says.
     """
+    parts = parts_of(file)
+    if parts and any(part.suffix.lower() != ".parquet" for part in parts):
+        raise UserError(f"tables of several files must be Parquet; got {parts[0]} and others for {file}")
+    if parts:
+        return ParquetRows(*parts)
     if not file.is_file():
         raise MissingFileError(f"no such table: {file}")
     try:
@@ -301,33 +316,54 @@ def _separator_of(header: str) -> str:
 
 
 class ParquetRows:
-    """The rows of a Parquet file; one row group at a time is in memory.
+    """The rows of a Parquet file, or of several that are parts of one table; one row group is in memory.
 
     Attributes:
-        file: The table.
+        file: The table; the first of its parts.
         columns: The schema's top names.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Read the footer.
+    def __init__(self, file: Path, *others: Path) -> None:
+        """Read the footers.
+
+        Args:
+            file: The table, or its first part.
+            others: Further parts, in order.
 
         Raises:
-            UserError: If it is no Parquet file, names a column twice, or pyarrow is missing.
+            UserError: If it is no Parquet file, names a column twice, parts differ in their columns, or
+                pyarrow is missing.
         """
         self.file = file
         pyarrow = require("pyarrow", "label")
         # What a damaged file leads to: `ArrowException` is the kin of all errors of theirs.
         self._errors = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+        self._groups: list[tuple[Path, int]] = []
+        self.columns, _ = self._read_footer(file)
+        sizes: list[int] = []
+        for part in (file, *others):
+            columns, own = self._read_footer(part)
+            if columns != self.columns:
+                raise UserError(
+                    f"parts of a table must have the same columns; got {self.columns} in {file}, "
+                    f"{columns} in {part}"
+                )
+            self._groups += [(part, group) for group in range(len(own))]
+            sizes += own
+        self._starts = np.cumsum([0, *sizes])
+        self._group: tuple[int, Any] | None = None
+
+    def _read_footer(self, file: Path) -> tuple[tuple[str, ...], list[int]]:
+        """A file's columns, and how many rows its groups have."""
         try:
-            with self._open() as table:
-                self.columns = tuple(table.schema_arrow.names)
+            with _open_parquet(file) as table:
+                columns = tuple(table.schema_arrow.names)
                 sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         except self._errors as error:
             raise UserError(f"not a Parquet file: {error} ({file})") from error
-        if len(set(self.columns)) < len(self.columns):
-            raise UserError(f"a table must name every column once; got {self.columns} ({file})")
-        self._starts = np.cumsum([0, *sizes])
-        self._group: tuple[int, Any] | None = None
+        if len(set(columns)) < len(columns):
+            raise UserError(f"a table must name every column once; got {columns} ({file})")
+        return columns, sizes
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -336,8 +372,9 @@ class ParquetRows:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         try:
             if self._group is None or self._group[0] != group:
-                with self._open() as table:
-                    self._group = (group, table.read_row_group(group, use_threads=False))
+                file, number = self._groups[group]
+                with _open_parquet(file) as table:
+                    self._group = (group, table.read_row_group(number, use_threads=False))
             return self._group[1].slice(index - int(self._starts[group]), 1).to_pylist()[0]
         except self._errors as error:
             raise self._broken(error, index) from error
@@ -346,9 +383,10 @@ class ParquetRows:
         """All rows in order, with these columns alone."""
         for group, size in enumerate(np.diff(self._starts).tolist()):
             num_read = 0
+            file, number = self._groups[group]
             try:
-                with self._open() as table:
-                    batches = table.iter_batches(BATCH, [group], list(columns), use_threads=False)
+                with _open_parquet(file) as table:
+                    batches = table.iter_batches(BATCH, [number], list(columns), use_threads=False)
                     for row in (row for batch in batches for row in batch.to_pylist()):
                         num_read += 1
                         yield row
@@ -359,12 +397,13 @@ class ParquetRows:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_group": None}  # worker processes read their own
 
-    def _open(self) -> Any:
-        """An open `pyarrow.parquet.ParquetFile`."""
-        return require("pyarrow.parquet", "label").ParquetFile(self.file)
-
     def _broken(self, error: Exception, index: int) -> SampleError:
         return SampleError(f"row cannot be read: {error} ({self.file}, row {index})", BROKEN)
+
+
+def _open_parquet(file: Path) -> Any:
+    """An open `pyarrow.parquet.ParquetFile`."""
+    return require("pyarrow.parquet", "label").ParquetFile(file)
 
 
 ROWS: dict[str, Callable[[Path], Rows]] = {

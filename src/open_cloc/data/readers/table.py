@@ -26,7 +26,7 @@ from open_cloc.data.readers.columns import (
     unused,
 )
 from open_cloc.data.readers.files import is_regular
-from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, Rows, open_rows
+from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, Rows, open_rows, parts_of
 from open_cloc.data.readers.unread import form_of
 from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.samples import RegionSample
@@ -38,6 +38,8 @@ LONGEST_NAME = 4096  # characters; what is longer is no path
 def recognises(text: str) -> bool:
     """Whether a file's name ends as a table's does; a JSON must begin as a list of objects, without boxes."""
     file = Path(text)
+    if parts_of(file):
+        return True
     suffix, before = file.suffix.lower(), Path(file.stem).suffix.lower()
     if not is_regular(file):
         return False
@@ -59,7 +61,8 @@ def open_table(
     """Open a table of pictures.
 
     Args:
-        path: A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file.
+        path: A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file; with a `*` in its name, as in
+            `data/train-*.parquet`, all such files as one table.
         image: Column of the picture: a path, the encoded bytes, or a struct of both (`bytes`, `path`). One of
             `IMAGE_COLUMNS` unless given.
         caption: Column of a text or a list of texts; one of `CAPTION_COLUMNS` unless given; empty for none.

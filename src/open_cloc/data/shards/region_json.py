@@ -32,6 +32,7 @@ from open_cloc.texts import sound_text
 
 # Keys that the writer fills; anything else is a sample's metadata.
 WRITTEN = ("key", "status", "caption", "captions", "width", "height", "regions", "box_format", "role_texts")
+NO_BOX_FORMAT = "'regions' need 'box_format', which must be 'xyxy_norm'"
 SIZES = ("width", "height", "original_width", "original_height")
 OF_OTHERS = ("noun_chunks", "ref_exps", "bbox_info")  # regions of GRIT and of FineHARD
 ENTRIES = ("regions", "role_texts", *OF_OTHERS)  # lists whose entries are judged one by one
@@ -161,7 +162,8 @@ def schema_problems(document: Any) -> tuple[str, Wrong]:
     for error in sorted(_validator().iter_errors(document), key=lambda error: error.json_path):
         if error.validator in ("minimum", "maximum") and "box" in error.path:
             continue
-        message = f"at {error.json_path}: {textwrap.shorten(error.message, 200)}"
+        said = NO_BOX_FORMAT if error.validator == "dependentRequired" else error.message
+        message = f"at {error.json_path}: {textwrap.shorten(said, 200)}"
         place = tuple(error.path)[:2]
         if len(place) < 2 or place[0] not in ENTRIES:
             return message, {}

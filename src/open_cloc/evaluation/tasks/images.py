@@ -5,6 +5,7 @@ Shapes: X images of a data set, T captions, C classes, D shared embedding.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from open_cloc.data.annotations import SampleDataset
@@ -26,7 +27,7 @@ from open_cloc.samples import RegionSample
 
 def zeroshot_classification(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
     """Name every image: the class whose text is most similar to it wins."""
-    features, samples = collect_images(method, dataset, config)
+    features, samples, _ = collect_images(method, dataset, config)
     labels = [label_of(sample, method) for sample in samples]
     given = list(map(cleaning_of(method), config.classes))
     classes = Classes(
@@ -62,24 +63,32 @@ def label_of(sample: RegionSample, method: Method) -> str:
 
 
 def zeroshot_retrieval(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
-    """Find each caption's image among all images, and any caption of each image among all captions."""
-    features, samples = collect_images(method, dataset, config)
+    """Find each caption's image among all images, and any caption of each image among all captions.
+
+    Samples of one picture, such as the rows of a table with a caption each, are one image with all captions:
+    else the others' captions, which are as right, would count as wrong.
+    """
+    features, samples, pictures = collect_images(method, dataset, config)
     captions = [captions_of(sample, method) for sample in samples]
     text_features = method.embed_texts([text for texts in captions for text in texts]).cpu()
-    image_labels = torch.arange(len(samples))
-    text_labels = image_labels.repeat_interleave(torch.tensor([len(texts) for texts in captions]))
+    text_labels = pictures.repeat_interleave(torch.tensor([len(texts) for texts in captions]))
+    num_images = int(pictures.max()) + 1
+    image_labels = torch.arange(num_images)
+    features = features[np.unique(pictures, return_index=True)[1]]
     ks = config.recall_k or (1, 5, 10)
     to_image = find_ranks(text_features, features, text_labels, image_labels)
     to_text = find_ranks(features, text_features, image_labels, text_labels)
-    estimates = recall_estimates("image_retrieval", to_image, ks, text_labels, len(samples))
-    estimates |= recall_estimates("text_retrieval", to_text, ks, image_labels, len(samples))
+    estimates = recall_estimates("image_retrieval", to_image, ks, text_labels, num_images)
+    estimates |= recall_estimates("text_retrieval", to_text, ks, image_labels, num_images)
     protocol = {
         "hits": "a caption's own image; any of an image's own captions",
         "ties": TIES,
-        "num_images": len(samples),
+        "equal_pictures": "one image with the captions of all",
+        "num_samples": len(samples),
+        "num_images": num_images,
         "num_captions": len(text_labels),
     }
-    return measured(estimates, len(samples), protocol)
+    return measured(estimates, num_images, protocol)
 
 
 def captions_of(sample: RegionSample, method: Method) -> list[str]:
