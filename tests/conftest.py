@@ -16,7 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the networ
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
-ON_RAY = "tests/labelling"  # tests in this folder itself share a cluster
+# Modules that share a Ray cluster.
+ON_RAY = tuple(f"tests/labelling/test_{name}.py" for name in ("actors", "cluster", "pipeline"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -27,8 +28,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     class ByModule(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
-            folder = module.rpartition("/")[0]
-            return folder if folder == ON_RAY else module
+            return ON_RAY[0] if module in ON_RAY else module
 
     return ByModule(config, log)
 

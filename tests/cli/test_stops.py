@@ -42,8 +42,8 @@ def stop(
         stderr=errors,
         text=True,
         start_new_session=True,
-        # pytest may itself run in the background of a shell, where Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # pytest may itself run in the background of a shell, where Ctrl-C is ignored, or under nohup.
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],
     ) as process:
         deadline = time.monotonic() + 60
         while not (folder / "ready").exists():

@@ -1,4 +1,4 @@
-"""One Ray cluster and one finished run for all tests of labelling."""
+"""One Ray cluster for the tests that need it, and one finished run for all tests of labelling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.labelling.made import (
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One Ray cluster for all tests of labelling."""
+    """One Ray cluster for all tests that need one."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
@@ -36,20 +36,27 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def labelled(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """A run in this process: what Ray makes must equal it."""
     folder = tmp_path_factory.mktemp("labelled")
     source, scenes = captions_only(folder / "in")
-    counts = label(recipe(folder), source, folder / "out").counts
+    with pytest.MonkeyPatch.context() as patch:
+        _stay_here(patch)
+        counts = label(recipe(folder), source, folder / "out").counts
     assert counts["pictures"] == counts["written"] == COUNT
     return Labelled(source, scenes, folder, folder / "out")
 
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All stages and writers in this process, one after the other; what Ray makes must equal that."""
-    monkeypatch.setattr(pipeline, "connected", lambda address: nullcontext())
-    monkeypatch.setattr(pipeline, "labelled_batches", batches_in_turn)
-    monkeypatch.setattr(pipeline, "writers", writes_in_turn)
+    """All stages and writers in this process, one after the other."""
+    _stay_here(monkeypatch)
+
+
+def _stay_here(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pipeline, "connected", lambda address: nullcontext())
+    patch.setattr(pipeline, "labelled_batches", batches_in_turn)
+    patch.setattr(pipeline, "writers", writes_in_turn)
 
 
 def batches_in_turn(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from open_cloc.cli.main import main as open_cloc
+from open_cloc.data.shards.read import ShardDataset
 from open_cloc.errors import MissingFileError, NotFiniteError, SampleError, UserError, WorkerDiedError
 from open_cloc.files import locked
 from open_cloc.labelling.actors import as_sent, plan_actors, readers
@@ -25,6 +26,7 @@ from tests.labelling.made import (
     Labelled,
     captions_only,
     checksums,
+    copy_of,
     recipe,
 )
 
@@ -67,7 +69,7 @@ def test_a_folder_in_which_a_process_works_is_left_alone(tmp_path: Path) -> None
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_a_dead_worker_changes_nothing(labelled: Labelled, tmp_path: Path) -> None:
+def test_a_dead_worker_changes_nothing(cluster: None, labelled: Labelled, tmp_path: Path) -> None:
     (labelled.folder / "die").touch()
     label(recipe(labelled.folder), labelled.source, tmp_path / "out")
     assert not (labelled.folder / "die").exists()
@@ -82,14 +84,21 @@ def test_what_fails_stops_the_run_in_one_sentence(
     with pytest.raises(ChildProcessError, match="a labelling worker failed: RuntimeError: out of sockets"):
         label(recipe(tmp_path), source, tmp_path / "out")
     (tmp_path / "raise").unlink()
-    in_the_way = tmp_path / "out" / "raw" / "00001_boxes.parquet"
-    in_the_way.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"expected a place for a file; got the folder .*00001_boxes"):
-        label(recipe(tmp_path), source, tmp_path / "out")
-    assert not (tmp_path / "out" / "raw" / "00001.json").exists()
-    in_the_way.rmdir()
     request.getfixturevalue("without_ray")
     assert label(recipe(tmp_path), source, tmp_path / "out").counts["written"] == COUNT
+
+
+def test_a_writer_that_fails_stops_the_run_in_one_sentence(
+    cluster: None, labelled: Labelled, tmp_path: Path
+) -> None:
+    output = copy_of(labelled, tmp_path / "out")
+    (output / "00001.tar").unlink()
+    (output / "00001.tar").mkdir()
+    with pytest.raises(UserError, match=r"expected a place for a file; got the folder .*00001\.tar"):
+        label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
+    (output / "00001.tar").rmdir()
+    label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
+    assert len(ShardDataset(str(output))) == COUNT
 
 
 class MissingPictureError(MissingFileError):
@@ -149,7 +158,7 @@ def test_other_errors_say_what_they_were_and_keep_their_traceback() -> None:
         assert "\n" not in str(sent)
 
 
-def test_a_missing_model_is_the_users_to_mend(cluster: None, tmp_path: Path) -> None:
+def test_a_missing_model_is_the_users_to_mend(without_ray: None, tmp_path: Path) -> None:
     source, _ = captions_only(tmp_path / "in", 2)
     mine = recipe(tmp_path)
     absent = replace(mine, detect=DetectorConfig(weights=str(tmp_path / "absent")))
@@ -164,9 +173,8 @@ def test_an_absent_server_is_one_line(
     options = {
         "--caption.url": "http://127.0.0.1:9/v1",
         "--caption.retries": "0",
-        "--detect.kind": "tests.labelling.labelling_fakes:ColourDetector",
-        "--detect.weights": str(tmp_path),
-        "--phrases.spacy-model": "absent",  # a later stage that fails too is not what is told
+        "--detect.weights": str(tmp_path / "absent"),  # a later stage that fails too is not what is told
+        "--phrases.kind": "ngrams",
     }
     given = [text for option in options.items() for text in option]
     assert open_cloc(["label", "vesl-recaption", source, str(tmp_path / "out"), *given]) == 1

@@ -33,8 +33,9 @@ def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run_in_one_sentence(
-    cluster: None, tmp_path: Path
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("open_cloc.labelling.actors.RETRIES_HERE", 1)
     source, _ = captions_only(tmp_path / "in", 2)
     (tmp_path / "die always").touch()
     with pytest.raises(WorkerDiedError) as caught:

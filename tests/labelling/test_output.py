@@ -76,7 +76,9 @@ def test_labels_made_otherwise_are_refused(labelled: Labelled, without_ray: None
         label(mine, labelled.source, tmp_path / "strange", overwrite=True)
 
 
-def test_a_model_that_changed_under_its_name_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+def test_a_model_that_changed_under_its_name_is_refused(
+    labelled: Labelled, without_ray: None, tmp_path: Path
+) -> None:
     output = copy_of(labelled, tmp_path / "out")
     for mark in ("raw/00001.json", "00001_label.json"):
         (output / mark).unlink()

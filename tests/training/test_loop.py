@@ -50,7 +50,7 @@ def poisoned(term: str) -> Callable[..., dict[str, Tensor]]:
 
 def test_sigterm_saves_and_the_resumed_run_is_the_same(project: Recipe, tmp_path: Path) -> None:
     """To the whole process group, as `timeout` and batch systems send it: data workers get it too."""
-    recipe = with_run(with_loader(project, workers=1), samples=4 * 80, save_steps=0)
+    recipe = with_run(with_loader(project, workers=1), samples=4 * 40, save_steps=0)
     (tmp_path / "tiny.json").write_text(json.dumps(asdict(recipe)))
     process = subprocess.Popen(
         [
@@ -76,12 +76,12 @@ def test_sigterm_saves_and_the_resumed_run_is_the_same(project: Recipe, tmp_path
     (saved,) = checkpoint.list_checkpoints(Path(recipe.run.output) / "checkpoints")
     assert f"stopped by SIGTERM, saved {saved}; go on with --resume latest" in stderr.decode()
     step = checkpoint.read_progress(saved).step
-    assert 3 <= step < 80
+    assert 3 <= step < 40
     assert not (Path(recipe.run.output) / "model").exists()
-    recipe = with_run(with_loader(recipe, workers=0), save_steps=80)
+    recipe = with_run(with_loader(recipe, workers=0), save_steps=40)
     train(recipe, resume="latest")
     train(with_run(recipe, output=str(tmp_path / "whole")))
-    assert_same_run(recipe.run.output, tmp_path / "whole", step=80)
+    assert_same_run(recipe.run.output, tmp_path / "whole", step=40)
     assert losses_of(recipe.run.output) == losses_of(tmp_path / "whole")
 
 

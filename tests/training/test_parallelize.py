@@ -6,6 +6,7 @@ Ranks are forked from this process, which has torch loaded already, and meet thr
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import multiprocessing
 import os
@@ -45,6 +46,10 @@ from open_cloc.training.loop import train
 from open_cloc.training.parallelize import tower_blocks
 from open_cloc.training.ranks import Place, Ranks, find_place, first_host, join_ranks, rendezvous
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
+
+# What each rank would import for itself.
+for name in ("open_cloc.data.scenes.glyphs", "open_cloc.model.prompts", "torch.utils.serialization"):
+    importlib.import_module(name)
 
 CLOCKS = ("images_per_s", "step_time", "data_time")
 LIMIT = 60  # seconds for ranks that must end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from open_cloc.data.shards import joined
 from open_cloc.data.shards.joined import SampleIndex, open_index
 from open_cloc.data.shards.read import ShardDataset
 from tests.data.shards.tars import encoded, keys_of, tar_of
+from tests.processes import CONTEXT
 
 PICTURE = encoded("PNG")
 NUM_TARS = 20  # more than are read at each start
@@ -132,8 +132,7 @@ def _open(folder: Path, log: Path) -> None:
 
 
 def test_processes_of_a_host_scan_each_tar_once(tars: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork of a process in which Ray has been may hang
-    processes = [context.Process(target=_open, args=(tars, tmp_path / "log")) for _ in range(4)]
+    processes = [CONTEXT.Process(target=_open, args=(tars, tmp_path / "log")) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:

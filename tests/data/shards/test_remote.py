@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -27,6 +26,7 @@ from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.remote import RemoteShards, open_shards
 from open_cloc.data.shards.write import write_shards
 from tests.data.shards.serving import NUM_SHARDS, PER_SHARD, Server, numbered_samples, opened, serving
+from tests.processes import CONTEXT
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,7 @@ def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
 def test_processes_share_one_copy(server: Server, tmp_path: Path) -> None:
     server.hold = threading.Event()
     dataset = opened(server.url, tmp_path / "cache")
-    # Spawned: a fork of a process in which Ray has been may hang.
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with CONTEXT.Pool(4) as pool:
         jobs = [pool.apply_async(dataset.__getitem__, (index,)) for index in (0, 1, 2, 3) * 2]
         while not server.asked["00000.tar"]:
             threading.Event().wait(0.01)
@@ -231,7 +230,7 @@ def test_a_kill_while_fetching_leaves_no_half_shard(shards: Path, tmp_path: Path
     command += f"if ! test -e {go}; then sleep 2; head -c 3000 /dev/zero; touch {late}; exit; fi; "
     command += f"tail -c +2001 {shards}/00000.tar"
     cache = ShardCache(tmp_path / "cache", 1e9)
-    process = multiprocessing.get_context("spawn").Process(target=cache.fetch, args=(command,))
+    process = CONTEXT.Process(target=cache.fetch, args=(command,))
     process.start()
     while not started.exists():
         threading.Event().wait(0.01)

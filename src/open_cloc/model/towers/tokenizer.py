@@ -6,6 +6,8 @@ Shapes: U texts, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -17,7 +19,6 @@ from open_cloc.model.foreign import open_safely
 from open_cloc.texts import TextCleaning
 
 CACHED_TEXTS = 2**13  # a few megabytes of token ids
-MARKS = 8  # tokens of a text that stand for none of its characters, at most
 MARKS = 8  # tokens of a text that stand for none of its characters, at most
 
 CLEANING = TextCleaning()
@@ -158,7 +159,7 @@ def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tenso
         MissingFileError: If a Hugging Face tokenizer is neither a local folder nor cached.
         UserError: If it would run code of its folder, or an option is not a tokenizer's.
     """
-    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 
     cfg = model_cfg["text_cfg"]
     check_tokenizer(cfg)
@@ -167,7 +168,15 @@ def build_tokenizer(model_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tenso
     name = cfg.get("hf_tokenizer_name")
     if not name:
         try:
-            return SimpleTokenizer(**options)
+            return copy(_clip_tokenizer(**options))
         except TypeError as error:
             raise UserError(f"tokenizer_kwargs do not fit open_clip's own tokenizer: {error}") from error
     return open_safely(HFTokenizer, name, tokenizer_mode=cfg.get("tokenizer_mode"), **options)
+
+
+@lru_cache(maxsize=4)
+def _clip_tokenizer(**options: Any) -> Any:
+    """open_clip's own; its vocabulary takes a tenth of a second to read."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(**options)
