@@ -12,4 +12,4 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["open_cloc.data.shards.remote", "open_cloc.objectives", "open_cloc.training.gather"]
 )
-METHOD = CONTEXT.get_start_method()
+START_METHOD = CONTEXT.get_start_method()

@@ -13,7 +13,7 @@ from torch import Tensor
 from open_cloc.objectives import OBJECTIVES, Objectives, Term
 from open_cloc.samples import Features
 from open_cloc.training.gather import gather
-from tests.processes import METHOD
+from tests.processes import START_METHOD
 
 WORLD, IMAGES, REGIONS, PATCHES, TOKENS, WIDTH = 2, 4, 3, 6, 5, 8
 TERMS = [
@@ -96,7 +96,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=WORLD, start_method=METHOD)
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=WORLD, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -12,7 +12,7 @@ from open_cloc.cli.main import main as open_cloc
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.errors import MissingFileError, NotFiniteError, SampleError, UserError, WorkerDiedError
 from open_cloc.files import locked
-from open_cloc.labelling.actors import as_sent, plan_actors, readers
+from open_cloc.labelling.actors import _OnRows, as_sent, plan_actors, readers
 from open_cloc.labelling.captioners.server import NoServerError
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
@@ -21,6 +21,8 @@ from open_cloc.labelling.recipe import (
     LabelRecipe,
     LabelRunConfig,
 )
+from open_cloc.labelling.source import plan_units, read_batches
+from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
 from tests.labelling.made import (
     COUNT,
     Labelled,
@@ -76,28 +78,39 @@ def test_a_dead_worker_changes_nothing(cluster: None, labelled: Labelled, tmp_pa
     assert checksums(tmp_path / "out") == checksums(labelled.output)
 
 
-def test_what_fails_stops_the_run_in_one_sentence(
-    cluster: None, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    source, _ = captions_only(tmp_path / "in")
+def test_what_fails_in_a_stage_comes_back_in_its_place(tmp_path: Path) -> None:
+    """Ray would start a failing actor again and again; what failed goes on as a row instead."""
+    source, _ = captions_only(tmp_path / "in", 2)
+    mine = recipe(tmp_path)
+    steps = [
+        (CaptionStage, (mine.caption, "cpu")),
+        (PhraseStage, (mine.phrases,)),
+        (DetectStage, (mine.detect, "", "cpu")),
+    ]
+    row = {"batch": pickle.dumps(next(read_batches(plan_units(source, 1000)[0], 2)))}
+    on_rows = _OnRows(steps, ())
     (tmp_path / "raise").write_text("out of sockets")
-    with pytest.raises(ChildProcessError, match="a labelling worker failed: RuntimeError: out of sockets"):
-        label(recipe(tmp_path), source, tmp_path / "out")
+    failed = on_rows(row)
+    error = pickle.loads(failed["batch"]).error()
+    assert type(error) is WorkerDiedError
+    assert str(error) == "a labelling worker failed: RuntimeError: out of sockets"
+    assert on_rows(failed) == failed  # through all stages behind it
     (tmp_path / "raise").unlink()
-    request.getfixturevalue("without_ray")
-    assert label(recipe(tmp_path), source, tmp_path / "out").counts["written"] == COUNT
+    assert len(pickle.loads(on_rows(row)["batch"]).pictures) == 2
 
 
 def test_a_writer_that_fails_stops_the_run_in_one_sentence(
     cluster: None, labelled: Labelled, tmp_path: Path
 ) -> None:
     output = copy_of(labelled, tmp_path / "out")
-    (output / "00001.tar").unlink()
-    (output / "00001.tar").mkdir()
-    with pytest.raises(UserError, match=r"expected a place for a file; got the folder .*00001\.tar"):
-        label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
-    (output / "00001.tar").rmdir()
-    label(recipe(labelled.folder, min_score=0.5), labelled.source, output)
+    raw = output / "raw" / "00001_boxes.parquet"
+    whole = raw.read_bytes()
+    raw.write_bytes(b"")
+    strict = recipe(labelled.folder, min_score=0.5)
+    with pytest.raises(UserError, match=r"00001_boxes\.parquet"):
+        label(strict, labelled.source, output)
+    raw.write_bytes(whole)
+    label(strict, labelled.source, output)
     assert len(ShardDataset(str(output))) == COUNT
 
 

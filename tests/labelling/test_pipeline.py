@@ -140,7 +140,7 @@ def wait_for_raw_boxes(output: Path) -> None:
 
 
 def test_a_killed_driver_starts_again_and_no_module_of_the_working_folder_runs(
-    labelled: Labelled, tmp_path: Path
+    cluster: None, labelled: Labelled, tmp_path: Path
 ) -> None:
     """A worker that looked there first would take a stranger's file for a library."""
     output, strangers = tmp_path / "out", tmp_path / "strangers"
@@ -148,18 +148,16 @@ def test_a_killed_driver_starts_again_and_no_module_of_the_working_folder_runs(
     for name in ("numpy", "pyarrow", "random", "PIL", "torch"):
         (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
     (labelled.folder / "slow").touch()
-    process = subprocess.Popen(
-        command(labelled, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    killed = command(labelled, output)
+    killed[2] = COMMAND.replace("sys.path.insert(0, sys.argv[1])", "sys.path[0] = sys.argv[1]")
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=strangers)
     try:
         wait_for_raw_boxes(output)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         (labelled.folder / "slow").unlink()
-    again = command(labelled, output)
-    again[2] = COMMAND.replace("sys.path.insert(0, sys.argv[1])", "sys.path[0] = sys.argv[1]")
-    subprocess.run(again, check=True, capture_output=True, cwd=strangers)
+    label(recipe(labelled.folder), labelled.source, output)
     assert not (tmp_path / "ran").exists()
     assert checksums(output) == checksums(labelled.output)
 

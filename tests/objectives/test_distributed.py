@@ -15,7 +15,7 @@ from torch import Tensor
 from open_cloc.objectives.pairs import losses, tiled
 from open_cloc.samples import Features
 from open_cloc.training.gather import gather
-from tests.processes import METHOD
+from tests.processes import START_METHOD
 
 WORLD = 2
 IMAGES, REGIONS, WIDTH = 6, 4, 16  # of one rank
@@ -153,7 +153,7 @@ def work(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=WORLD, start_method=METHOD)
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=WORLD, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
