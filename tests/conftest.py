@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # 15 of Ray's own: other tests would leave its workers no time
 torch.set_num_threads(1)
 
 # Modules that share a Ray cluster.
