@@ -63,3 +63,16 @@ def test_a_folder_of_annotations_belongs_to_the_one_above(tmp_path: Path) -> Non
 def test_names_that_no_file_can_have_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(SampleError, match="no file can have this name"):
         resolve(tmp_path, name)
+
+
+def test_names_of_label_studio_are_found(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a b.jpg").touch()
+    for name in ("/data/local-files/?d=in/a%20b.jpg", "data/local-files/?d=in/a b.jpg"):
+        assert resolve(tmp_path, name) == tmp_path / "in" / "a b.jpg"
+    (tmp_path / "b.jpg").touch()
+    with pytest.raises(SampleError, match=r"leads out of the data set"):
+        resolve(tmp_path / "in", "/data/local-files/?d=../b.jpg")
+    with pytest.raises(SampleError, match="an absolute path; name pictures by their path below") as caught:
+        resolve(tmp_path, "/data/upload/1/a.jpg")
+    assert caught.value.cause == "missing picture"

@@ -14,12 +14,15 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from open_cloc.errors import SampleError
 from open_cloc.pictures import is_picture
 
 # A JSON in a folder of such a name belongs to the data set in the folder above.
 ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "ann", "labels")
+# How Label Studio names a file below the folder that it was given.
+_OF_LABEL_STUDIO = re.compile(r"^/?data/local-files/\?d=")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
@@ -72,6 +75,8 @@ def is_url(name: str) -> bool:
 
 def find(folder: Path, name: str) -> Path | None:
     """The file of a name: as it is written or, where nothing is there, as other systems would write it."""
+    if of_label_studio := _OF_LABEL_STUDIO.match(name):
+        name = unquote(name[of_label_studio.end() :])
     path = folder / name
     if os.path.exists(path):
         return path
@@ -81,6 +86,11 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def _check_inside(path: Path, name: str, roots: Sequence[Path]) -> None:
+    if os.path.isabs(name) and not os.path.exists(path):
+        raise SampleError(
+            f"no such file: {name!r}, an absolute path; name pictures by their path below {roots[0]}",
+            "missing picture",
+        )
     real = _real_path(path)
     if not any(is_below(real, _real_folder(str(root))) for root in roots):
         raise SampleError(
