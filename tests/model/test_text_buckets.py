@@ -10,40 +10,108 @@ from typing import Any
 import pytest
 import torch
 
+from open_cloc.data.scenes.dataset import open_scenes
+from open_cloc.model import text_buckets
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.text_buckets import NUM_BUCKETS, split_by_length
+from open_cloc.model.text_buckets import ON_ACCELERATORS, Bucket, Passes, fill, passes_on, split_by_length
 from open_cloc.samples import RegionBatch
 
+CONTEXT = 77
+ON_CPU = passes_on(torch.device("cpu"))
+RULES = [ON_CPU, ON_ACCELERATORS, Passes(3, tokens=4, least_texts=2)]
 
-def _cost(lengths: list[int], cuts: tuple[int, ...]) -> int:
+
+def _cost(lengths: list[int], cuts: tuple[int, ...], passes: Passes) -> int:
     """Tokens after padding if sorted texts are cut at these places."""
     ends = [0, *cuts, len(lengths)]
-    return sum((b - a) * lengths[b - 1] for a, b in itertools.pairwise(ends) if b > a)
+    return sum(
+        passes.texts(b - a) * passes.length(lengths[b - 1], CONTEXT)
+        for a, b in itertools.pairwise(ends)
+        if b > a
+    )
 
 
+@pytest.mark.parametrize("passes", RULES, ids=str)
 @pytest.mark.parametrize("seed", range(20))
-def test_no_split_is_cheaper(seed: int) -> None:
+def test_no_split_is_cheaper(seed: int, passes: Passes) -> None:
     draw = random.Random(seed)
-    lengths = sorted(draw.randint(2, 9) for _ in range(draw.randint(1, 12)))
-    buckets = split_by_length(lengths)
-    assert len(buckets) == NUM_BUCKETS
-    assert sum(count for count, _ in buckets) == len(lengths)
+    lengths = sorted(draw.randint(2, 19) for _ in range(draw.randint(1, 12)))
+    buckets = split_by_length(lengths, passes, CONTEXT)
+    assert len(buckets) == passes.count
+    assert sum(bucket.real for bucket in buckets) == len(lengths)
     start = 0
-    for count, length in buckets:
+    for count, _, length in buckets:
         assert start < len(lengths)  # an empty bucket has a text behind it, which stands in for its pass
         assert all(own <= length for own in lengths[start : start + count])
         start += count
-    every = itertools.combinations_with_replacement(range(len(lengths) + 1), NUM_BUCKETS - 1)
-    assert sum(count * length for count, length in buckets) == min(_cost(lengths, cuts) for cuts in every)
+    rounded = [passes.length(length, CONTEXT) for length in lengths]
+    # Texts of one length stay together.
+    places = [0, *(i for i in range(1, len(lengths)) if rounded[i - 1] < rounded[i]), len(lengths)]
+    every = itertools.combinations_with_replacement(places, passes.count - 1)
+    cost = sum(texts * length for count, texts, length in buckets if count)
+    assert cost == min(_cost(lengths, cuts, passes) for cuts in every)
 
 
 def test_no_text_at_all() -> None:
-    assert split_by_length([]) == ((0, 1),) * NUM_BUCKETS
+    assert split_by_length([], ON_CPU, CONTEXT) == (Bucket(0, 0, 1),) * 4
 
 
+def test_shapes_of_a_pass() -> None:
+    on_gpus = ON_ACCELERATORS
+    assert [on_gpus.length(n, CONTEXT) for n in (1, 8, 9, 73, 77)] == [8, 8, 16, 77, 77]
+    assert [on_gpus.texts(n) for n in (0, 1, 32, 33, 129, 256, 257, 700)] == [
+        32,
+        32,
+        32,
+        64,
+        192,
+        256,
+        384,
+        768,
+    ]
+    assert [ON_CPU.length(n, CONTEXT) for n in (1, 9)] == [1, 9]
+    assert [ON_CPU.texts(n) for n in (0, 1, 700)] == [0, 1, 700]
+    texts = torch.tensor([[5, 6, 7], [5, 7, 0]])
+    assert fill(texts, Bucket(2, 4, 4), 0).tolist() == [
+        [5, 6, 7, 0],
+        [5, 7, 0, 0],
+        [5, 6, 7, 0],
+        [5, 6, 7, 0],
+    ]
+    assert fill(texts, Bucket(0, 0, 1), 0).tolist() == [[5]]
+    assert fill(texts, Bucket(1, 1, 8), None).tolist() == [[5, 6, 7]]
+
+
+def test_few_shapes_occur(tiny_model_cfg: dict[str, Any]) -> None:
+    """500 batches of scenes: phrases that come again, and captions of many lengths."""
+    cfg = {**tiny_model_cfg, "text_cfg": {**tiny_model_cfg["text_cfg"], "context_length": CONTEXT}}
+    read = CLOC(cfg).tokenize
+    scenes = open_scenes("train", image_size=32, num_samples=400)
+    texts = [
+        (scene.captions[0], *(region.text for region in scene.regions))
+        for scene in map(scenes.__getitem__, range(400))
+    ]
+    tokens = {text: read.num_tokens(text) for own in texts for text in own}
+    draw = random.Random(0)
+    shapes = set()
+    for _ in range(500):
+        distinct = {text for own in draw.choices(texts, k=64) for text in (own[0], *draw.sample(own[1:], 1))}
+        # Captions as people write them, shorter and longer.
+        lengths = sorted(
+            min(CONTEXT, max(4, tokens[text] + draw.randint(-6, 30) * (tokens[text] > 12)))
+            for text in distinct
+        )
+        shapes |= {bucket[1:] for bucket in split_by_length(lengths, ON_ACCELERATORS, CONTEXT)}
+    assert len(shapes) <= 12, sorted(shapes)
+
+
+@pytest.mark.parametrize("passes", RULES, ids=str)
 @pytest.mark.parametrize("num_texts", [1, 3, 9])
-def test_buckets_change_no_feature(tiny_model_cfg: dict[str, Any], num_texts: int) -> None:
+def test_buckets_change_no_feature(
+    tiny_model_cfg: dict[str, Any], num_texts: int, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the text tower makes as many passes as ever."""
+    monkeypatch.setitem(text_buckets.BY_DEVICE, "cpu", passes)
     model = CLOC(tiny_model_cfg).eval()
     texts = model.tokenize(
         ["a dog", "a cat", "it", *(f"a {'very ' * n}old tree" for n in range(6))][:num_texts]
@@ -60,10 +128,10 @@ def test_buckets_change_no_feature(tiny_model_cfg: dict[str, Any], num_texts: in
         region_text_index=torch.arange(num_texts).expand(2, -1),
         region_mask=torch.ones(2, num_texts, dtype=torch.bool),
     )
-    passes = []
-    model.clip.text.transformer.register_forward_hook(lambda *_: passes.append(1))
+    made = []
+    model.clip.text.transformer.register_forward_hook(lambda *_: made.append(1))
     together, apart = model(batch), model(replace(batch, text_lengths=lengths))
-    assert len(passes) == 1 + NUM_BUCKETS
+    assert len(made) == 1 + passes.count
     for name in ("text_features", "region_text_features", "pred_boxes"):
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=1e-5, atol=1e-6)
     apart.region_text_features.sum().backward()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from open_cloc.model.text_buckets import split_by_length
+from open_cloc.model.text_buckets import fill, passes_on, split_by_length
 from open_cloc.model.towers import image_tower_of, text_tower_of
 from open_cloc.model.towers.tower import ImageTower, TextTokens, TowerOutput
 from open_cloc.samples import Features, RegionBatch, View
@@ -26,6 +26,7 @@ class Encoder(Protocol):
     """What is asked of the model; `CLOC` has it."""
 
     clip: Any
+    tokenize: Any
 
     def normalize_pixels(self, images: Tensor) -> Tensor: ...
     def encode_image(self, images: Tensor, content_boxes: Tensor | None = None) -> Any: ...
@@ -140,10 +141,11 @@ def encode_distinct_texts(model: Encoder, batch: RegionBatch) -> Tensor:
     if not batch.text_lengths:
         return model.encode_text(batch.texts)
     features, start = [], 0
-    for count, length in split_by_length(batch.text_lengths):
-        texts = batch.texts[start : start + max(1, count), :length]  # an empty bucket makes its pass too
-        features.append(model.encode_text(texts)[:count])
-        start += count
+    passes, read = passes_on(batch.texts.device), model.tokenize
+    for bucket in split_by_length(batch.text_lengths, passes, read.context_length):
+        texts = fill(batch.texts[start:], bucket, read.pad_id)  # an empty bucket makes its pass too
+        features.append(model.encode_text(texts)[: bucket.real])
+        start += bucket.real
     return torch.cat(features)
 
 
