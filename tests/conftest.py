@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault(
-    "RAY_worker_niceness", "0"
-)  # 15 of Ray's own: other tests would leave its workers no time
+# By itself 15, and other tests leave Ray's workers no time.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Without a GPU, kernels run in Triton's interpreter, which is chosen when Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 
 # Modules that share a Ray cluster.

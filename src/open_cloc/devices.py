@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import lru_cache
+
 import torch
 
 from open_cloc.errors import UserError
@@ -21,3 +24,13 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device {str(device)!r} cannot be used: {reason}") from error
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels in Triton run there: on GPUs of CUDA, whose builds of torch bring it."""
+    return device.type == "cuda" and _has_triton()
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,7 +1,8 @@
 """The elementwise heart of the factored `mean` read-out, in tiles, with its backward pass by hand.
 
 Autograd would keep half a dozen tensors of (B, R, N, H) elements; this keeps none and computes tiles again.
-On a CPU a tile stays in the cache, which makes the elementwise passes about three times as fast.
+On a CPU a tile stays in the cache, which makes the elementwise passes about three times as fast. Where Triton
+runs, it is one kernel (`gelu_sum_triton.py`).
 
 Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, H hidden width.
 """
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from open_cloc.devices import runs_triton
 
 # Elements of (images, prompts, tokens, hidden) worked on at a time: half of a CPU core's usual cache in
 # float32; on a GPU enough to fill it.
@@ -46,7 +49,17 @@ def gelu_sum(
         (B, R, H) float32, summed in float32 also under autocast.
     """
     with torch.autocast(residual.device.type, enabled=False):
-        return _GeluSum.apply(residual, attended, prompt, share, weights, scale, bias, mask)
+        inputs = (residual, attended, prompt, share, weights, scale, bias, mask)
+        return _form(inputs).apply(*inputs)
+
+
+def _form(inputs: tuple[Tensor, ...]) -> Any:
+    """What computes it: one kernel where Triton runs, which knows no float64; else tiles."""
+    if not runs_triton(inputs[0].device) or _dtype(inputs) == torch.float64:
+        return _GeluSum
+    from open_cloc.model.gelu_sum_triton import GeluSumTriton
+
+    return GeluSumTriton
 
 
 class _GeluSum(torch.autograd.Function):
