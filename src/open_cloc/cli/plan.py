@@ -12,9 +12,10 @@ import torch
 from open_cloc.cli.parse import check_result_file
 from open_cloc.cli.recipe import RecipeField, parse_options
 from open_cloc.cli.screen import say
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
 from open_cloc.files import write_json
-from open_cloc.objectives.pairs.losses import DENSE_PAIRS
+from open_cloc.objectives.pairs.losses import most_dense_pairs
 from open_cloc.shown import hide_secrets
 from open_cloc.training.measure import measure, measure_step, start
 from open_cloc.training.plan import Hardware, Measured, Plan, make_plan, memory_of
@@ -115,7 +116,7 @@ def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan)
 def loss_form(recipe: Recipe, hardware: Hardware) -> str:
     """Which form the region loss takes: it chooses by size."""
     pairs = recipe.run.rank_batch_size(hardware.devices) * max(1, recipe.data.loader.num_regions)
-    dense = pairs * pairs * hardware.devices <= DENSE_PAIRS
+    dense = pairs * pairs * hardware.devices <= most_dense_pairs(choose_device(None))
     return "dense matrices" if dense else "tiles, nothing quadratic"
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
-from open_cloc.objectives.pairs.losses import DENSE_PAIRS
+from open_cloc.objectives.pairs.losses import most_dense_pairs
 from open_cloc.training.recipe import Recipe
 
 FLOAT = 4  # bytes
@@ -189,7 +190,7 @@ def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int) 
     """
     rows = 2 * batch_size * (ranks + 1) * (1 + num_regions) * embed_dim
     region_pairs = (batch_size * num_regions) ** 2 * ranks
-    dense = 4.3 * region_pairs if region_pairs <= DENSE_PAIRS else 0.0
+    dense = 4.3 * region_pairs if region_pairs <= most_dense_pairs(choose_device(None)) else 0.0
     return (rows + dense) * FLOAT
 
 

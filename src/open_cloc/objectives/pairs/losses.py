@@ -5,8 +5,9 @@ shared embedding. Every function normalises its features, computes in float32 or
 and returns a scalar that is zero and differentiable when no pair counts. With one process G is B; else the
 text side and its mask are the world's, and `world` says where this rank's rows stand.
 
-Small batches take the dense form, which never waits for the device; large ones the tiled form, whose memory
-is linear. Both compute the same.
+Small batches take the dense form. Where the matrix would be too large, the fused form makes a tile after the
+other in kernels of Triton, and the tiled form in PyTorch where Triton does not run. All compute the same, and
+but for the tiled form none waits for the device.
 """
 
 from __future__ import annotations
@@ -15,23 +16,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from open_cloc.devices import runs_triton
 from open_cloc.errors import UserError
 from open_cloc.objectives.pairs.dense import DensePairs, dense_pairs
+from open_cloc.objectives.pairs.fused import FusedPairs, fused_pairs
 from open_cloc.objectives.pairs.tiled import TiledPairs, tiled_pairs
 from open_cloc.samples import ALONE, Features, World
 
 CONFLICT_THRESHOLD = 0.9  # of the paper's filter
 
 
-# Up to this many pairs, the dense form is as fast and its memory (about 5 floats a pair) small.
+# Up to this many pairs the dense form is as fast, and its memory (about 5 floats a pair) is there.
 DENSE_PAIRS = 2**21
+DENSE_PAIRS_ON_ACCELERATORS = 2**26
 
 
 # The cosine of a text with itself is 1 up to rounding: filters above this may keep equal texts apart.
 EQUAL_TEXTS = 0.999
 
 
-Pairs = DensePairs | TiledPairs
+Pairs = DensePairs | FusedPairs | TiledPairs
 
 
 def find_pairs(
@@ -64,11 +68,18 @@ def find_pairs(
     if threshold is not None and threshold > 1:
         threshold = None
     with torch.autocast(rows.device.type, enabled=False):
-        if len(rows) * len(texts) <= DENSE_PAIRS:
+        if len(rows) * len(texts) <= most_dense_pairs(rows.device):
             return dense_pairs(rows, texts, mask.flatten(), first, threshold)
         copies_conflict = threshold is not None and threshold <= EQUAL_TEXTS
         ids = text_ids.flatten() if text_ids is not None and copies_conflict else None
-        return tiled_pairs(rows, texts, mask.flatten(), first, threshold, ids)
+        is_single = torch.promote_types(rows.dtype, torch.float32) == torch.float32
+        form = fused_pairs if is_single and runs_triton(rows.device) else tiled_pairs
+        return form(rows, texts, mask.flatten(), first, threshold, ids)
+
+
+def most_dense_pairs(device: torch.device) -> int:
+    """Pairs up to which the dense form is taken on a device."""
+    return DENSE_PAIRS if device.type == "cpu" else DENSE_PAIRS_ON_ACCELERATORS
 
 
 def _checked_mask(features: Tensor, text_features: Tensor, mask: Tensor | None, world: World) -> Tensor:

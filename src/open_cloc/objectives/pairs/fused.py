@@ -1,0 +1,99 @@
+"""The pair matrix as kernels that keep nothing of it: for GPUs, beyond what the dense form can hold.
+
+Nothing waits for the device: how many rows, texts and conflicts there are is known to it alone. Rows that do
+not count and copies of texts stay, behind the others, where whole tiles of them are passed over. Conflicts
+are decided inside the tile. The kernels are in `fused_triton.py`; `tiled.py` computes the same in PyTorch.
+
+Shapes: n rows of this rank, m texts of the world, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.objectives.pairs.layout import Layout, lay_out
+
+
+@dataclass(frozen=True)
+class FusedPairs:
+    """As `DensePairs`: rows and texts that do not count are there, as zeros.
+
+    Attributes:
+        left: (n, D) unit rows; zeros where they do not count.
+        right: (m, D) unit texts; zeros where they do not count.
+        mask: (m,) True for texts that count, and with them for their rows.
+        first: Row i's text is text `first + i`.
+        layout: In which order the kernels see them.
+    """
+
+    left: Tensor
+    right: Tensor
+    mask: Tensor
+    first: int
+    layout: Layout
+    _filtered: list[Tensor] = field(default_factory=list)
+
+    @property
+    def row_mask(self) -> Tensor:
+        """(n,) True for rows that count."""
+        return self.mask[self.first : self.first + len(self.left)]
+
+    @property
+    def text_index(self) -> Tensor:
+        """(m,) column of each text."""
+        return self.layout.text_index
+
+    @property
+    def num_filtered(self) -> Tensor:
+        """Scalar, how many of the pairs the conflict filter leaves out."""
+        if not self._filtered:
+            with torch.no_grad():
+                self.logsumexps(torch.ones((), device=self.left.device))
+        return self._filtered[0]
+
+    def logsumexps(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positive cosines (n,), and log-sum-exps of the negatives' logits by row (n,) and by column (m,)."""
+        from open_cloc.objectives.pairs.fused_triton import LogSumExps
+
+        *found, filtered = LogSumExps.apply(self.left, self.right, scale, self.layout)
+        self._filtered[:] = [filtered]
+        return tuple(found)
+
+    def softplus_sums(self, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Positive cosines (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
+        from open_cloc.objectives.pairs.fused_triton import SoftplusSums
+
+        *found, filtered = SoftplusSums.apply(self.left, self.right, scale, bias, self.layout)
+        self._filtered[:] = [filtered]
+        return tuple(found)
+
+
+def fused_pairs(
+    left: Tensor,
+    right: Tensor,
+    mask: Tensor,
+    first: int,
+    threshold: float | None,
+    text_ids: Tensor | None = None,
+) -> FusedPairs:
+    """Normalise features, and find which texts are copies.
+
+    Args:
+        left: (n, D) features of this rank's rows.
+        right: (m, D) text features of the world.
+        mask: (m,) True for the texts that count.
+        first: Row i's own text is text `first + i`.
+        threshold: Cosine of two texts above which their pair is no negative; None keeps all.
+        text_ids: (m,) int64, equal where texts are. Only for thresholds that equal texts pass.
+    """
+    row_mask = mask[first : first + len(left)]
+    layout = lay_out(mask, row_mask, first, threshold, text_ids)
+    return FusedPairs(_unit(left, row_mask), _unit(right, mask), mask, first, layout)
+
+
+def _unit(features: Tensor, mask: Tensor) -> Tensor:
+    return F.normalize(features.float().masked_fill(~mask[:, None], 0.0), dim=-1)
