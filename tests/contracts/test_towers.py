@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from open_cloc.model.cloc import CLOC
@@ -128,7 +129,7 @@ def test_an_adapter_sees_modules_that_were_replaced(cfg: dict[str, Any], stride:
     before = image_tower_of(model.clip.visual).encode(images).image_tokens
     model.clip.visual = build(cfg).visual
     copied = deepcopy(model)
-    model.clip.visual = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.clip.visual)
+    model.clip.visual = convert_sync_batchnorm(model.clip.visual)
     one, other = (m.encode_image(images.to(torch.uint8)).image_tokens for m in (model.eval(), copied.eval()))
     torch.testing.assert_close(one, other)
     assert not torch.allclose(image_tower_of(model.clip.visual).encode(images).image_tokens, before)

@@ -8,6 +8,7 @@ import warnings
 from typing import Any, Literal
 
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,7 +38,7 @@ def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
         return model
     if learning_batch_norms(model):
         if ranks.device.type == "cuda":
-            model.clip.visual = nn.SyncBatchNorm.convert_sync_batchnorm(model.clip.visual)
+            synchronize_batch_norms(model)
         else:
             logger.warning(
                 "batch norm without a GPU: each of %d ranks normalises by its own batch", ranks.size
@@ -80,6 +81,14 @@ def learning_batch_norms(model: nn.Module) -> list[str]:
     return [
         name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training
     ]
+
+
+def synchronize_batch_norms(model: CLOC) -> None:
+    """Let the image tower's batch norms take the statistics of all ranks.
+
+    By timm's function: torch's own also replaces the norms of timm that end in an activation, by ones without.
+    """
+    model.clip.visual = convert_sync_batchnorm(model.clip.visual)
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
