@@ -86,7 +86,7 @@ def learning_batch_norms(model: nn.Module) -> list[str]:
 def synchronize_batch_norms(model: CLOC) -> None:
     """Let the image tower's batch norms take the statistics of all ranks.
 
-    By timm's function: torch's own also replaces the norms of timm that end in an activation, by ones without.
+    By timm's function: torch's own replaces the norms of timm that end in an activation by ones without it.
     """
     model.clip.visual = convert_sync_batchnorm(model.clip.visual)
 
