@@ -107,6 +107,20 @@ def test_a_worker_that_dies_while_it_hands_over_an_item_is_one_sentence() -> Non
     living.join()
 
 
+def test_torchs_own_word_of_a_death_may_come_while_we_look_for_it() -> None:
+    """Its handler of SIGCHLD raises in the middle of whatever runs."""
+
+    class Dying:
+        pid = 7
+
+        def join(self, timeout: float) -> None:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    told = _explained(ConnectionResetError(), Items({}), 0, SimpleNamespace(_workers=[Dying()]), 0)
+    assert isinstance(told, WorkerDiedError)
+    assert str(told).startswith("data worker (pid 7) is killed by signal: Killed: often for lack of memory")
+
+
 def test_workers_end_at_once_whoever_ends_the_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the garbage collector takes their queues first, and torch waits for each of them."""
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 30.0)

@@ -158,7 +158,10 @@ def _explained(error: Exception, batches: Any, worker: int, items: Any, timeout:
             "storage and that sample, or raise loader.timeout"
         )
     if not isinstance(error, RuntimeError):
-        return _death_by_process(getattr(items, "_workers", ())) or error
+        try:
+            return _death_by_process(getattr(items, "_workers", ())) or error
+        except RuntimeError as told:  # torch's own, which its handler of signals raises wherever we stand
+            error = told
     return death_of_worker(error) or error
 
 
