@@ -116,7 +116,8 @@ def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan)
 def loss_form(recipe: Recipe, hardware: Hardware) -> str:
     """Which form the region loss takes: it chooses by size."""
     pairs = recipe.run.rank_batch_size(hardware.devices) * max(1, recipe.data.loader.num_regions)
-    dense = pairs * pairs * hardware.devices <= most_dense_pairs(choose_device(None))
+    most = most_dense_pairs(choose_device(recipe.run.device or None))
+    dense = pairs * pairs * hardware.devices <= most
     return "dense matrices" if dense else "tiles, nothing quadratic"
 
 

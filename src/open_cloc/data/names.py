@@ -48,7 +48,7 @@ def resolve(folder: Path, name: str, root: Path | None = None, outside: bool = F
 
     Raises:
         SampleError: If the name is a URL, or leads out of the data set, by `..`, as an absolute path, or over
-            a link.
+            a link; or an absolute path at which nothing is.
     """
     if is_url(name):
         raise SampleError(f"picture is a URL, which is not fetched here: {name}", "picture is a URL")

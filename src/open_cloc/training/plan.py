@@ -129,7 +129,8 @@ def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim:
     batch_size, num_regions = recipe.run.rank_batch_size(ranks), loader.num_regions
     parts = recipe.run.accumulate
     states = states_bytes(recipe, ranks, measured)
-    loss_bytes = losses_bytes(batch_size, ranks, num_regions, embed_dim)
+    most_dense = most_dense_pairs(choose_device(recipe.run.device or None))
+    loss_bytes = losses_bytes(batch_size, ranks, num_regions, embed_dim, most_dense)
     # All parts but the last are computed forward once more. A backward pass is two forward ones.
     again = (parts - 1) / parts / (4 if recipe.run.grad_checkpointing else 3)
     compute = measured.seconds_at(batch_size) * (1 + again)
@@ -183,14 +184,14 @@ def sent_bytes(recipe: Recipe, ranks: int, measured: Measured, embed_dim: int) -
     return (texts + words * FLOAT) * (ranks - 1) / ranks
 
 
-def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int) -> float:
+def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int, most_dense: int) -> float:
     """Texts of the world and what of this rank meets them, with gradients; dense matrices if small.
 
     Texts are captions and phrases: 1 + R an image.
     """
     rows = 2 * batch_size * (ranks + 1) * (1 + num_regions) * embed_dim
     region_pairs = (batch_size * num_regions) ** 2 * ranks
-    dense = 4.3 * region_pairs if region_pairs <= most_dense_pairs(choose_device(None)) else 0.0
+    dense = 4.3 * region_pairs if region_pairs <= most_dense else 0.0
     return (rows + dense) * FLOAT
 
 

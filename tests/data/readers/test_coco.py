@@ -306,7 +306,12 @@ def test_captions_beside_boxes_are_not_left_out_in_silence(tmp_path: Path) -> No
 
 def test_pictures_that_no_image_names_are_counted(tmp_path: Path) -> None:
     path = write_coco(tmp_path, coco_document())
-    for name in ("images/other.JPG", "images/sub/more.png", "images/sub/notes.txt", "images/else/far.png"):
+    for name in (
+        "images/other.JPG",
+        "images/sub/a.jpg",  # another than images/a.jpg
+        "images/sub/notes.txt",
+        "images/else/far.png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     dataset: Any = open_reader(f"coco:{path}")
@@ -314,6 +319,24 @@ def test_pictures_that_no_image_names_are_counted(tmp_path: Path) -> None:
         f"pictures in {tmp_path / 'images'} that no image names": 1,
         f"pictures in {tmp_path / 'images/sub'} that no image names": 1,
     }
+
+
+def test_names_that_lead_out_list_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "other.png").write_bytes(b"")
+    images = [*coco_document()["images"], {"id": 9, "file_name": "../../secret/x.png"}]
+    images.append({"id": 10, "file_name": f"{tmp_path}/secret/y.png"})
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path / 'set', coco_document(images=images))}")
+    assert not [text for text in dataset.left_out if "secret" in text]
+
+
+def test_captions_of_boxes_are_no_captions_alone(tmp_path: Path) -> None:
+    """Else the boxes would be left out in silence."""
+    document = coco_document(annotations=[annotation([0, 0, 9, 9], caption="a mug")])
+    del document["categories"]
+    path = write_coco(tmp_path, document)
+    with pytest.raises(UserError, match="needs a list of objects 'categories'; got nothing"):
+        open_reader(f"coco:{path}")
 
 
 @pytest.mark.parametrize(("rotation", "count"), [(30.5, 1), (-90, 1), (0, 0), (360, 0), (None, 0), ("x", 0)])

@@ -69,7 +69,7 @@ def open_coco(
     folder = find_images(annotations, images, document.names)
     if folder is None:
         raise missing_images(annotations, images, document.names)
-    if captions is None and holds_captions(annotations):
+    if captions is None and document.is_captions:
         captions = annotations
     dataset = CocoDataset(document, folder, read_captions(captions), "coco", outside)
     unused = [file for file in coco_files(Path(path)) if file not in (annotations, captions)]
@@ -97,6 +97,7 @@ class Document(NamedTuple):
         annotations: As they are.
         categories: As they are.
         problems: Images that cannot be used.
+        is_captions: Its annotations are texts of whole pictures, which `read_captions` reads; none is here.
     """
 
     where: Path
@@ -106,6 +107,7 @@ class Document(NamedTuple):
     annotations: list[Any]
     categories: list[Any]
     problems: list[Problem]
+    is_captions: bool = False
 
     @classmethod
     def load(cls, path: Path, name_of: NameOf) -> Document:
@@ -120,7 +122,8 @@ class Document(NamedTuple):
             UserError: If it is not JSON, lacks one of the lists, or an image id comes twice.
         """
         document = read_json(path, without=UNUSED)
-        if isinstance(document, dict) and holds_captions(path):  # which `read_captions` reads
+        is_captions = isinstance(document, dict) and holds_captions(path)
+        if is_captions:
             document |= {"annotations": [], "categories": []}
         for part in PARTS:
             entries = document.get(part) if isinstance(document, dict) else None
@@ -128,7 +131,7 @@ class Document(NamedTuple):
                 raise UserError(f"COCO JSON needs a list of objects {part!r}; got {_kind(entries)} ({path})")
         if not document["images"]:
             raise UserError(f"COCO JSON names no images ({path})")
-        found = cls(path, [], [], [], document["annotations"], document["categories"], [])
+        found = cls(path, [], [], [], document["annotations"], document["categories"], [], is_captions)
         for position, image in enumerate(document["images"]):
             try:
                 _check_object(image)

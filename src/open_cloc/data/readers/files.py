@@ -21,6 +21,7 @@ from open_cloc.pictures import is_picture
 LISTS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations"))
 CATEGORIES_KEY = re.compile(rb'"categories"\s*:\s*\[')
 CAPTION_KEY = re.compile(rb'"caption"\s*:\s*"')
+BOX_KEY = re.compile(rb'"bbox"\s*:')
 LVIS_KEY = re.compile(rb'"not_exhaustive_category_ids"')
 MOST_LOOKED_AT = 100  # JSONs of a folder; of more, each is one picture's
 IMAGE_FOLDERS = ("images", "", "data", "JPEGImages", "img")  # beside annotations, in this order
@@ -29,12 +30,14 @@ OF_SYSTEMS = ("__macosx", ".ds_store", ".appledouble", "thumbs.db", "desktop.ini
 
 def looks_like_coco(file: Path) -> bool:
     """Whether a JSON holds lists of images and annotations, with categories or captions; it is not parsed."""
-    return _finds(file, (*LISTS, CATEGORIES_KEY)) or _finds(file, (*LISTS, CAPTION_KEY))
+    return _finds(file, (*LISTS, CATEGORIES_KEY)) or holds_captions(file)
 
 
 def holds_captions(file: Path) -> bool:
-    """Whether a JSON of COCO's form holds captions and no categories, so no boxes."""
-    return _finds(file, (*LISTS, CAPTION_KEY)) and not _finds(file, (CATEGORIES_KEY,))
+    """Whether a JSON of COCO's form holds captions, and neither categories nor boxes."""
+    if not _finds(file, (*LISTS, CAPTION_KEY)):
+        return False
+    return not any(_finds(file, (key,)) for key in (CATEGORIES_KEY, BOX_KEY))
 
 
 def is_lvis(file: Path) -> bool:
@@ -162,16 +165,19 @@ def unnamed_images(folder: Path, names: Sequence[str]) -> Counter[str]:
         folder: Where names start from.
         names: Paths of the pictures that it names.
     """
-    slashed = [unicodedata.normalize("NFC", name.replace("\\", "/")) for name in names]
-    known = {posixpath.basename(name) for name in slashed}
+    known = {posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/"))) for name in names}
     counts: Counter[str] = Counter()
-    for below in sorted({posixpath.dirname(name) for name in slashed}):
+    root = os.path.realpath(folder)
+    for below in sorted({posixpath.dirname(name) for name in known}):
         try:
+            if not is_below(os.path.realpath(folder / below), root):
+                continue  # a stranger's names list no folders of others
             with os.scandir(folder / below) as entries:
                 inside = [entry.name for entry in entries if not entry.name.startswith(".")]
         except (OSError, ValueError):  # told with the sample that names a picture there
             continue
-        own = sum(is_picture(name) and unicodedata.normalize("NFC", name) not in known for name in inside)
+        found = (posixpath.join(below, unicodedata.normalize("NFC", name)) for name in inside)
+        own = sum(is_picture(name) and name not in known for name in found)
         if own:
             counts[f"pictures in {printable(str(folder / below))} that no image names"] = own
     return counts

@@ -338,18 +338,16 @@ class ParquetRows:
         pyarrow = require("pyarrow", "label")
         # What a damaged file leads to: `ArrowException` is the kin of all errors of theirs.
         self._errors = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-        self._groups: list[tuple[Path, int]] = []
-        self.columns, _ = self._read_footer(file)
-        sizes: list[int] = []
-        for part in (file, *others):
-            columns, own = self._read_footer(part)
+        footers = {part: self._read_footer(part) for part in (file, *others)}
+        self.columns = footers[file][0]
+        for part, (columns, _) in footers.items():
             if columns != self.columns:
                 raise UserError(
                     f"parts of a table must have the same columns; got {self.columns} in {file}, "
                     f"{columns} in {part}"
                 )
-            self._groups += [(part, group) for group in range(len(own))]
-            sizes += own
+        self._groups = [(part, group) for part, (_, own) in footers.items() for group in range(len(own))]
+        sizes = [size for _, own in footers.values() for size in own]
         self._starts = np.cumsum([0, *sizes])
         self._group: tuple[int, Any] | None = None
 

@@ -268,12 +268,12 @@ class YoloDataset:
         words = line.split()
         if not all(map(NUMBER.fullmatch, words)):
             raise FieldError(f"a line must be numbers; got {shown(line.strip())}", "broken line")
-        if (
-            len(words) == 7 and words[-1].isdecimal() and not self.has_keypoints
-        ):  # what a tracker adds is no corner
+        # What a tracker adds is no corner.
+        if len(words) == 7 and words[-1].isdecimal() and not self.has_keypoints:
             raise FieldError(
                 "a line of 7 numbers whose last is whole may be an outline of three points, or a box with a "
-                f"and the number of a track: cut it down to class x y w h score; got {shown(line.strip())}",
+                "score and the number of a track: cut it down to class x y w h score; got "
+                f"{shown(line.strip())}",
                 "broken line",
             )
         number, *numbers = map(float, words)
