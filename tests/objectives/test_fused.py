@@ -15,7 +15,7 @@ from open_cloc.objectives.pairs import dense, losses
 from open_cloc.objectives.pairs.dense import dense_pairs
 from open_cloc.objectives.pairs.fused import fused_pairs
 from open_cloc.objectives.pairs.losses import filtered_share, sigmoid_loss, softmax_loss
-from tests.objectives.test_tiled import KINDS, errors, phrases, results
+from tests.objectives.test_tiled import KINDS, errors, masks, phrases, results
 
 # The interpreter warns of exponentials of pairs that are no negatives, whose values are thrown away.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -49,9 +49,7 @@ def summed(grads: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("mask", ["all", "ragged", "one", "none"])
 def test_fused_equals_dense(kind: str, threshold: float | None, mask: str) -> None:
     left, right, _ = phrases(71, 24)
-    ragged = torch.rand(71, generator=torch.Generator().manual_seed(1)) < 0.6
-    one = torch.arange(71) == 50
-    real = {"all": ~(ragged & False), "ragged": ragged, "one": one, "none": ragged & False}[mask]
+    real = masks(71)[mask]
     expected = results(dense_pairs, kind, left, right, real, threshold)
     got = results(fused, kind, left.float(), right.float(), real, threshold)
     found = errors(got, expected)

@@ -80,6 +80,13 @@ def results(
     } | ({"bias": scalars[1].grad} if kind == "sigmoid" else {})
 
 
+def masks(count: int) -> dict[str, Tensor]:
+    """Which of some rows count."""
+    ragged = torch.rand(count, generator=torch.Generator().manual_seed(1)) < 0.6
+    every = torch.ones_like(ragged)
+    return {"all": every, "ragged": ragged, "one": torch.arange(count) == 50, "none": ~every}
+
+
 def errors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     return {
         name: float((got[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-30))
@@ -96,9 +103,7 @@ def errors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, flo
 def test_tiled_equals_dense(kind: str, threshold: float | None, mask: str) -> None:
     """In float64, where they could differ by nothing but a mistake; 103 is divisible by no tile."""
     left, right, _ = phrases(103, 24)
-    ragged = torch.rand(103, generator=torch.Generator().manual_seed(1)) < 0.6
-    one = torch.arange(103) == 50
-    real = {"all": ~(ragged & False), "ragged": ragged, "one": one, "none": ragged & False}[mask]
+    real = masks(103)[mask]
     expected = results(dense_pairs, kind, left, right, real, threshold)
     for tile in (16, 103, 500):
         got = results(tiled_pairs, kind, left, right, real, threshold, tile=tile)

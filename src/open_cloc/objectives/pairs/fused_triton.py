@@ -145,7 +145,7 @@ def _weights(
     pull = tl.where(is_negative, pull, 0.0)
     upper = pull.to(tl.float16)
     at = i.to(tl.int64)[:, None] * width + local[None, :]
-    inside = (i < tl.num_programs(0) * TILE)[:, None] & (local < width)[None, :]
+    inside = (local < width)[None, :]  # there is room for rows up to the end of the last tile
     tl.store(high + at, upper, inside)
     tl.store(low + at, ((pull - upper.to(tl.float32)) * LOW).to(tl.float16), inside)
 
