@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import io
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from PIL import Image
 
 from open_cloc.data.scenes.dataset import open_scenes
 from open_cloc.data.shards.write import write_shards
+from open_cloc.labelling import pipeline
 from open_cloc.labelling.recipe import (
     DetectorConfig,
     FilterConfig,
@@ -75,6 +78,21 @@ def recipe(folder: Path, **filter_fields: float) -> LabelRecipe:
         filter=FilterConfig(**filter_fields),
         run=LabelRunConfig(batch_size=2, detectors=1),
     )
+
+
+def tell_machine(path: Path) -> None:
+    """Have runs of this process write which of a cluster's machines they joined."""
+    import ray
+
+    connected = pipeline.connected
+
+    @contextmanager
+    def told(address: str) -> Iterator[None]:
+        with connected(address):
+            path.write_text(ray.get_runtime_context().get_node_id())
+            yield
+
+    pipeline.connected = told
 
 
 def checksums(folder: Path) -> dict[str, str]:
