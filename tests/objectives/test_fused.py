@@ -29,7 +29,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = importlib.import_module("open_cloc.objectives.pairs.fused_triton")
     assert kernels.EMPTY.value == dense.NOTHING
     if DEVICE == "cpu":
-        monkeypatch.setattr(kernels, "TILE", 16)
+        monkeypatch.setattr(kernels, "TILE", 32)
         monkeypatch.setattr(kernels, "DEPTH", 16)
     monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", 2048)  # several parts
 
@@ -87,7 +87,7 @@ def check_digits(found: dict[str, float]) -> None:
 @KINDS
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 def test_errors_against_float64(kind: str, scale: float) -> None:
-    left, right, ids = phrases(128, 96)
+    left, right, ids = phrases(96, 64)
     expected = summed(results(dense_pairs, kind, left, right, scale=scale), ids)
     got = results(fused, kind, left.float(), right.float(), scale=scale, text_ids=ids)
     found = errors(summed(got, ids), expected)
