@@ -71,7 +71,7 @@ def backward(model: CLOC, batch: RegionBatch, parts: int) -> None:
     """Gradients of the total loss."""
     model.zero_grad()
     objectives = Objectives()
-    forward = Forward(model, split_batch(batch, parts), objectives.needs, None, False, (0, 0, 0))
+    forward = Forward(model, split_batch(batch, parts), objectives.needs, None, "fp32", (0, 0, 0))
     features = forward.features()
     objectives(features)["total"].backward()
     forward.backward(features)

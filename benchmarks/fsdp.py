@@ -90,7 +90,7 @@ def measure(options: Options, parallel: Any, folder: Path) -> Measured:
         losses, seconds = [], []
         for step in range(options.steps):
             started = time.process_time()
-            losses.append(train_step(run, batch, step)["total"].item())
+            losses.append(train_step(run, batch, step).losses["total"].item())
             seconds.append(time.process_time() - started)
         held = {name: _local(tensor) for name, tensor in state_tensors(run.state).items()}
         return Measured(

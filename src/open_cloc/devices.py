@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import torch
+from torch import Tensor
 
 from open_cloc.errors import UserError
+from open_cloc.samples import RegionBatch, map_tensors
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -24,6 +27,32 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device {str(device)!r} cannot be used: {reason}") from error
+
+
+def copied(batches: Sequence[RegionBatch], device: torch.device) -> list[RegionBatch]:
+    """Batches on a device.
+
+    To a GPU they are copied beside what it computes: where the host is a step ahead, they are there in time.
+    """
+    if device.type != "cuda":
+        return [batch.to(device) for batch in batches]
+    beside, computing = _side_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(beside):
+        moved = [batch.to(device) for batch in batches]
+    computing.wait_stream(beside)
+
+    def keep(tensor: Tensor) -> Tensor:
+        tensor.record_stream(computing)  # its memory belongs to the other stream
+        return tensor
+
+    for batch in moved:
+        map_tensors(batch, keep)
+    return moved
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def runs_triton(device: torch.device) -> bool:

@@ -93,7 +93,7 @@ def run(features: Features, kind: str) -> dict[str, Tensor]:
 
 
 def set_form(form: str) -> None:
-    losses.DENSE_PAIRS = 10**9 if form == "dense" else 0
+    losses.most_dense_pairs = lambda device: 10**9 if form == "dense" else 0
     tiled.TILE["cpu"] = 5
 
 
@@ -182,7 +182,7 @@ def by_text(features: Features, gradient: Tensor) -> Tensor:
 def test_two_ranks_equal_one_process(
     ranks: list[dict[Any, Any]], case: str, kind: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "DENSE_PAIRS", 10**9)  # the joined batch always in the dense form
+    monkeypatch.setattr(losses, "most_dense_pairs", lambda device: 10**9)  # of the joined batch
     features = joined(case)
     expected = run(features, "softmax" if kind == "no ids" else kind)
     key = (case, form, kind) if kind == "no ids" else (case, form, kind, torch.float64)
@@ -207,7 +207,7 @@ def test_two_ranks_equal_one_process(
 def test_gradients_in_bfloat16_are_summed_in_float32(
     ranks: list[dict[Any, Any]], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "DENSE_PAIRS", 10**9)
+    monkeypatch.setattr(losses, "most_dense_pairs", lambda device: 10**9)
     features = joined("ragged", torch.bfloat16)
     expected = run(features, "softmax")
     found = [dict(rank["ragged", form, "softmax", torch.bfloat16]) for rank in ranks]

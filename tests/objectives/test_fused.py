@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from open_cloc.objectives.pairs import dense, losses
 from open_cloc.objectives.pairs.dense import dense_pairs
 from open_cloc.objectives.pairs.fused import fused_pairs
 from open_cloc.objectives.pairs.losses import filtered_share, sigmoid_loss, softmax_loss
 from tests.objectives.test_tiled import KINDS, errors, masks, phrases, results
+from tests.waits import Watched
 
 # The interpreter warns of exponentials of pairs that are no negatives, whose values are thrown away.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -108,10 +108,10 @@ def test_rows_of_one_rank_against_the_texts_of_the_world(ids: bool) -> None:
         scale = torch.tensor(20.0, dtype=dtype, requires_grad=True)
         options = {"text_ids": text_ids} if ids and form is fused else {}
         pairs = form(own, texts, mask, 20, 0.9, **options)
-        cosines, rows, columns = pairs.logsumexps(scale)
+        positive, rows, columns = pairs.logsumexps(scale)
         columns = columns[pairs.text_index]  # one for each text
         weight = torch.linspace(0.5, 2, 80, dtype=dtype)
-        value = ((cosines + rows) * weight[20:50])[pairs.row_mask].sum() + (columns * weight)[mask].sum()
+        value = ((positive + rows) * weight[20:50])[pairs.row_mask].sum() + (columns * weight)[mask].sum()
         value.backward()
         right_grad = torch.zeros_like(right).index_add_(0, text_ids, texts.grad.double())
         made.append({"value": value.detach(), "left": own.grad, "right": right_grad, "scale": scale.grad})
@@ -143,34 +143,11 @@ def test_it_is_chosen_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(losses, "runs_triton", lambda device: True)
     find = partial(losses.find_pairs, left.float()[:, None], right.float()[:, None], None, 0.9)
     assert type(find(ids[:, None])).__name__ == "DensePairs"
-    monkeypatch.setattr(losses, "DENSE_PAIRS", 100)
+    monkeypatch.setattr(losses, "most_dense_pairs", lambda device: 100)
     assert type(find(ids[:, None])).__name__ == "FusedPairs"
     exact = losses.find_pairs(left[:, None], right[:, None], None, 0.9)  # no kernel knows float64
     assert type(exact).__name__ == "TiledPairs"
     assert isinstance(softmax_loss(find(), torch.tensor(10.0)), Tensor)
-
-
-WAITING = (
-    "_local_scalar_dense",
-    "nonzero",
-    "unique",
-    "masked_select",
-    "repeat_interleave",
-    "is_nonzero",
-    "equal",
-)
-
-
-class Watched(TorchDispatchMode):
-    """The names of all operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(op))
-        return op(*args, **(kwargs or {}))
 
 
 class Started:
@@ -200,4 +177,4 @@ def test_nothing_waits_for_the_device(kind: str, monkeypatch: pytest.MonkeyPatch
         (loss + 0 * filtered_share(pairs)).backward()
     assert started[0] == "_forward"
     assert set(started[1:]) == {"_weights"}
-    assert [name for name in watched.names if any(word in name for word in WAITING)] == []
+    assert watched.waits == []

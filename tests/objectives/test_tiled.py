@@ -21,12 +21,11 @@ from open_cloc.objectives import (
     sigmoid_image_text_loss,
     sigmoid_region_text_loss,
 )
-from open_cloc.objectives.pairs import conflicts, tiled
 from open_cloc.objectives.pairs import losses as pair_losses
+from open_cloc.objectives.pairs import tiled
 from open_cloc.objectives.pairs.dense import dense_pairs
 from open_cloc.objectives.pairs.losses import filtered_share, sigmoid_loss, softmax_loss
 from open_cloc.objectives.pairs.tiled import tiled_pairs
-from open_cloc.objectives.pairs.unit_rows import UnitRows, unit_rows
 from open_cloc.samples import Features
 
 KINDS = pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -133,16 +132,12 @@ def test_repeated_texts_as_counts_equal_dense(kind: str, mask: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize("ids", [False, True])
-def test_conflicts_that_are_not_listed_equal_dense(
-    kind: str, ids: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_conflicts_equal_dense(kind: str, ids: bool) -> None:
     left, right, text_ids = phrases(120, 24, copies=0.4)
     real = torch.rand(120, generator=torch.Generator().manual_seed(1)) < 0.8
     expected = results(dense_pairs, kind, left, right, real, threshold=0.5)
     assert 0.05 < float(expected["share"]) < 0.9
-    monkeypatch.setattr(conflicts, "LISTED_PAIRS", 0)
     options = {"text_ids": text_ids} if ids else {}
-    assert tiled_pairs(left, right, real, 0, 0.5, tile=16, **options).layout.unlisted_above == 0.5
     got = results(tiled_pairs, kind, left, right, real, threshold=0.5, tile=16, **options)
     for grads in (got, expected):
         grads["right"] = torch.zeros_like(right).index_add_(0, text_ids, grads["right"])
@@ -209,33 +204,12 @@ def test_where_all_texts_are_the_same_the_loss_is_zero() -> None:
         assert all(bool((got[name] == 0).all()) for name in ("left", "right", "scale"))
 
 
-# --- the shift and its fallback -------------------------------------------------------------------
-
-
-@pytest.fixture
-def fallbacks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Scales at which the running maxima took over."""
-    scales: list[float] = []
-    original = tiled._running_logsumexps
-
-    def spy(tiles: Any, scale: float) -> tuple[Tensor, Tensor]:
-        scales.append(scale)
-        return original(tiles, scale)
-
-    monkeypatch.setattr(tiled, "_running_logsumexps", spy)
-    return scales
-
-
-def test_one_shift_serves_the_scales_of_clip(fallbacks: list[float]) -> None:
-    left, right, _ = phrases(300, 64)
-    for scale in (1.0, 14.3, 100.0, 130.0):
-        results(tiled_pairs, "softmax", left.float(), right.float(), scale=scale, tile=128)
-    assert fallbacks == []
+# --- large scales ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize(("scale", "low_row"), [(130.0, True), (400.0, False)])
-def test_fallback_equals_dense(fallbacks: list[float], scale: float, low_row: bool, ids: bool) -> None:
+def test_sums_that_float32_cannot_hold_equal_dense(scale: float, low_row: bool, ids: bool) -> None:
     """A region opposite to all texts, and a scale at which most logits underflow beside the largest."""
     left, right, text_ids = phrases(90, 24)
     if low_row:
@@ -243,124 +217,15 @@ def test_fallback_equals_dense(fallbacks: list[float], scale: float, low_row: bo
         left[7] = -right.mean(0)
     options = {"text_ids": text_ids} if ids else {}
     got = results(tiled_pairs, "softmax", left.float(), right.float(), scale=scale, tile=32, **options)
-    assert fallbacks == [scale]
     expected = results(dense_pairs, "softmax", left, right, scale=scale)
     for grads in (got, expected):
         grads["right"] = torch.zeros(90, 24).double().index_add_(0, text_ids, grads["right"].double())
     assert max(errors(got, expected).values()) < 1e-4
-    exact = results(tiled_pairs, "softmax", left, right, scale=20 * scale, tile=32)  # float64's own fallback
-    assert len(fallbacks) == 2
+    exact = results(tiled_pairs, "softmax", left, right, scale=20 * scale, tile=32)
     assert max(errors(exact, results(dense_pairs, "softmax", left, right, scale=20 * scale)).values()) < 1e-7
 
 
-def test_fallback_comes_before_digits_are_lost(fallbacks: list[float]) -> None:
-    """A row whose exponentials are not 0 but too small for float32's full precision."""
-    generator = torch.Generator().manual_seed(0)
-    noise = F.normalize(torch.randn(2, 60, 24, generator=generator, dtype=torch.float64), dim=-1)
-    noise[..., 0] = 0
-    texts = noise[0].clone()
-    texts[:, 0] = 0.8
-    left = texts + noise[1]
-    left[7] = -torch.eye(24, dtype=torch.float64)[0]
-    largest = 100 * (F.normalize(left[7], dim=0) @ F.normalize(texts, dim=1).T).max() - 40
-    assert -103 < largest < -87  # between float32's smallest and smallest normal exponents
-    got = results(tiled_pairs, "softmax", left.float(), texts.float(), threshold=None, scale=100, tile=32)
-    assert fallbacks == [100]
-    assert (
-        max(errors(got, results(dense_pairs, "softmax", left, texts, threshold=None, scale=100)).values())
-        < 2e-5
-    )
-
-
-# --- the conflict search --------------------------------------------------------------------------
-
-
-class Counted(UnitRows):
-    """Counts the texts that are looked up in full width."""
-
-    count = 0
-
-    def __getitem__(self, part: slice | Tensor) -> Tensor:
-        Counted.count += len(self.index[part])
-        return super().__getitem__(part)
-
-    def cosines(self, own: Tensor, others: UnitRows, theirs: Tensor) -> Tensor:
-        Counted.count += 2 * len(own)
-        return super().cosines(own, others, theirs)
-
-
-def _search(texts: Tensor, threshold: float, rows: Tensor | None = None, tile: int = 64) -> tuple[set, int]:
-    """Pairs as (text, text), and how many texts were looked up in full width."""
-    index = torch.arange(len(texts))
-    rows = index if rows is None else rows
-    Counted.count = 0
-    found = conflicts.conflicting_pairs(Counted(**vars(unit_rows(texts, index))), rows, threshold, tile)
-    assert found is not None
-    a, b = found
-    pairs = list(zip(rows[a].tolist(), b.tolist()))
-    assert len(set(pairs)) == len(pairs)
-    return set(pairs), Counted.count
-
-
-def _brute_force(texts: Tensor, threshold: float) -> set[tuple[int, int]]:
-    unit = F.normalize(texts, dim=1)
-    alike = (unit @ unit.T > threshold).fill_diagonal_(False)
-    return {(a, b) for a, b in alike.nonzero().tolist()}
-
-
-@pytest.mark.parametrize("threshold", [0.95, 0.9, 0.5])
-def test_conflicts_equal_brute_force(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Screened at 0.9, where few pairs pass; by full products at 0.5, where many do."""
-    monkeypatch.setattr(conflicts, "LISTED_PAIRS", 600)
-    _, texts, _ = phrases(600, 192)
-    pairs, looked_up = _search(texts, threshold)
-    assert pairs == _brute_force(texts, threshold)
-    assert len(pairs) > 100
-    tiles = -(-600 // 64)
-    once = 600 + 600  # the sample and the projection
-    everything = once + 64 * tiles * (tiles + 1)
-    if threshold >= 0.9:
-        assert once < looked_up <= once + 3 * len(pairs) < everything / 3
-    else:
-        assert looked_up > everything / 2
-
-
-def test_conflicts_right_at_the_threshold() -> None:
-    """Texts in 40 dimensions, where the screen of 64 is as sharp as rounding lets it be."""
-    texts = F.pad(torch.randn(400, 40, generator=torch.Generator().manual_seed(0)).double(), (0, 160))
-    unit = F.normalize(texts, dim=1)
-    cosines = (unit @ unit.T).fill_diagonal_(-1).flatten().sort(descending=True).values
-    for rank in range(0, 200, 20):
-        threshold = float(cosines[rank]) - 1e-10
-        pairs, looked_up = _search(texts, threshold)
-        assert pairs == _brute_force(texts, threshold)
-        assert len(pairs) >= rank + 1
-        assert looked_up < 2000  # of 4,384: by the screen, not by full products
-
-
-def test_conflicts_of_some_rows() -> None:
-    """As a rank asks for them: its own texts against all."""
-    _, texts, _ = phrases(400, 192)
-    rows = torch.arange(400)[torch.arange(400) % 3 == 1]
-    pairs, _ = _search(texts, 0.9, rows)
-    assert pairs == {(a, b) for a, b in _brute_force(texts, 0.9) if a % 3 == 1}
-
-
-def test_conflicts_in_a_flat_spectrum() -> None:
-    """Any 64 directions of 200 say little here; the answer stays exact."""
-    texts = torch.randn(500, 200, generator=torch.Generator().manual_seed(0))
-    texts[400:] = texts[:100] + 0.4 * torch.randn(100, 200, generator=torch.Generator().manual_seed(1))
-    assert _search(texts, 0.9)[0] == _brute_force(texts, 0.9) != set()
-
-
-def test_search_leaves_the_random_state_alone() -> None:
-    _, texts, _ = phrases(300, 192)
-    before = torch.get_rng_state()
-    _search(texts, 0.9)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-# --- memory, precision, choice of form ------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Largest(TorchDispatchMode):
@@ -404,39 +269,18 @@ def test_no_matrix_of_all_pairs(kind: str, ids: bool, monkeypatch: pytest.Monkey
             sigmoid_image_text_loss(*flat, scale, logit_bias=bias),
         ]
 
-    assert n * n > pair_losses.DENSE_PAIRS
+    assert n * n > pair_losses.DENSE_PAIRS["cpu"]
     with largest_tensor() as largest:
         sum(losses()).backward()
     assert n * width <= largest.numel < n * n / 8
     # The hook sees the matrix where there is one.
-    monkeypatch.setattr(pair_losses, "DENSE_PAIRS", n * n)
+    monkeypatch.setattr(pair_losses, "most_dense_pairs", lambda device: n * n)
     with largest_tensor() as largest:
         dense = sum(losses())
     assert largest.numel == n * n
     with torch.no_grad():
-        monkeypatch.setattr(pair_losses, "DENSE_PAIRS", 0)
+        monkeypatch.setattr(pair_losses, "most_dense_pairs", lambda device: 0)
         torch.testing.assert_close(sum(losses()), dense, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("ids", [False, True])
-def test_kept_tiles_change_nothing_and_are_bounded(ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, right, text_ids = phrases(103, 24)
-    options = {"text_ids": text_ids} if ids else {}
-    columns = len(text_ids.unique()) if ids else 103
-    tiles, size = 7 * -(-columns // 16), 16 * 16 * left.element_size()
-    made, found, saved = [], [], []
-    original = tiled._Tiles._make
-    monkeypatch.setattr(tiled._Tiles, "_make", lambda *args: made.append(1) or original(*args))
-    for kept in (0, 10, tiles):
-        monkeypatch.setattr(tiled, "KEPT_BYTES", kept * size)
-        made.clear()
-        saved.clear()
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-            found.append(results(tiled_pairs, "softmax", left, right, tile=16, **options))
-        assert len(made) == 2 * tiles - kept
-        assert len([x for x in saved if x.dim() == 2 and x.shape[1] <= 16]) == kept
-    for other in found[1:]:
-        assert all(torch.equal(other[name], value) for name, value in found[0].items())
 
 
 def test_two_backward_passes_give_the_same() -> None:
@@ -450,7 +294,7 @@ def test_two_backward_passes_give_the_same() -> None:
 
 
 @KINDS
-def test_no_list_of_all_pairs_where_texts_have_collapsed(kind: str) -> None:
+def test_no_matrix_where_texts_have_collapsed(kind: str) -> None:
     """As badly trained text towers make them: memory must not grow in that very moment."""
     left, right, _ = phrases(1600, 160)
     right[:, 0] += 3.0
@@ -477,7 +321,7 @@ def test_products_are_float32_under_autocast(kind: str) -> None:
 @KINDS
 def test_text_ids_need_a_filter_that_equal_texts_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the filter, copies are negatives of each other and may not be counted as one."""
-    monkeypatch.setattr(pair_losses, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(pair_losses, "most_dense_pairs", lambda device: 0)
     left, right, ids = (x.unflatten(0, (10, 6)) for x in phrases(60, 8))
     loss = region_text_loss if kind == "softmax" else sigmoid_region_text_loss
     bias = {} if kind == "softmax" else {"logit_bias": torch.tensor([-5.0])}
@@ -547,7 +391,7 @@ def test_total_of_a_large_batch_equals_the_dense_one(
     config = paper_objectives(contrastive=contrastive_kind)
     dense = config(features)
     assert dense["filtered_pairs"] > 0
-    monkeypatch.setattr(pair_losses, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(pair_losses, "most_dense_pairs", lambda device: 0)
     monkeypatch.setitem(tiled.TILE, "cpu", 16)
     for name, value in config(features).items():
         torch.testing.assert_close(value, dense[name], rtol=1e-6, atol=1e-7, msg=name)

@@ -151,10 +151,10 @@ def test_a_failed_save_stops_the_run_soon(tiny: Recipe, monkeypatch: pytest.Monk
     fail_second_save(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     real = loop.train_step
 
-    def wait_for_the_save(run: Any, batch: Any, step: int) -> dict[str, Tensor]:
+    def wait_for_the_save(run: Any, batch: Any, step: int, notes: Any) -> Any:
         if step == 7:
             time.sleep(1.0)
-        return real(run, batch, step)
+        return real(run, batch, step, notes)
 
     monkeypatch.setattr(loop, "train_step", wait_for_the_save)
     with pytest.raises(RunError, match=r"step_00000006 cannot be written: .*No space left"):

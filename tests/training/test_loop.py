@@ -11,12 +11,24 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from tiny_recipes import SCENES, assert_same_run, assert_same_tensors, losses_of, start, with_loader, with_run
+import torch
+from tiny_recipes import (
+    SCENES,
+    assert_same_run,
+    assert_same_tensors,
+    joined,
+    log_of,
+    losses_of,
+    start,
+    with_loader,
+    with_run,
+)
 from torch import Tensor
 
 from open_cloc.cli import main as cli
@@ -25,8 +37,11 @@ from open_cloc.data.readers import open_reader
 from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionSample
 from open_cloc.training import checkpoint, loop
+from open_cloc.training import watch as watching
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import Recipe
+from open_cloc.training.watch import NOTHING_TOLD, Said, Watch
+from tests.waits import Watched
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -98,18 +113,103 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
     run, batch = start(tiny)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     monkeypatch.setattr(Objectives, "forward", poisoned(term))
+    watch = Watch(skipped=0, most_skipped=0)
     with pytest.raises(FloatingPointError, match=f"^{term} is not finite at step 8 .*{term}=nan"):
-        loop.train_step(run, batch, 7)
+        watch.put(8, loop.train_step(run, batch, 7))
     assert_same_tensors(before, run.model.state_dict())
 
 
-def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(tiny: Recipe) -> None:
-    run, batch = start(tiny)
-    before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    run.model.prompter.layer.query.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(FloatingPointError, match=r"^grad_norm is not finite at step 1"):
-        loop.train_step(run, batch, 0)
-    assert_same_tensors(before, run.model.state_dict())
+@pytest.mark.parametrize("timm_model", ["", "test_efficientnet"])
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    tiny: Recipe, text_tower: Path, timm_model: str
+) -> None:
+    """Neither weights nor moments, nor how many steps AdamW counts, nor statistics of batch norms."""
+    run, batch = start(joined(tiny, timm_model, text_tower) if timm_model else tiny)
+    loop.train_step(run, batch, 0)
+    before = {name: value.clone() for name, value in checkpoint.state_tensors(run.state).items()}
+    assert any("running_var" in name for name in before) is bool(timm_model)
+    hook = run.model.prompter.layer.query.weight.register_hook(lambda gradient: gradient * float("inf"))
+    watch = Watch(skipped=0, most_skipped=1)
+    watch.put(2, loop.train_step(run, batch, 1))
+    assert (watch.skipped, watch.values["grad_norm"]) == (1, float("inf"))
+    assert_same_tensors(before, checkpoint.state_tensors(run.state))
+    hook.remove()
+    watch.put(3, loop.train_step(run, batch, 2))
+    after = checkpoint.state_tensors(run.state)
+    for name in ("model.clip.logit_scale", "optimizer.clip.logit_scale.step"):
+        assert not torch.equal(before[name], after[name])
+    assert watch.skipped == 1
+
+
+def once_poisoned(at: int) -> Callable[..., dict[str, Tensor]]:
+    """Losses of which the call of this number, from 1, is not finite."""
+    calls = count(1)
+
+    def losses(objectives: Objectives, features: Any) -> dict[str, Tensor]:
+        made = compute(objectives, features)
+        if next(calls) == at:
+            made["total"] = made["total"] * float("nan")
+        return made
+
+    compute = Objectives.forward
+    return losses
+
+
+def test_one_poisoned_batch_does_not_end_a_run(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = with_run(tiny, save_steps=3, keep=9, log_steps=1)
+    monkeypatch.setattr(Objectives, "forward", once_poisoned(2))
+    train(recipe)
+    assert "total is not finite at step 2 (" in caplog.text
+    log = log_of(recipe.run.output)
+    assert [line["skipped_steps"] for line in log] == [0, 1, 1, 1, 1, 1]
+    assert "total" not in log[1]  # JSON knows no nan
+    assert log[1]["image_text"] > 0
+    checkpoints = Path(recipe.run.output) / "checkpoints"
+    first = checkpoint.read_progress(checkpoints / "step_00000003")
+    assert first.skipped == 1
+    resumed = with_run(recipe, output=str(tmp_path / "resumed"))
+    train(resumed, resume=str(checkpoints / "step_00000003"))  # the losses are good from here on
+    assert_same_run(recipe.run.output, resumed.run.output)
+    none_left = with_run(recipe, output=str(tmp_path / "none"), max_skipped_steps=1)
+    monkeypatch.setattr(Objectives, "forward", once_poisoned(1))
+    with pytest.raises(FloatingPointError, match=r"at step 4 .* 2 of 4 steps changed nothing"):
+        train(none_left, resume=str(checkpoints / "step_00000003"))
+
+
+class Event:
+    """A copy that has come."""
+
+    def synchronize(self) -> None: ...
+
+
+def test_what_comes_from_a_gpu_is_read_a_step_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(loss: float, asked: int = 0) -> Said:
+        return Said({"total": torch.tensor(loss)}, torch.tensor([asked, 0, 0, 4, 0]))
+
+    class FromGpu(watching._Coming):
+        def __init__(self, step: int, said: Said) -> None:
+            super().__init__(step, said)
+            self.copied: Any = Event()
+
+    monkeypatch.setattr(watching, "_Coming", FromGpu)
+    watch = Watch(skipped=0, most_skipped=5)
+    watch.put(1, said(1.0, asked=1))
+    assert (watch.values, watch.notes) == ({}, NOTHING_TOLD)
+    watch.put(2, said(float("nan")))
+    assert (watch.values, watch.notes.asked, watch.skipped) == ({"total": 1.0}, 1, 0)
+    watch.settle()
+    assert (watch.notes.asked, watch.notes.tried, watch.skipped) == (0, 4, 1)
+
+
+def test_a_step_waits_nowhere_for_the_device(tiny: Recipe) -> None:
+    run, batch = start(with_run(tiny, precision="bf16"))
+    loop.train_step(run, batch, 0)
+    with Watched() as watched:
+        loop.train_step(run, batch, 1)
+    assert len(watched.names) > 500
+    assert watched.waits == []
 
 
 def test_a_loss_that_is_not_finite_ends_the_command_with_1(

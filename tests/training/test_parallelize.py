@@ -39,11 +39,12 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
-from open_cloc.samples import RegionSample
-from open_cloc.training import checkpoint, loop
+from open_cloc.samples import Features, RegionSample
+from open_cloc.training import checkpoint, compile, loop
 from open_cloc.training import ranks as parallel
+from open_cloc.training.gather import gather_with_notes
 from open_cloc.training.loop import train
-from open_cloc.training.parallelize import tower_blocks
+from open_cloc.training.parallelize import block_policy, tower_blocks
 from open_cloc.training.ranks import Place, Ranks, find_place, first_host, join_ranks, rendezvous
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
 
@@ -155,22 +156,31 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def traced_train(recipe: Recipe) -> Path:
+    """With all of the compiler but its code, which takes a minute to make on a CPU."""
+    compile.BACKEND = "aot_eager"
+    return train(recipe)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {},
         {"accumulate": 2},
         {"parallel": "fsdp", "accumulate": 2, "grad_checkpointing": True},
+        {"compile": "on", "accumulate": 2},
+        {"compile": "on", "parallel": "fsdp", "grad_checkpointing": True},
     ],
-    ids=["ddp", "ddp in parts", "fsdp in parts"],
+    ids=["ddp", "ddp in parts", "fsdp in parts", "compiled", "compiled fsdp"],
 )
 def test_two_ranks_train_as_one_process(tiny: Recipe, one_process: Path, changes: dict[str, Any]) -> None:
     """With gradient clipping, layer decay, weight decay on some, and different numbers of regions."""
-    made = run_ranks(train, with_run(tiny, **changes))
+    made = run_ranks(traced_train, with_run(tiny, **changes))
     assert made == [Path(tiny.run.output) / "model"] * 2
     lines, expected = log_of(tiny.run.output), log_of(one_process)
     assert len(lines) == len(expected) == 5  # one process logs
     for line, other in zip(lines, expected):
+        assert (line.pop("graphs", 0) > 0) is ("compile" in changes)
         assert line.keys() == other.keys()
         for name in line:
             # Each rank has its own distinct texts.
@@ -184,13 +194,33 @@ def test_two_ranks_train_as_one_process(tiny: Recipe, one_process: Path, changes
     assert (Path(tiny.run.output) / "model/README.md").is_file()
 
 
+def test_gpus_gather_shards_in_bfloat16() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    policy = block_policy("bf16", gpu)
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    assert not policy.cast_forward_inputs
+    for other in (block_policy("bf16", cpu), block_policy("tf32", gpu), block_policy("fp32", gpu)):
+        assert (other.param_dtype, other.reduce_dtype) == (None, None)
+
+
+def test_shards_train_under_autocast(tiny: Recipe, tmp_path: Path) -> None:
+    logs = []
+    for kind in ("ddp", "fsdp"):
+        recipe = with_run(tiny, parallel=kind, precision="bf16", output=str(tmp_path / kind))
+        assert run_ranks(train, recipe) == [Path(recipe.run.output) / "model"] * 2
+        logs.append(log_of(recipe.run.output))
+    for line, other in zip(*logs):
+        for name in ("total", "grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=0.03), name
+
+
 def held_bytes(recipe: Recipe) -> tuple[int, int]:
     """Bytes of weights and of moments on this rank."""
     held: list[int] = []
     real = loop.train_step
 
-    def measure(run: loop.Run, batch: Any, step: int) -> dict[str, Tensor]:
-        losses = real(run, batch, step)
+    def measure(run: loop.Run, batch: Any, step: int, notes: Any) -> Any:
+        losses = real(run, batch, step, notes)
         local = [getattr(p, "_local_tensor", p) for p in run.model.parameters()]
         moments = [
             getattr(value, "_local_tensor", value)
@@ -294,9 +324,9 @@ def keys_of_batches(recipe: Recipe, resume: str) -> list[str]:
     keys: list[str] = []
     real = loop.train_step
 
-    def look(run: loop.Run, batch: Any, step: int) -> dict[str, Tensor]:
+    def look(run: loop.Run, batch: Any, step: int, notes: Any) -> Any:
         keys.extend(batch.keys)
-        return real(run, batch, step)
+        return real(run, batch, step, notes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", look)
@@ -616,15 +646,17 @@ def test_every_tower_block_is_sharded_by_itself(tiny: Recipe, text_tower: Path) 
 
 def agree(flags: list[list[bool]]) -> list[Any]:
     with join_ranks("cpu") as ranks:
-        answer = ranks.ask(flags[ranks.rank], [10**12 + ranks.rank, 5])
-        return [*answer(), ranks.sum([1.5, ranks.rank]), ranks.gather(ranks.rank)]
+        notes = torch.tensor([*map(int, flags[ranks.rank]), 10**12 + ranks.rank, 5])
+        features = Features(caption_mask=torch.tensor([True, ranks.rank == 0]))
+        told = [gather_with_notes(features, paths, notes)[1].tolist() for paths in ((), ("caption_mask",))]
+        return [*told, ranks.sum([1.5, ranks.rank]), ranks.gather(ranks.rank)]
 
 
 def test_ranks_agree() -> None:
-    expected = [[True, False, True], [2 * 10**12 + 1, 10], [3.0, 1.0], [0, 1]]
+    notes = [2, 0, 1, 2 * 10**12 + 1, 10]
+    expected = [notes, notes, [3.0, 1.0], [0, 1]]
     assert run_ranks(agree, [[True, False, False], [True, False, True]]) == [expected, expected]
     alone = Ranks(0, 1, torch.device("cpu"))
-    assert alone.ask([True, False], [7])() == ([True, False], [7])
     assert (alone.sum([2.5]), alone.gather("x")) == ([2.5], ["x"])
 
 

@@ -47,7 +47,7 @@ def test_one_device_by_hand() -> None:
     assert made.activation_bytes == pytest.approx(3300 * 2**20)
     assert made.compute_seconds == pytest.approx(1.7)
     assert made.sent_bytes == 0
-    assert made.loss_seconds == 8 * (128 * 128 + 32 * 32) * 512 / 1e12  # regions, and captions
+    assert made.loss_seconds == (12 * 128 * 128 + 8 * 32 * 32) * 512 / 1e12  # regions, and captions
     assert made.images_per_second == pytest.approx(32 / (1.7 + made.loss_seconds))
     assert made.hours == pytest.approx(1e6 / made.images_per_second / 3600)
     assert made.bound == "computation"
@@ -63,7 +63,7 @@ def test_the_papers_run_by_hand() -> None:
     texts = 32_768 + 131_072  # forward in bfloat16, gradients in float32
     assert made.sent_bytes == pytest.approx((texts * 512 * (2 + 4) + 2 * 100e6 * 4) * 1023 / 1024)
     assert made.send_seconds == pytest.approx(made.sent_bytes / 25e9)
-    assert made.loss_seconds == pytest.approx(8 * 512 * (131_072 * 128 + 32_768 * 32) / 1e12)
+    assert made.loss_seconds == pytest.approx(512 * (12 * 131_072 * 128 + 8 * 32_768 * 32) / 1e12)
     assert made.loss_bytes == (2 * texts + 2 * 160) * 512 * 4
 
 
@@ -74,7 +74,7 @@ def test_sharding_divides_states_and_sends_more() -> None:
     )
     # Blocks one by one; what lies outside of them is whole all the time, weights and gradients.
     assert sharded.state_bytes == whole.state_bytes / 8 + 8 * 40e6
-    assert sharded.sent_bytes - whole.sent_bytes == pytest.approx((2 * 150e6 - 100e6) * 4 * 7 / 8)
+    assert sharded.sent_bytes - whole.sent_bytes == pytest.approx((2 * 150e6 * 2 - 100e6 * 4) * 7 / 8)
 
 
 def test_sharding_in_parts_sends_weights_for_every_pass() -> None:
@@ -83,7 +83,7 @@ def test_sharding_in_parts_sends_weights_for_every_pass() -> None:
         for m in (1, 4)
     )
     # Three parts forward, forward again and backward, the last once each way; gradients of all four.
-    assert four.sent_bytes - one.sent_bytes == pytest.approx((9 * 150e6 + 3 * 100e6) * 4 * 7 / 8)
+    assert four.sent_bytes - one.sent_bytes == pytest.approx((9 * 150e6 * 2 + 3 * 100e6 * 4) * 7 / 8)
     ddp = [
         make_plan(_recipe(accumulate=m, devices=8), Hardware(8, 80), MEASURED, 512).sent_bytes for m in (1, 4)
     ]
@@ -113,7 +113,8 @@ def test_what_bounds_the_run() -> None:
 
 def test_computation_and_loss_add_up() -> None:
     """Each is shorter than the wait for data, both together longer."""
-    slow = replace(MEASURED, loader_rate=2.0, product_rate=8 * 17 * 32 * 32 * 512 / 1.6)  # 2.0 s; 1.6 s
+    flops = (12 * 16 + 8) * 32 * 32 * 512
+    slow = replace(MEASURED, loader_rate=2.0, product_rate=flops / 1.6)  # 2.0 s; 1.6 s
     made = make_plan(_recipe(), Hardware(1, 80), slow, 512)
     assert made.data_seconds == 2.0
     assert made.images_per_second == pytest.approx(32 / (1.7 + 1.6))

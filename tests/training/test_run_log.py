@@ -22,7 +22,14 @@ def test_log_holds_terms_cost_and_throughput(tiny: Recipe) -> None:
     assert [line["step"] for line in lines] == [4, 6]  # the last step always
     assert [line["samples_seen"] for line in lines] == [16, 24]
     expected = {*TERMS, "step", "samples_seen", "filtered_pairs", "logit_scale", "lr"}
-    expected |= {"images_per_s", "step_time", "data_time", "distinct_text_share", "bad_samples"}
+    expected |= {
+        "images_per_s",
+        "step_time",
+        "data_time",
+        "distinct_text_share",
+        "bad_samples",
+        "skipped_steps",
+    }
     assert set(lines[0]) == expected
     assert 0 < lines[0]["distinct_text_share"] <= 1
     assert 0 < lines[0]["data_time"] < lines[0]["step_time"]

@@ -184,7 +184,7 @@ def test_logit_scale_stays_within_its_limits(tiny: Recipe) -> None:
 def test_gradient_clipping(tiny: Recipe) -> None:
     for limit in (0.0, 0.01):
         run, batch = start(with_optim(tiny, grad_clip=limit))
-        losses = loop.train_step(run, batch, 0)
+        losses = loop.train_step(run, batch, 0).losses
         gradients = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
         left = torch.stack(gradients).norm()
         assert losses["grad_norm"] > 0.01  # before clipping
@@ -214,7 +214,7 @@ def test_images_without_regions_are_mixed_in(tiny: Recipe) -> None:
     run, batch = start(replace(recipe, objectives=paper_terms(region_weight=0.7)))
     share = batch.region_mask.any(1).float().mean().item()
     assert 0 < share < 1
-    losses = loop.train_step(run, batch, 0)
+    losses = loop.train_step(run, batch, 0).losses
     expected = losses["image_text"] + 0.7 * share * (losses["region_text"] + losses["grounding"])
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -225,7 +225,7 @@ def test_gradient_checkpointing_changes_no_number(tiny: Recipe, text_tower: Path
     made = []
     for enable in (False, True):
         run, batch = start(with_run(recipe, grad_checkpointing=enable))
-        losses = loop.train_step(run, batch, 0)
+        losses = loop.train_step(run, batch, 0).losses
         gradients = {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
         made.append((losses, gradients))
     torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-7)

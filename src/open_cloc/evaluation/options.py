@@ -8,6 +8,7 @@ from typing import Literal
 
 from open_cloc.errors import UserError
 from open_cloc.model.search import CANDIDATES
+from open_cloc.precision import PRECISIONS, Precision
 
 DUPLICATES = ("own", "any", "merge")
 
@@ -26,7 +27,7 @@ class EvaluationConfig:
             text, and only its own is right (the paper); `any`: the same, and an equal text is right too;
             `merge`: equal texts are one entry and one query.
         candidates: Size of the grid of boxes that `ranked` grounding looks at, at most.
-        precision: `bf16` runs the towers under autocast.
+        precision: How the towers compute: `fp32`, `tf32` (for products on GPUs) or `bf16` (autocast).
         groups: Texts by the name of a group; metrics are also given for the regions of each group alone.
     """
 
@@ -37,7 +38,7 @@ class EvaluationConfig:
     template: str = "{}"
     duplicates: Literal["own", "any", "merge"] = "own"
     candidates: int = CANDIDATES
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     groups: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,5 +50,7 @@ class EvaluationConfig:
             raise UserError(f"template must hold {{}} for the class name; got {self.template!r}")
         if self.duplicates not in DUPLICATES:
             raise UserError(f"duplicates must be one of {', '.join(DUPLICATES)}; got {self.duplicates!r}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if self.candidates < 1:
             raise UserError(f"candidates must be at least 1; got {self.candidates}; for none use method head")

@@ -7,7 +7,6 @@ import math
 from open_cloc.errors import UserError
 from open_cloc.labelling.recipe import (
     OWN,
-    PRECISIONS,
     CaptionConfig,
     DetectorConfig,
     FilterConfig,
@@ -15,6 +14,7 @@ from open_cloc.labelling.recipe import (
     LabelRunConfig,
     PhraseConfig,
 )
+from open_cloc.precision import PRECISIONS
 
 
 def check_recipe(recipe: LabelRecipe) -> None:

@@ -7,15 +7,13 @@ captioners and detectors, the device) and returns what `types` asks for.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+
+from open_cloc.precision import Precision
 
 # As `detect.kind`: the architecture that the weights name.
 AUTO = "auto"
 # As `cycle_weights`: the detecting model itself.
 OWN = "detector"
-
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class DetectorConfig:
         raw_score: Boxes whose best score is not above this are not even stored.
         max_boxes: Most raw boxes of a picture, best first.
         prompt: What a phrase is asked as; `{}` stands for it.
-        precision: `bf16` computes under autocast, which is faster and coarser.
+        precision: `fp32`, `tf32` (for products on GPUs) or `bf16` (autocast): each faster and coarser.
         image_size: Side of the square that an OWL model sees; 0 as its checkpoint says. The paper took 448.
     """
 

@@ -153,7 +153,10 @@ class Prompter(nn.Module):
 
     def locate(self, image: PromptedImage, tokens: PromptTokens) -> Tensor:
         """Tokens of R prompts an image -> boxes (B, R, 4) normalised `xyxy` of the canvas."""
-        cxcywh = self.box_head(self._read(image, tokens)).float().sigmoid()
+        last: Any = self.box_head[-1]
+        hidden = self.box_head[:-1](self._read(image, tokens))
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has 256 places along a side
+            cxcywh = last(hidden.to(last.weight.dtype)).float().sigmoid()
         return convert_boxes(cxcywh, "cxcywh")
 
     def _read(self, image: PromptedImage, tokens: PromptTokens) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from open_cloc.objectives.teacher import Teacher
+from open_cloc.precision import Precision, autocast
 from open_cloc.samples import Features, RegionBatch, map_tensors
 
 NOT_PER_IMAGE = ("texts", "text_lengths", "bad")  # fields of RegionBatch
@@ -75,7 +76,7 @@ class Forward:
         parts: The batch, on the model's device.
         needs: Paths of `Features` that the model computes.
         teacher: Computes its own of them, where there is one.
-        bf16: Autocast to bfloat16.
+        precision: How its products are computed.
         place: (seed, step, rank), which fix the random numbers.
         kept: The last part's features with their graph, which need no second pass.
     """
@@ -84,7 +85,7 @@ class Forward:
     parts: list[RegionBatch]
     needs: frozenset[str]
     teacher: Teacher | None
-    bf16: bool
+    precision: Precision
     place: tuple[int, int, int]
     kept: Features | None = None
 
@@ -144,8 +145,7 @@ class Forward:
             return self.network(self.parts[part], self.needs)
 
     def _autocast(self) -> torch.autocast:
-        device = self.parts[0].images.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.bf16)
+        return autocast(self.precision, self.parts[0].images.device)
 
     def _without_reduction(self) -> Any:
         """DDP sums the parts' gradients on each rank, then reduces them once with the last part's.

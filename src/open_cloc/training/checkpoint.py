@@ -52,6 +52,7 @@ class Progress:
         world_size: Ranks that made them.
         tried: Samples that were tried.
         bad: Those of them that could not be used.
+        skipped: Updates that were left out, as a loss or the gradient was not finite.
         order: How the order of many samples comes about, as for `permutation`; version 0.1 did not say it.
     """
 
@@ -60,6 +61,7 @@ class Progress:
     world_size: int
     tried: int = 0
     bad: int = 0
+    skipped: int = 0
     order: int = WRITTEN
 
 

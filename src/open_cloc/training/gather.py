@@ -24,24 +24,35 @@ PAPER_GATHERED = frozenset(
 
 
 def gather(features: Features, paths: Collection[str] = PAPER_GATHERED) -> Features:
+    """As `gather_with_notes`, where ranks have nothing else to tell each other."""
+    return gather_with_notes(features, paths, torch.zeros(0, dtype=torch.int64))[0]
+
+
+def gather_with_notes(features: Features, paths: Collection[str], notes: Tensor) -> tuple[Features, Tensor]:
     """Features of which some are the world's; the step's only gather.
 
     Args:
         features: Features of this rank's B images, R regions each; B and R are the same on every rank. Any
             number of regions and captions may be masked.
         paths: Names of what must be the world's. Caption tokens are padded to the longest of all ranks.
+        notes: Whole numbers that travel with the masks; on the CPU.
 
     Returns:
-        The argument if there is one process.
+        The features, and the notes' sums over ranks. Both arguments if there is one process.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return features
+        return features, notes
     own = {path: _one_length(path, t) for path, t in features.tensors().items() if path in paths}
     whole = {path: tensor for path, tensor in own.items() if not tensor.is_floating_point()}
     made: dict[str, Tensor] = {p: _Gather.apply(t) for p, t in own.items() if p not in whole}
     count = len(next(iter(own.values()))) if own else 0
     world = World(dist.get_rank() * count, count, _Sum.apply, _max)
-    return replace(features.put(made | _gather_whole_numbers(whole)), world=world, gathered=frozenset(own))
+    numbers, summed = _gather_whole_numbers(whole, notes.to(_device(features), non_blocking=True), count)
+    return replace(features.put(made | numbers), world=world, gathered=frozenset(own)), summed
+
+
+def _device(features: Features) -> torch.device:
+    return next(iter(features.tensors().values())).device
 
 
 def _one_length(path: str, tensor: Tensor) -> Tensor:
@@ -53,18 +64,22 @@ def _one_length(path: str, tensor: Tensor) -> Tensor:
     return torch.cat([tensor, room], dim=1)
 
 
-def _gather_whole_numbers(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Masks and ids of all ranks, by one collective for all of them."""
-    if not own:
-        return {}
+def _gather_whole_numbers(
+    own: dict[str, Tensor], notes: Tensor, count: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Masks and ids of all ranks and the sums of their notes, by one collective for all of them."""
+    rows = notes.new_zeros(max(1, count), len(notes))
+    rows[0] = notes
     columns = [
-        tensor.flatten(1).long() if tensor.ndim > 1 else tensor[:, None].long() for tensor in own.values()
+        tensor.flatten(1).long() if tensor.ndim > 1 else tensor[:, None].long()
+        for tensor in (*own.values(), rows)
     ]
-    parts = _all_gather(torch.cat(columns, dim=1)).split([part.shape[1] for part in columns], dim=1)
-    return {
+    *parts, told = _all_gather(torch.cat(columns, dim=1)).split([part.shape[1] for part in columns], dim=1)
+    made = {
         path: part.reshape(len(part), *tensor.shape[1:]).to(tensor.dtype)
         for part, (path, tensor) in zip(parts, own.items())
     }
+    return made, told.sum(0)
 
 
 class _Gather(torch.autograd.Function):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,22 +21,26 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.permutation import COMPUTED
 from open_cloc.data.readers import open_reader
-from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
+from open_cloc.devices import copied
+from open_cloc.errors import ExistingFileError, UserError
 from open_cloc.files import is_free, locked, write_text
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives
 from open_cloc.objectives.teacher import Teacher
+from open_cloc.precision import products_in
 from open_cloc.samples import RegionBatch, Wants
 from open_cloc.shown import hide_secrets
 from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.checkpoint import SaveClock, Saver
-from open_cloc.training.gather import gather
+from open_cloc.training.compile import compile_blocks, num_graphs, uncompiled
+from open_cloc.training.gather import gather_with_notes
 from open_cloc.training.parallelize import (
     average_gradients,
     learning_batch_norms,
     parallelize,
+    running_statistics,
     whole_model,
     whole_state,
     whole_tensor,
@@ -43,6 +49,7 @@ from open_cloc.training.probe import probe
 from open_cloc.training.ranks import Ranks, StopSignal, join_ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.report import LOG_NAME, Meter, Report
+from open_cloc.training.watch import NOTHING_TOLD, Notes, Said, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +80,9 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             the run folder.
         RunError: If a checkpoint cannot be written.
         ExistingFileError: If the run folder is there already and nothing is to be resumed.
-        NotFiniteError: If a loss or the gradient is not finite; names the term.
+        NotFiniteError: If losses or gradients of too many steps are not finite; names the term.
     """
-    with join_ranks(recipe.run.device) as ranks:
+    with join_ranks(recipe.run.device) as ranks, products_in(recipe.run.precision, ranks.device):
         _refuse_what_cannot_work(recipe, ranks)
         data = open_data(recipe) if dataset is None else dataset
         ranks.on_first(lambda: _tell_opening(data, recipe))
@@ -91,9 +98,10 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             model.train()
             freeze.lock_towers(model, recipe.optim)  # train() has woken frozen batch norms
             _refuse_batch_norm_in_parts(model, recipe)
-            network = parallelize(model, recipe.run.parallel, ranks)
+            compiled = compile_blocks(model, recipe.run.compile, ranks.device)
+            network = parallelize(model, recipe.run.parallel, ranks, recipe.run.precision)
             optimizer = optim.build_optimizer(model, objectives, recipe.optim)
-            run = Run(recipe, ranks, folder, model, objectives, network, optimizer)
+            run = Run(recipe, ranks, folder, model, objectives, network, optimizer, compiled)
             start = checkpoint.Progress(0, run.global_batch_size, ranks.size, order=COMPUTED)
             if found is not None:
                 start = checkpoint.load_checkpoint(found, run.state, ranks, recipe.run.global_batch_size)
@@ -118,6 +126,7 @@ class Run:
         objectives: The terms of the loss, with parameters and a teacher of their own if they have any.
         network: Called in the model's place; reduces gradients over the ranks.
         optimizer: AdamW over what learns of the model and the objectives.
+        compiled: Whether the model's blocks are compiled.
     """
 
     recipe: Recipe
@@ -127,6 +136,7 @@ class Run:
     objectives: Objectives
     network: nn.Module
     optimizer: torch.optim.Optimizer
+    compiled: bool = False
 
     @property
     def global_batch_size(self) -> int:
@@ -136,6 +146,11 @@ class Run:
     def state(self) -> checkpoint.State:
         """All that a checkpoint holds."""
         return checkpoint.State(self.model, self.objectives, self.optimizer)
+
+    @cached_property
+    def statistics(self) -> list[Tensor]:
+        """Running statistics of batch norms, which a forward pass changes."""
+        return running_statistics(self.model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -167,7 +182,8 @@ def _finish(model: CLOC, recipe: Recipe, folder: Path) -> None:
     model.eval()
     model.save_pretrained(folder / FINAL_FOLDER)
     if recipe.data.probe:
-        probe(model, recipe, folder, "after")
+        with uncompiled():
+            probe(model, recipe, folder, "after")
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
@@ -181,6 +197,7 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
     tally = BadSamples(run.recipe.data.loader.max_bad_fraction)
     loader = _open_loader(run, dataset, start, tally)
     meter, clock = Meter(), SaveClock(config)
+    watch = Watch(start.skipped, config.max_skipped_steps)
     with (
         StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
         Report(run.folder, config, ranks, start_step=step, shown=run.objectives.names) as report,
@@ -188,39 +205,55 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
         closing(iter(loader)) as batches,  # its workers end before an error is told
     ):
         for batch in batches:
-            # What one rank knows all must do at the same step; they find out while they compute.
-            answer = ranks.ask(
-                [stop.asked, saver.has_failed(), clock.is_late() and ranks.is_first],
-                [tally.tried, tally.num_bad],
-            )
+            late = ranks.is_first and clock.is_late()
+            notes = Notes(stop.asked, saver.has_failed(), late, tally.tried, tally.num_bad)
             meter.start_step(batch)
             factor = optim.learning_rate_factor(step, num_steps, run.recipe.optim.warmup)
             optim.set_learning_rate(run.optimizer, factor)
-            losses = train_step(run, batch, step)
+            watch.put(step + 1, train_step(run, batch, step, notes))
             step += 1
             if ranks.is_first:  # from the first step on there is something to keep
                 saver.folder.mkdir(exist_ok=True)
             report.advance()
-            (asked, failed, late), (tried, bad) = answer()
-            if tally.is_past(bad, tried):
+            logging_now = step % config.log_steps == 0 or step == num_steps
+            stopping = step == stop_at or watch.notes.asked
+            saving = stopping or clock.is_due(step) or watch.notes.late
+            if logging_now or saving:
+                watch.settle()
+            if tally.is_past(watch.notes.bad, watch.notes.tried):
                 _refuse_together(tally, ranks)
-            if step % config.log_steps == 0 or step == num_steps:
-                scalars = {name: value.item() for name, value in losses.items()}
-                scalars["logit_scale"] = whole_tensor(run.model.clip.logit_scale).exp().item()
-                scalars["lr"] = run.recipe.optim.lr * factor
-                samples_seen = step * run.global_batch_size
-                counts = {"samples_seen": samples_seen, "bad_samples": bad}
-                report.write(step, {**counts, **scalars, **meter.read(ranks)})
-            if failed:
+            if logging_now:
+                report.write(step, _scalars(run, step, factor, watch) | meter.read(ranks))
+            if watch.notes.failed:
                 saver.wait()  # says why
-            stopping = asked or step == stop_at
-            if stopping or late or clock.is_due(step):
-                saver.save(replace(start, step=step, world_size=ranks.size, tried=tried, bad=bad))
+            if saving:
+                _save(saver, replace(start, step=step, world_size=ranks.size), watch)
                 clock.reset()
             if stopping:
                 return False
             meter.end_step()
     return True
+
+
+def _scalars(run: Run, step: int, factor: float, watch: Watch) -> dict[str, float]:
+    """What is logged of the step that was just settled."""
+    values = {name: value for name, value in watch.values.items() if math.isfinite(value)}
+    graphs = {"graphs": num_graphs()} if run.compiled else {}
+    return {
+        "samples_seen": step * run.global_batch_size,
+        "bad_samples": watch.notes.bad,
+        "skipped_steps": watch.skipped,
+        **graphs,
+        **values,
+        "logit_scale": whole_tensor(run.model.clip.logit_scale).exp().item(),
+        "lr": run.recipe.optim.lr * factor,
+    }
+
+
+def _save(saver: Saver, progress: checkpoint.Progress, watch: Watch) -> None:
+    notes = watch.notes
+    saver.save(replace(progress, tried=notes.tried, bad=notes.bad, skipped=watch.skipped))
+    watch.notes = notes._replace(late=False)
 
 
 def _open_loader(
@@ -256,47 +289,42 @@ def _refuse_together(tally: BadSamples, ranks: Ranks) -> None:
     ranks.on_first(refuse)
 
 
-def train_step(run: Run, batch: RegionBatch, step: int) -> dict[str, Tensor]:
-    """One update; the losses by name and the gradient's norm, those of all ranks, still on the device."""
+def train_step(run: Run, batch: RegionBatch, step: int, notes: Notes = NOTHING_TOLD) -> Said:
+    """One update; none where a loss or the gradient is not finite, which the device decides.
+
+    Args:
+        run: What the step needs.
+        batch: This rank's, on the CPU.
+        step: Updates before this one.
+        notes: What this rank tells the others.
+
+    Returns:
+        The losses by name and the gradient's norm, those of all ranks, and all ranks' notes; on the device.
+    """
     recipe, optimizer, objectives = run.recipe, run.optimizer, run.objectives
     forward = Forward(
         run.network,
-        [part.to(run.ranks.device) for part in split_batch(batch, recipe.run.accumulate)],
+        copied(split_batch(batch, recipe.run.accumulate), run.ranks.device),
         needs=objectives.needs,
         teacher=objectives.teacher,
-        bf16=recipe.run.precision == "bf16",
+        precision=recipe.run.precision,
         place=(recipe.run.seed, step, run.ranks.rank),
     )
+    statistics = [(buffer, buffer.clone()) for buffer in run.statistics]
     features = forward.features()
-    losses = objectives(gather(features, objectives.gathered))
+    gathered, told = gather_with_notes(features, objectives.gathered, torch.tensor([*map(int, notes)]))
+    losses = objectives(gathered)
     optimizer.zero_grad()
     losses["total"].backward()
     forward.backward(features)  # for a batch in parts: from the features on, where the graph ended
     average_gradients(objectives, run.ranks)
     grad_norm = optim.clip_gradient(run.parameters, recipe.optim.grad_clip)
     losses = {name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm}
-    require_finite(losses, step)  # before the update: the weights stay good
-    optimizer.step()
+    optim.update_if_finite(optimizer, losses, statistics)
     optim.clamp_logit_scale(run.model, recipe.optim.max_logit_scale)
     if objectives.teacher is not None:
         objectives.teacher.follow(whole_state(run.model))
-    return losses
-
-
-def require_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    """The step's only wait for the device.
-
-    Raises:
-        NotFiniteError: Names the first term that is not finite.
-    """
-    finite = torch.stack([value.float() for value in losses.values()]).isfinite().tolist()
-    for name, good in zip(losses, finite):
-        if not good:
-            values = ", ".join(f"{n}={v.item():g}" for n, v in losses.items())
-            raise NotFiniteError(
-                f"{name} is not finite at step {step + 1} ({values}): lower optim.lr, or look at the batch; "
-                "checkpoints hold weights from before it"
-            )
+    return Said(losses, told)
 
 
 def open_data(recipe: Recipe) -> SampleDataset:

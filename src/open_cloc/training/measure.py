@@ -19,6 +19,7 @@ from open_cloc.devices import choose_device
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
+from open_cloc.precision import computing_in
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
 from open_cloc.training.loop import Run, build_objectives, open_data, prepare_model, train_step
@@ -104,7 +105,7 @@ def measure_step(run: Run, batch_size: int) -> tuple[float, int]:
     peak = PeakBytes(run.model.device)
     for step in range(REPEATS):
         started = time.perf_counter()
-        train_step(run, batch, step)  # ends with a wait for the device
+        train_step(run, batch, step).losses["total"].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
     return min(seconds), peak.read()
 
@@ -178,8 +179,7 @@ class PeakBytes:
 
 def _forward_shares(run: Run, batch: RegionBatch) -> dict[str, float]:
     """Part of the forward pass in image tower, text tower and Prompter."""
-    bf16 = run.recipe.run.precision == "bf16"
-    with torch.no_grad(), torch.autocast(run.model.device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), computing_in(run.recipe.run.precision, run.model.device):
         return _component_shares(run.model, batch.to(run.model.device))
 
 

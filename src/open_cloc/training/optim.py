@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,26 @@ def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     """Scale the gradients to a norm of at most `largest` (0: leave them); the norm before, over all ranks."""
     norm = clip_grad_norm_(parameters, largest or float("inf"))
     return whole_tensor(norm)  # under FSDP each rank knows its shards' share
+
+
+def update_if_finite(
+    optimizer: torch.optim.Optimizer,
+    values: Mapping[str, Tensor],
+    statistics: Sequence[tuple[Tensor, Tensor]] = (),
+) -> None:
+    """One step of the optimizer if all values are finite, else none; the host does not wait to know.
+
+    Args:
+        optimizer: A fused AdamW.
+        values: Losses and the gradient's norm.
+        statistics: Buffers that the step's forward pass changed, each with its old value to go back to.
+    """
+    finite = torch.stack([value.float() for value in values.values()]).isfinite().all()
+    # What torch's GradScaler sets as well: fused optimizers look at it on the device.
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    for buffer, old in statistics:
+        buffer.copy_(torch.where(finite, buffer, old))
 
 
 def clamp_logit_scale(model: CLOC, largest: float) -> None:

@@ -7,14 +7,17 @@ import re
 import warnings
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from open_cloc.model.cloc import CLOC
+from open_cloc.precision import Precision
 from open_cloc.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -25,11 +28,14 @@ Parallel = Literal["ddp", "fsdp"]
 BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?\d*|stages)(?:\.\d+)+$")
 
 
-def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
+def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks, precision: Precision = "fp32") -> nn.Module:
     """The callable that a training step uses in the model's place; gradients become means over the ranks.
 
     `ddp` keeps the model whole on every rank; `fsdp` replaces its parameters by shards, in place. Every
     learning parameter must get a gradient in every step (`optim.freeze_unreached` sees to it).
+
+    With `bf16` on GPUs, FSDP gathers the towers' blocks in bfloat16, which is what autocast computes their
+    products in; shards, gradients and their sums stay in float32.
 
     Batch norms that learn: on GPUs their statistics are those of all ranks' batches. Elsewhere each rank
     normalises by its own batch, and the running statistics that are saved are the first rank's.
@@ -44,7 +50,7 @@ def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
                 "batch norm without a GPU: each of %d ranks normalises by its own batch", ranks.size
             )
     if parallel == "fsdp":
-        _shard(model, ranks)
+        _shard(model, ranks, precision)
         return model
     with warnings.catch_warnings():
         # torch 2.14 has a new name for the switch, which those before do not know.
@@ -53,7 +59,7 @@ def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks) -> nn.Module:
         return DistributedDataParallel(model, broadcast_buffers=False)
 
 
-def _shard(model: CLOC, ranks: Ranks) -> None:
+def _shard(model: CLOC, ranks: Ranks, precision: Precision) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -61,13 +67,29 @@ def _shard(model: CLOC, ranks: Ranks) -> None:
         dist.broadcast(tensor, 0)
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for block in tower_blocks(model):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=block_policy(precision, ranks.device))
     fully_shard(model, mesh=mesh)
 
 
+def block_policy(precision: Precision, device: torch.device) -> MixedPrecisionPolicy:
+    """In which types FSDP gathers a block's weights and sums their gradients.
+
+    What goes into a block stays as it is: the residual stream keeps its digits. A CPU's autocast has no norms
+    of 16 bits.
+    """
+    if precision != "bf16" or device.type != "cuda":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
 def tower_blocks(model: CLOC) -> list[nn.Module]:
-    """The repeated modules of both towers, the innermost where they nest: always called one by one."""
-    named = {name: module for name, module in model.clip.named_modules() if BLOCK.search(name)}
+    """The repeated modules of both towers."""
+    return [*repeated_blocks(model.clip.visual), *repeated_blocks(model.clip.text)]
+
+
+def repeated_blocks(tower: nn.Module) -> list[nn.Module]:
+    """A tower's repeated modules, the innermost where they nest: always called one by one."""
+    named = {name: module for name, module in tower.named_modules() if BLOCK.search(name)}
     return [
         module
         for name, module in named.items()
@@ -81,6 +103,12 @@ def learning_batch_norms(model: nn.Module) -> list[str]:
     return [
         name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training
     ]
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Buffers of the batch norms that take statistics of the training batches."""
+    modules = dict(model.named_modules())
+    return [buffer for name in learning_batch_norms(model) for buffer in modules[name].buffers(recurse=False)]
 
 
 def synchronize_batch_norms(model: CLOC) -> None:

@@ -180,8 +180,9 @@ def sent_bytes(recipe: Recipe, ranks: int, measured: Measured, embed_dim: int) -
     # Texts go forward in the type of the forward pass, their gradients come back in float32.
     text_bytes = FLOAT + (2 if recipe.run.precision == "bf16" else FLOAT)
     texts = recipe.run.global_batch_size * (1 + loader.num_regions) * embed_dim * text_bytes
-    words = weight_words(measured, recipe.run.accumulate, fsdp=shards_weights(recipe, ranks))
-    return (texts + words * FLOAT) * (ranks - 1) / ranks
+    whole = FLOAT if recipe.run.precision != "bf16" else 2
+    weights = weight_bytes(measured, recipe.run.accumulate, whole if shards_weights(recipe, ranks) else 0)
+    return (texts + weights) * (ranks - 1) / ranks
 
 
 def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int, most_dense: int) -> float:
@@ -196,9 +197,9 @@ def losses_bytes(batch_size: int, ranks: int, num_regions: int, embed_dim: int, 
 
 
 def losses_flops(batch_size: int, ranks: int, num_regions: int, embed_dim: int) -> float:
-    """Four products of this rank's rows with all columns, one of them forward; the filter is cheap."""
-    pairs = batch_size**2 * ranks * (1 + num_regions**2)  # image-text and region-text
-    return 4 * 2 * pairs * embed_dim
+    """Products of this rank's rows with all columns: logits twice, two gradients, and conflicts twice."""
+    pairs = batch_size**2 * ranks
+    return 2 * embed_dim * (4 * pairs + 6 * pairs * num_regions**2)
 
 
 def step_seconds(one_after_another: Mapping[str, float], meanwhile: Mapping[str, float]) -> tuple[float, str]:
@@ -209,16 +210,21 @@ def step_seconds(one_after_another: Mapping[str, float], meanwhile: Mapping[str,
     return busy, max(one_after_another, key=lambda name: one_after_another[name])
 
 
-def weight_words(measured: Measured, parts: int, *, fsdp: bool) -> int:
-    """Words that a rank sends in a step for weights and their gradients, were there infinitely many ranks.
+def weight_bytes(measured: Measured, parts: int, gathered: int) -> int:
+    """Bytes that a rank sends in a step for weights and their gradients, were there infinitely many ranks.
 
     A ring all-reduce sends each gradient twice, once for all parts. FSDP gathers weights for each pass,
     forward and backward, of each part, and scatters each part's gradients; all parts but one pass forward
     twice.
+
+    Args:
+        measured: What the model measures.
+        parts: Of the batch.
+        gathered: Bytes of a weight as FSDP gathers it; 0 for DDP.
     """
-    if not fsdp:
-        return 2 * measured.learning
-    return (3 * parts - 1) * measured.parameters + parts * measured.learning
+    if not gathered:
+        return 2 * measured.learning * FLOAT
+    return (3 * parts - 1) * measured.parameters * gathered + parts * measured.learning * FLOAT
 
 
 def largest_batch(measured: Measured, free_bytes: float) -> int:

@@ -86,13 +86,6 @@ def first_host(hosts: str) -> str:
     return "".join(part or "" for part in match.groups()) if match else ""
 
 
-class Answer(NamedTuple):
-    """What the processes of a run say together."""
-
-    flags: list[bool]
-    counts: list[int]
-
-
 @dataclass(frozen=True)
 class Ranks:
     """The processes of a run.
@@ -154,28 +147,6 @@ class Ranks:
         if self.control is not None:
             dist.all_gather_object(values, value, group=self.control)
         return values
-
-    def ask(self, flags: Sequence[bool], counts: Sequence[int]) -> Callable[[], Answer]:
-        """Begin to find out what processes say together; call the result to know.
-
-        All processes must ask the same number of times; the answer comes while they compute.
-
-        Args:
-            flags: Each is true in the answer where any process has raised it.
-            counts: Each is the sum over all processes in the answer.
-        """
-        numbers = torch.tensor([*map(int, flags), *counts], dtype=torch.int64)
-        work = None
-        if self.control is not None:
-            work = dist.all_reduce(numbers, group=self.control, async_op=True)
-
-        def answer() -> Answer:
-            if work is not None:
-                work.wait()
-            summed = numbers.tolist()
-            return Answer([number > 0 for number in summed[: len(flags)]], summed[len(flags) :])
-
-        return answer
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from open_cloc.data.collate import LoaderConfig
 from open_cloc.errors import UserError
 from open_cloc.model.create import ModelConfig
 from open_cloc.objectives import PAPER_TERMS, Term
+from open_cloc.precision import PRECISIONS, Precision
 
-PRECISIONS = ("fp32", "bf16")
 PARALLEL = ("ddp", "fsdp")
+COMPILE = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,15 @@ class RunConfig:
         global_batch_size: Images of a step over all ranks; each rank takes its share.
         output: Run folder, which must be new or be resumed.
         seed: Fixes starting weights and, with step and rank, dropout; the loader has a seed of its own.
-        precision: `fp32`, or `bf16` (autocast; losses stay in fp32).
+        compile: `on` compiles the towers' blocks and the Prompter's layer at their first call, which costs a
+            minute once; `auto` does so on GPUs.
+        precision: `fp32`, `tf32` (for products on GPUs) or `bf16` (autocast); losses stay in fp32.
         grad_checkpointing: Recompute the towers' activations in the backward pass.
         accumulate: Forward and backward a rank's batch in this many parts, for memory's sake; the gradients
             are those of the whole batch.
         parallel: With several processes, `ddp` (the model whole on each) or `fsdp` (weights, gradients and
             optimizer state in shards).
+        max_skipped_steps: Updates of the whole run that may be left out because they are not finite.
         device: `cuda`, `cpu`, ...; empty takes the GPU if there is one.
         save_steps: Checkpoint every so many steps; 0 leaves it to `save_minutes`.
         save_minutes: Checkpoint every so many minutes.
@@ -105,10 +109,12 @@ class RunConfig:
     global_batch_size: int = 64
     output: str = ""
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Precision = "fp32"
     grad_checkpointing: bool = False
     accumulate: int = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    max_skipped_steps: int = 10
     device: str = ""
     save_steps: int = 0
     save_minutes: float = 10.0
@@ -121,8 +127,10 @@ class RunConfig:
         _require("run.global_batch_size", self.global_batch_size, self.global_batch_size >= 1, "at least 1")
         _require("run.seed", self.seed, self.seed >= 0, "at least 0")
         _require("run.precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS))
+        _require("run.compile", self.compile, self.compile in COMPILE, " or ".join(COMPILE))
         _require("run.parallel", self.parallel, self.parallel in PARALLEL, " or ".join(PARALLEL))
         _require("run.accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
+        _require("run.max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "at least 0")
         _require("run.save_steps", self.save_steps, self.save_steps >= 0, "at least 0")
         _require("run.save_minutes", self.save_minutes, self.save_minutes > 0, "above 0")
         _require("run.keep", self.keep, self.keep >= 1, "at least 1")

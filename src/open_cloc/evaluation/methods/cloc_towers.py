@@ -6,7 +6,7 @@ Shapes: B images, R regions of one image, T texts, D shared embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_texts, tell_cut
 from open_cloc.model.load import load_model
+from open_cloc.precision import computing_in
 from open_cloc.texts import TextCleaning
 
 
@@ -64,9 +65,7 @@ class ClocTowers:
 
     def autocast(self) -> AbstractContextManager:
         """The context in which the model runs."""
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
+        return computing_in(self.config.precision, self.model.device)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, D) float32 of unit length."""

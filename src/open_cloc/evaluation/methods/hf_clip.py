@@ -26,6 +26,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.files import read_json
 from open_cloc.model.foreign import open_model, open_safely
 from open_cloc.model.hub import find_folder
+from open_cloc.precision import computing_in
 from open_cloc.texts import TextCleaning
 
 TEXTS_PER_CHUNK = 256
@@ -113,7 +114,7 @@ class HfClipMethod:
         return self._embed(self.model.get_text_features, inputs)
 
     def _embed(self, get_features: Any, inputs: Any) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with computing_in(self.config.precision, self.device):
             features = get_features(**inputs.to(self.device))
         # transformers 5 gives a record, older ones the tensor.
         features = features if isinstance(features, Tensor) else features.pooler_output

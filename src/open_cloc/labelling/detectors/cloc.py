@@ -21,12 +21,13 @@ from open_cloc.canvas import Geometry
 from open_cloc.labelling.detectors.common import base_provenance, open_checkpoint
 from open_cloc.labelling.detectors.decode import keep_boxes, skip_without_phrases
 from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
-from open_cloc.labelling.recipe import DetectorConfig, Precision
+from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_regions, embed_texts
 from open_cloc.model.load import load_model
 from open_cloc.model.search import CANDIDATES, VERSION, ground_phrases
+from open_cloc.precision import Precision, computing_in
 
 
 class Grounded(NamedTuple):
@@ -48,13 +49,13 @@ class Grounder:
 
     Args:
         model: The model, in eval mode.
-        precision: `bf16` computes under autocast, where that does no harm.
+        precision: As a `DetectorConfig` has it, where that does no harm.
     """
 
     def __init__(self, model: CLOC, precision: Precision = "fp32") -> None:
         self.model = model
         self.text_cache = TextCache(lambda text: embed_texts(model, [text])[0])
-        self._in_bfloat16 = precision == "bf16"
+        self.precision: Precision = precision
 
     def shorten(self, phrase: str, prompt: str = "{}") -> tuple[str, bool]:
         """A phrase as it is asked for, and whether first words had to go for the model's context."""
@@ -68,7 +69,7 @@ class Grounder:
         canvas = geometry.draw(image, preprocess.fill, preprocess.interpolation)
         pixels = torch.from_numpy(canvas).permute(2, 0, 1)[None].to(model.device)  # (1, 3, H, W)
         content_box = torch.tensor([geometry.content_box], device=model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+        with computing_in(self.precision, model.device):
             state = model.encode_image(pixels, content_box)
             texts = self.text_cache.get(phrases)  # (P, D)
             boxes = ground_phrases(model, state, texts[None], content_box, CANDIDATES).boxes

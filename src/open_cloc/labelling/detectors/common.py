@@ -47,11 +47,6 @@ def load_transformers(checkpoint: Checkpoint, device: torch.device) -> tuple[Any
     return model.float().to(device).eval(), open_safely(AutoTokenizer, checkpoint.folder)
 
 
-def in_precision(config: DetectorConfig, device: torch.device) -> torch.autocast:
-    """The block in which a detector's towers compute."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
 def base_provenance(config: DetectorConfig, checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
     """What every detector says of itself; `kind` is `transformers` for models of that library, or `cloc`."""
     import transformers

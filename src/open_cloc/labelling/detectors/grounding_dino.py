@@ -26,7 +26,6 @@ from open_cloc.labelling.detectors.canvas import (
 )
 from open_cloc.labelling.detectors.common import (
     base_provenance,
-    in_precision,
     load_transformers,
     open_checkpoint,
 )
@@ -34,6 +33,7 @@ from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phras
 from open_cloc.labelling.detectors.texts import drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
+from open_cloc.precision import computing_in
 
 ARCHITECTURES = ("grounding-dino", "mm-grounding-dino")
 # What the architecture expects of its pictures where its checkpoint does not say.
@@ -132,7 +132,7 @@ class GroundingDinoDetector:
             mask[row, : len(caption.ids)] = 1
         pixel_mask = torch.zeros(len(captions), *canvas.canvas_hw, dtype=torch.long, device=self.device)
         pixel_mask[:, : canvas.content_hw[0], : canvas.content_hw[1]] = 1
-        with in_precision(self.config, self.device):
+        with computing_in(self.config.precision, self.device):
             output = self.model(
                 pixel_values=pixels,
                 pixel_mask=pixel_mask,

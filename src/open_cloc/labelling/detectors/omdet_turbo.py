@@ -17,7 +17,6 @@ from torch import Tensor
 from open_cloc.labelling.detectors.canvas import IMAGENET_MEAN, IMAGENET_STD, Preprocess, read_preprocess
 from open_cloc.labelling.detectors.common import (
     base_provenance,
-    in_precision,
     load_transformers,
     open_checkpoint,
 )
@@ -25,6 +24,7 @@ from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phras
 from open_cloc.labelling.detectors.texts import drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
+from open_cloc.precision import computing_in
 
 # What the architecture expects of its pictures where its checkpoint does not say.
 PREPROCESS = Preprocess("squash", (640, 640), IMAGENET_MEAN, IMAGENET_STD, None, "bilinear")
@@ -80,7 +80,7 @@ class OmDetTurboDetector:
         class_ids, class_mask = self._tokens(texts)
         task_ids, task_mask = self._tokens([TASK.replace("{}", ", ".join(texts))])
         self._forget_texts()
-        with in_precision(self.config, self.device):
+        with computing_in(self.config.precision, self.device):
             output = self.model(
                 pixel_values=pixels,
                 classes_input_ids=class_ids,

@@ -20,7 +20,6 @@ from open_cloc.canvas import OPENAI_MEAN, OPENAI_STD
 from open_cloc.labelling.detectors.canvas import Preprocess, read_preprocess
 from open_cloc.labelling.detectors.common import (
     base_provenance,
-    in_precision,
     load_transformers,
     open_checkpoint,
 )
@@ -28,6 +27,7 @@ from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phras
 from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
+from open_cloc.precision import computing_in
 
 # What each architecture expects of its pictures where its checkpoint does not say; older versions of the
 # library padded OWLv2's with 0.5.
@@ -82,7 +82,7 @@ class OwlDetector:
 
     def raw(self, pixels: Tensor, phrases: Sequence[Sequence[str]]) -> list[Raw]:
         """Pictures (B, 3, H, W), normalised, and the phrases of each, at least one -> what the heads say."""
-        with in_precision(self.config, self.device):
+        with computing_in(self.config.precision, self.device):
             feature_map = self.model.image_embedder(pixels, interpolate_pos_encoding=self.resized)[0]
         # (B, rows, columns, C); heads in bfloat16 would round boxes.
         feature_map = feature_map.float()
@@ -115,7 +115,7 @@ class OwlDetector:
         """(D,) of unit length, as the library's forward pass has it."""
         ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
         ids = torch.tensor([ids["input_ids"]], device=self.device)  # (1, T)
-        with in_precision(self.config, self.device):
+        with computing_in(self.config.precision, self.device):
             pooled = self.towers.text_model(ids, torch.ones_like(ids)).pooler_output
             embedding = self.towers.text_projection(pooled)[0].float()
         return embedding / embedding.norm()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from open_cloc.precision import exact_product, exact_products
+
 # Stands for the logarithm of an empty sum. Finite, so that no gradient is inf - inf.
 NOTHING = -1e30
 
@@ -46,16 +48,16 @@ class DensePairs:
         return torch.arange(len(self.right), device=self.right.device)
 
     def logsumexps(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive cosines (n,), and log-sum-exps of the negatives' logits by row (n,) and by column (m,)."""
-        cosines = self.left @ self.right.T  # (n, m)
-        logits = (scale * cosines).masked_fill(~self.negatives, NOTHING)
-        return cosines.diagonal(self.first), logits.logsumexp(1), logits.logsumexp(0)
+        """Positive logits (n,), and log-sum-exps of the negatives' by row (n,) and by column (m,)."""
+        logits = scale * exact_product(self.left, self.right)  # (n, m)
+        negatives = logits.masked_fill(~self.negatives, NOTHING)
+        return logits.diagonal(self.first), negatives.logsumexp(1), negatives.logsumexp(0)
 
     def softplus_sums(self, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive cosines (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
-        cosines = self.left @ self.right.T  # (n, m)
-        losses = -F.logsigmoid(-(scale * cosines + bias))
-        return cosines.diagonal(self.first), losses.masked_fill(~self.negatives, 0.0).sum(1)
+        """Positive logits less the bias (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
+        logits = scale * exact_product(self.left, self.right)  # (n, m)
+        losses = -F.logsigmoid(-(logits + bias))
+        return logits.diagonal(self.first), losses.masked_fill(~self.negatives, 0.0).sum(1)
 
 
 def dense_pairs(left: Tensor, right: Tensor, mask: Tensor, first: int, threshold: float | None) -> DensePairs:
@@ -74,7 +76,7 @@ def dense_pairs(left: Tensor, right: Tensor, mask: Tensor, first: int, threshold
     others = others & (torch.arange(len(mask), device=mask.device) != _own(left, first)[:, None])
     if threshold is None:
         return DensePairs(left, right, mask, first, others, torch.zeros((), device=mask.device))
-    with torch.no_grad():
+    with torch.no_grad(), exact_products(right.device):
         alike = right[first : first + len(left)] @ right.T > threshold  # (n, m)
     return DensePairs(left, right, mask, first, others & ~alike, (others & alike).sum())
 

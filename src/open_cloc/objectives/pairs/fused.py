@@ -56,7 +56,7 @@ class FusedPairs:
         return self._filtered[0]
 
     def logsumexps(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive cosines (n,), and log-sum-exps of the negatives' logits by row (n,) and by column (m,)."""
+        """Positive logits (n,), and log-sum-exps of the negatives' by row (n,) and by column (m,)."""
         from open_cloc.objectives.pairs.fused_triton import LogSumExps
 
         *found, filtered = LogSumExps.apply(self.left, self.right, scale, self.layout)
@@ -64,7 +64,7 @@ class FusedPairs:
         return tuple(found)
 
     def softplus_sums(self, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive cosines (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
+        """Positive logits less the bias (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
         from open_cloc.objectives.pairs.fused_triton import SoftplusSums
 
         *found, filtered = SoftplusSums.apply(self.left, self.right, scale, bias, self.layout)

@@ -192,6 +192,10 @@ class _Seen:
         """What stands at the rows' places, in the rows' own order."""
         return torch.empty_like(values).index_copy_(0, self.layout.rows, values)
 
+    def positives(self, scale: Tensor) -> Tensor:
+        """(n,) the scale times each row's cosine with its text, in the rows' own order."""
+        return self.to_rows((self.left * self.own).sum(1)) * scale.detach().float()
+
     def sums(self, is_sigmoid: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What rows and columns sum up to, at their places, and how many pairs are filtered."""
         n, m = len(self.left), len(self.right)
@@ -255,16 +259,17 @@ class _Seen:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients for features in their own order, and for the scale, those of the positives included."""
         positive_grad = positive_grad[self.layout.rows][:, None]
-        scale_grad = (left_grad * self.left).sum()
-        value = scale.detach().float()
-        left_grad = left_grad * value + positive_grad * self.own
-        right_grad = (right_grad * value).index_add_(0, self.layout.own.long(), positive_grad * self.left)
+        # The positive and the negatives of a row nearly cancel: summed together they keep their digits.
+        left_grad = left_grad + positive_grad * self.own
+        right_grad = right_grad.index_add_(0, self.layout.own.long(), positive_grad * self.left)
+        scale_grad = (left_grad * self.left).sum(1).sum()
+        left_grad, right_grad = left_grad * scale.detach().float(), right_grad * scale.detach().float()
         right = torch.empty_like(right_grad).index_copy_(0, self.layout.columns, right_grad)
         return self.to_rows(left_grad), right, scale_grad.to(scale.dtype).view_as(scale)
 
 
 class LogSumExps(torch.autograd.Function):
-    """(positive cosines (n,), log-sum-exps by row (n,), by column (m,), filtered pairs) of unit features."""
+    """(positive logits (n,), log-sum-exps by row (n,), by column (m,), filtered pairs) of unit features."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, scale: Tensor, layout: Layout) -> tuple[Tensor, ...]:
@@ -273,7 +278,7 @@ class LogSumExps(torch.autograd.Function):
         ctx.save_for_backward(left, right, scale, by_row, by_column)
         ctx.layout = layout
         ctx.mark_non_differentiable(filtered)
-        return seen.to_rows((seen.left * seen.own).sum(1)), seen.to_rows(by_row), by_column, filtered
+        return seen.positives(scale), seen.to_rows(by_row), by_column, filtered
 
     @staticmethod
     @once_differentiable
@@ -287,7 +292,7 @@ class LogSumExps(torch.autograd.Function):
 
 
 class SoftplusSums(torch.autograd.Function):
-    """(positive cosines (n,), sums of softplus by row (n,), filtered pairs) of unit features."""
+    """(scaled positive cosines (n,), sums of softplus by row (n,), filtered pairs) of unit features."""
 
     @staticmethod
     def forward(
@@ -298,7 +303,7 @@ class SoftplusSums(torch.autograd.Function):
         ctx.save_for_backward(left, right, scale, bias)
         ctx.layout = layout
         ctx.mark_non_differentiable(filtered)
-        return seen.to_rows((seen.left * seen.own).sum(1)), seen.to_rows(by_row), filtered
+        return seen.positives(scale), seen.to_rows(by_row), filtered
 
     @staticmethod
     @once_differentiable

@@ -6,8 +6,8 @@ and returns a scalar that is zero and differentiable when no pair counts. With o
 text side and its mask are the world's, and `world` says where this rank's rows stand.
 
 Small batches take the dense form. Where the matrix would be too large, the fused form makes a tile after the
-other in kernels of Triton, and the tiled form in PyTorch where Triton does not run. All compute the same, and
-but for the tiled form none waits for the device.
+other in kernels of Triton, and the tiled form in PyTorch where Triton does not run. All compute the same, all
+make exact products whatever the user lets TF32 do, and but for the tiled form none waits for the device.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from open_cloc.samples import ALONE, Features, World
 CONFLICT_THRESHOLD = 0.9  # of the paper's filter
 
 
-# Up to this many pairs the dense form is as fast, and its memory (about 5 floats a pair) is there.
-DENSE_PAIRS = 2**21
-DENSE_PAIRS_ON_ACCELERATORS = 2**26
+# Up to this many pairs the dense form is taken, about 5 floats a pair: on CPUs as long as it is as fast, on
+# accelerators where starting a few kernels is all that it costs, or where no other form is fast.
+DENSE_PAIRS = {"cpu": 2**21, "triton": 2**22, "other": 2**26}
 
 
 # The cosine of a text with itself is 1 up to rounding: filters above this may keep equal texts apart.
@@ -79,7 +79,9 @@ def find_pairs(
 
 def most_dense_pairs(device: torch.device) -> int:
     """Pairs up to which the dense form is taken on a device."""
-    return DENSE_PAIRS if device.type == "cpu" else DENSE_PAIRS_ON_ACCELERATORS
+    if device.type == "cpu":
+        return DENSE_PAIRS["cpu"]
+    return DENSE_PAIRS["triton" if runs_triton(device) else "other"]
 
 
 def _checked_mask(features: Tensor, text_features: Tensor, mask: Tensor | None, world: World) -> Tensor:
@@ -105,8 +107,7 @@ def softmax_loss(pairs: Pairs, logit_scale: Tensor, world: World = ALONE) -> Ten
     """
     with torch.autocast(pairs.left.device.type, enabled=False):
         scale = logit_scale.to(_work_dtype(pairs))
-        cosines, rows, columns = pairs.logsumexps(scale)  # (n,), (n,), (columns,)
-        positive = scale * cosines
+        positive, rows, columns = pairs.logsumexps(scale)  # (n,), (n,), (columns,)
         rest = len(pairs.mask) - pairs.first - len(positive)
         placed = F.pad(positive, (pairs.first, rest))  # the world's positives, but for other ranks'
         # One sum over ranks for both: each column's exponentials, and the positives of all.
@@ -123,8 +124,8 @@ def sigmoid_loss(pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor, world: W
     """Mean over the world's pairs of the binary losses against all texts, a scalar."""
     with torch.autocast(pairs.left.device.type, enabled=False):
         scale, bias = (x.to(_work_dtype(pairs)) for x in (logit_scale, logit_bias))
-        cosines, negatives = pairs.softplus_sums(scale, bias)  # (n,), (n,)
-        losses = negatives - F.logsigmoid(scale * cosines + bias)
+        positive, negatives = pairs.softplus_sums(scale, bias)  # (n,), (n,)
+        losses = negatives - F.logsigmoid(positive + bias)
         return world.sum(losses.masked_fill(~pairs.row_mask, 0.0).sum()) / pairs.mask.sum().clamp(min=1)
 
 
