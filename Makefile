@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start many processes: none should compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-lowest test-package bench check format clean
+.PHONY: setup demo test test-lowest test-package bench bench-gpu check format clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,9 @@ test-package: ## build wheel and sdist, install and run them in an empty environ
 
 bench: setup ## every benchmark of speed and memory, and one table of the aims; 45 minutes on 2 idle cores
 	$(BIN)/python -m benchmarks
+
+bench-gpu: setup ## the step on one GPU against its aims, under 6 minutes; a dry run without one
+	$(BIN)/python -m benchmarks.gpu
 
 check: setup ## format, lint, types, tests
 	$(BIN)/ruff format --check .

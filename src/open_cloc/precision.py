@@ -44,9 +44,14 @@ def exact_products(device: torch.device) -> Iterator[None]:
         yield
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether torch's switch means TF32 there: on a CPU it means something else."""
+    return device.type == "cuda"
+
+
 @contextmanager
 def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
-    if device.type != "cuda":  # on a CPU the switch would mean something else
+    if not has_tf32(device):
         yield
         return
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

@@ -1,7 +1,8 @@
 """`open-cloc demo`: CLIP and CLOC from scratch on the same generated scenes, compared on unseen ones.
 
 Both have the same towers, see the same scenes in the same order and take the same number of steps. They train
-side by side, each on half of the cores. Nothing is downloaded.
+side by side, each on half of the cores; where there is a GPU, on that, and the cores draw scenes. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from open_cloc.boxes import normalize_boxes
 from open_cloc.cli.parse import parse
 from open_cloc.cli.screen import say
 from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, held_out_phrases, vocabulary
+from open_cloc.data.workers import default_workers
 from open_cloc.draw import contact_sheet, write_picture
 from open_cloc.errors import ExistingFileError, RunError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
@@ -191,6 +194,7 @@ def _start_training(
         "--run.output": str(options.output / name),
         "--run.seed": str(options.seed),
         "--data.train": scenes,
+        "--data.loader.workers": str(_drawing_workers()),
     }
     # One bar under the other on a terminal; a line now and then in a log.
     bars = {"TQDM_DESC": name.upper(), "TQDM_POSITION": str(line)}
@@ -202,6 +206,11 @@ def _start_training(
             [sys.executable, "-m", "open_cloc.cli", "train", f"scenes-{name}", *arguments],
             env=os.environ | bars | {"OMP_NUM_THREADS": str(threads)},
         )
+
+
+def _drawing_workers() -> int:
+    """Processes that draw scenes for each model: none where the cores train."""
+    return default_workers() // len(MODELS) if torch.cuda.is_available() else 0
 
 
 @contextmanager

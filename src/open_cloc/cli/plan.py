@@ -104,7 +104,7 @@ def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan)
         f"  computation    {plan.compute_seconds:8.3f}     forward: {shares}",
         f"  loss, beyond   {plan.loss_seconds:8.3f}     {plan.loss_seconds / step:.2%} of the step",
         f"  data           {plan.data_seconds:8.3f}     "
-        f"{f'{loader.workers} workers, meanwhile' if loader.workers else 'no workers: on top'}",
+        f"{f'{loader.num_workers} workers, meanwhile' if loader.num_workers else 'no workers: on top'}",
         f"  communication  {plan.send_seconds:8.3f}     {plan.sent_bytes / 1e9:.2f} GB, nothing hidden",
         "",
         f"{plan.images_per_second:,.1f} images/s; {recipe.run.samples:,} images take {plan.hours:,.1f} hours",

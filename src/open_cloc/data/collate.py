@@ -15,6 +15,7 @@ from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import checked_boxes
 from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
 from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
+from open_cloc.data.workers import default_workers
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionBatch, RegionSample, Wants
 from open_cloc.texts import text_id
@@ -150,7 +151,7 @@ class LoaderConfig:
 
     Attributes:
         num_regions: Regions drawn per image, anew each epoch (the paper's M).
-        workers: Processes that decode; 0 decodes in this process.
+        workers: Processes that decode; 0 decodes in this process, -1 takes what suits this machine's cores.
         seed: Fixes the order, the draws and the augmentation.
         shuffle: Visit each epoch in a new order. Pointless where every sample is generated anew.
         shuffle_shards: Shards whose samples are mixed at a time; 0 mixes whole epochs, but remote shards in
@@ -165,7 +166,7 @@ class LoaderConfig:
     """
 
     num_regions: int = 4
-    workers: int = 2
+    workers: int = -1
     seed: int = 0
     shuffle: bool = True
     shuffle_shards: int = 0
@@ -179,7 +180,7 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         least_values = {
             "num_regions": 0,
-            "workers": 0,
+            "workers": -1,
             "seed": 0,
             "shuffle_shards": 0,
             "lanes": 1,
@@ -190,3 +191,8 @@ class LoaderConfig:
                 raise UserError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"loader max_bad_fraction must lie in [0, 1]; got {self.max_bad_fraction}")
+
+    @property
+    def num_workers(self) -> int:
+        """`workers`, or what suits this machine."""
+        return default_workers() if self.workers < 0 else self.workers

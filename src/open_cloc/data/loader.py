@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ class RegionLoader:
         """
         if len(dataset) == 0:
             raise UserError("dataset is empty; expected at least one sample")
+        config = replace(config, workers=config.num_workers)
         self.config, self.tally, self.is_alone = config, tally, world_size == 1
         self.total = len(dataset) if num_samples is None else num_samples
         self.start = start_sample

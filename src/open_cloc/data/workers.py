@@ -31,6 +31,22 @@ FILES_OF_A_WORKER, FILES_OF_A_BATCH, SPARE_FILES = 8, 16, 16
 LONGEST_TEMPORARY = 75  # characters of a folder in which a socket's name still fits
 
 
+MOST_WORKERS = 16
+
+
+def default_workers() -> int:
+    """Workers of a loader whose config leaves their number open.
+
+    Beside a GPU all cores but one of this rank's share; beside training on a CPU, which wants the cores
+    itself, at most two.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if torch.cuda.is_available():
+        return max(1, min(own - 1, MOST_WORKERS))
+    return max(0, min(own - 1, 2))
+
+
 # What torch iterates with, by its id. The garbage collector may be who ends a generator below: it would take
 # the queues first, by which workers are told to end, and torch would wait for 5 seconds for each of them.
 _RUNNING: dict[int, Any] = {}

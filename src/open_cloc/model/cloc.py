@@ -201,9 +201,20 @@ class CLOC(
         features = image_tower_of(self.clip.visual).project_pooled(pooled.flatten(0, 1))  # (B * R, D)
         return features.unflatten(0, boxes.shape[:2])
 
-    def forward(self, batch: RegionBatch, needs: Collection[str] = PAPER_NEEDS) -> Features:
-        """What the objectives need of a batch, by path of `Features`. Each distinct text is encoded once."""
-        return compute_features(self, batch, needs)
+    def forward(
+        self,
+        batch: RegionBatch,
+        needs: Collection[str] = PAPER_NEEDS,
+        after_texts: Callable[[Features], object] | None = None,
+    ) -> Features:
+        """What the objectives need of a batch, by path of `Features`. Each distinct text is encoded once.
+
+        Args:
+            batch: Pictures, boxes and texts.
+            needs: Paths of what to compute.
+            after_texts: Called with the texts' features before pictures are encoded.
+        """
+        return compute_features(self, batch, needs, after_texts)
 
     def encode_distinct_texts(self, batch: RegionBatch) -> Tensor:
         """The batch's texts (U, T) -> (U, D), texts of like length together."""

@@ -100,8 +100,12 @@ def create_model(
     return build_model(config).to(target).eval()
 
 
-def build_model(config: ModelConfig) -> CLOC:
-    """Build the model that a recipe asks for, with its starting weights, on the CPU.
+def build_model(config: ModelConfig, *, load: bool = True) -> CLOC:
+    """Build the model that a recipe asks for, on the CPU.
+
+    Args:
+        config: The recipe's.
+        load: Read its starting weights; what is drawn stays where others will replace them anyway.
 
     Raises:
         UserError: On an unknown name, or weights that do not fit.
@@ -121,9 +125,10 @@ def build_model(config: ModelConfig) -> CLOC:
             config.towers,
         )
     model = CLOC(model_cfg=start.model_cfg, prompter=prompter, preprocess=start.canvas, texts=texts)
-    start.load(model)
-    if start.is_clip:
-        start_from_own_projection(model)
+    if load:
+        start.load(model)
+        if start.is_clip:
+            start_from_own_projection(model)
     return model
 
 

@@ -5,7 +5,7 @@ Shapes: B images, R regions per image, N image tokens, U distinct texts, T text 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -36,7 +36,12 @@ class Encoder(Protocol):
     def tokens_in_picture(self, grid_size: tuple[int, int], content_boxes: Tensor) -> Tensor: ...
 
 
-def compute_features(model: Encoder, batch: RegionBatch, needs: Collection[str]) -> Features:
+def compute_features(
+    model: Encoder,
+    batch: RegionBatch,
+    needs: Collection[str],
+    after_texts: Callable[[Features], object] | None = None,
+) -> Features:
     """Everything of a batch that is asked for, by path; each picture and each distinct text passes once."""
     unique, tokens = _distinct_texts(model, batch, needs)  # (U, D)
     region_text = unique[batch.region_text_index]  # (B, R, D)
@@ -54,6 +59,8 @@ def compute_features(model: Encoder, batch: RegionBatch, needs: Collection[str])
     )
     if tokens is not None:
         features = replace(features, **_caption_tokens(tokens, batch.caption_index))
+    if after_texts is not None:
+        after_texts(features)
     features = _with_image(model, features, batch.images, batch.content_boxes, batch.boxes, needs)
     wanted = {path.split(".")[1] for path in needs if path.startswith("views.")}
     views = {name: _of_view(model, batch.views[name], features, needs, name) for name in sorted(wanted)}

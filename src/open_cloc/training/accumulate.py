@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from open_cloc.objectives.teacher import Teacher
 from open_cloc.precision import Precision, autocast
 from open_cloc.samples import Features, RegionBatch, map_tensors
+from open_cloc.training.gather import Begun
 
 NOT_PER_IMAGE = ("texts", "text_lengths", "bad")  # fields of RegionBatch
 SCALARS = ("logit_scale", "logit_bias")  # fields of Features
@@ -89,13 +90,17 @@ class Forward:
     place: tuple[int, int, int]
     kept: Features | None = None
 
-    def features(self) -> Features:
-        """Features of the whole batch: with their graph for one part, else leaves that collect gradients."""
-        return self._with_teacher(self._student_features())
+    def features(self, begun: Begun | None = None) -> Features:
+        """Features of the whole batch: with their graph for one part, else leaves that collect gradients.
 
-    def _student_features(self) -> Features:
+        Args:
+            begun: Takes the texts of a batch in one part as soon as they are encoded.
+        """
+        return self._with_teacher(self._student_features(begun))
+
+    def _student_features(self, begun: Begun | None) -> Features:
         if len(self.parts) == 1:
-            return self._run(0)
+            return self._run(0, begun)
         *others, last = range(len(self.parts))
         with torch.no_grad():
             made = [self._run(part) for part in others]
@@ -139,10 +144,10 @@ class Forward:
                 gradients.append(own[:, : output.shape[1]] if output.ndim > 1 else own)
         torch.autograd.backward(outputs, gradients)
 
-    def _run(self, part: int) -> Features:
+    def _run(self, part: int, begun: Begun | None = None) -> Features:
         seed_step(*self.place, part)
         with self._autocast():
-            return self.network(self.parts[part], self.needs)
+            return self.network(self.parts[part], self.needs, begun.begin if begun else None)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.precision, self.parts[0].images.device)

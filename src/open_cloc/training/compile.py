@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from open_cloc.errors import first_line
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.parallelize import repeated_blocks
 
@@ -54,11 +55,12 @@ def compile_blocks(model: CLOC, wanted: Compile, device: torch.device) -> bool:
 
 def reason_against(device: torch.device) -> str:
     """Why nothing can be compiled on a device, such as a missing C compiler; empty if it can."""
+    dynamo: Any = torch._dynamo
     try:
-        torch.compile(_one_more, backend=BACKEND)(torch.zeros(2, device=device))
+        with dynamo.config.patch(suppress_errors=False):
+            torch.compile(_one_more, backend=BACKEND)(torch.zeros(2, device=device))
     except Exception as error:  # of many kinds: each compiler has its own
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
+        return first_line(getattr(error, "inner_exception", error))
     return ""
 
 

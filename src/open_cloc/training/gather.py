@@ -22,13 +22,18 @@ PAPER_GATHERED = frozenset(
     {"text_features", "caption_mask", "region_text_features", "region_mask", "region_text_ids"}
 )
 
+# Of those, what is there before the pictures are encoded.
+TEXTS = ("text_features", "region_text_features")
+
 
 def gather(features: Features, paths: Collection[str] = PAPER_GATHERED) -> Features:
     """As `gather_with_notes`, where ranks have nothing else to tell each other."""
     return gather_with_notes(features, paths, torch.zeros(0, dtype=torch.int64))[0]
 
 
-def gather_with_notes(features: Features, paths: Collection[str], notes: Tensor) -> tuple[Features, Tensor]:
+def gather_with_notes(
+    features: Features, paths: Collection[str], notes: Tensor, begun: Begun | None = None
+) -> tuple[Features, Tensor]:
     """Features of which some are the world's; the step's only gather.
 
     Args:
@@ -36,15 +41,20 @@ def gather_with_notes(features: Features, paths: Collection[str], notes: Tensor)
             number of regions and captions may be masked.
         paths: Names of what must be the world's. Caption tokens are padded to the longest of all ranks.
         notes: Whole numbers that travel with the masks; on the CPU.
+        begun: What is on its way already.
 
     Returns:
         The features, and the notes' sums over ranks. Both arguments if there is one process.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if is_alone():
         return features, notes
     own = {path: _one_length(path, t) for path, t in features.tensors().items() if path in paths}
     whole = {path: tensor for path, tensor in own.items() if not tensor.is_floating_point()}
-    made: dict[str, Tensor] = {p: _Gather.apply(t) for p, t in own.items() if p not in whole}
+    made: dict[str, Tensor] = {
+        path: _Gather.apply(tensor, begun.take(path) if begun else None)
+        for path, tensor in own.items()
+        if path not in whole
+    }
     count = len(next(iter(own.values()))) if own else 0
     world = World(dist.get_rank() * count, count, _Sum.apply, _max)
     numbers, summed = _gather_whole_numbers(whole, notes.to(_device(features), non_blocking=True), count)
@@ -82,6 +92,43 @@ def _gather_whole_numbers(
     return made, told.sum(0)
 
 
+class Begun:
+    """Gathers of text features, begun while the image tower runs.
+
+    Args:
+        paths: Names of what must be the world's.
+    """
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self.paths = [path for path in TEXTS if path in paths]
+        self._coming: dict[str, tuple[Tensor, Tensor, Any]] = {}
+
+    def begin(self, features: Features) -> None:
+        """Called by the model when its texts are encoded."""
+        if not is_alone():
+            self._coming = {path: self._send(*features.take(path)) for path in self.paths}
+
+    @staticmethod
+    def _send(tensor: Tensor) -> tuple[Tensor, Tensor, Any]:
+        own = tensor.detach().contiguous()
+        room = own.new_empty(len(own) * dist.get_world_size(), *own.shape[1:])
+        return own, room, dist.all_gather_into_tensor(room, own, async_op=True) if own.numel() else None
+
+    def take(self, path: str) -> Tensor | None:
+        """(G, ..., D) what was begun under this name; None if nothing was."""
+        if path not in self._coming:
+            return None
+        _, gathered, work = self._coming.pop(path)
+        if work is not None:
+            work.wait()
+        return gathered
+
+
+def is_alone() -> bool:
+    """Whether there is one process."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
 class _Gather(torch.autograd.Function):
     """(B, ..., D) of this rank -> (G, ..., D) of all ranks; gradients are summed over ranks.
 
@@ -89,16 +136,17 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, begun: Tensor | None) -> Tensor:
         ctx.dtype = features.dtype
-        return _all_gather(features).to(torch.promote_types(features.dtype, torch.float32))
+        gathered = _all_gather(features) if begun is None else begun
+        return gathered.to(torch.promote_types(features.dtype, torch.float32))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         share = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
         if share.numel():
             dist.reduce_scatter_tensor(share, gradient.contiguous())
-        return share.to(ctx.dtype)
+        return share.to(ctx.dtype), None
 
 
 class _Sum(torch.autograd.Function):

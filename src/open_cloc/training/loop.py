@@ -35,12 +35,14 @@ from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.checkpoint import SaveClock, Saver
 from open_cloc.training.compile import compile_blocks, num_graphs, uncompiled
-from open_cloc.training.gather import gather_with_notes
+from open_cloc.training.gather import Begun, gather_with_notes
 from open_cloc.training.parallelize import (
     average_gradients,
     learning_batch_norms,
     parallelize,
     running_statistics,
+    share_state,
+    use_channels_last,
     whole_model,
     whole_state,
     whole_tensor,
@@ -90,7 +92,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             if ranks.is_first and found is None:
                 _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
-            model = build_model(recipe.model).to(ranks.device)
+            model = _build_model(recipe, ranks, load=found is None)
             objectives = build_objectives(recipe, model)
             prepare_model(model, objectives, recipe)
             if found is None and recipe.data.probe:
@@ -110,7 +112,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             if not _run_steps(run, data, start, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
             whole = whole_model(model, ranks)
-            ranks.on_first(lambda: _finish(whole, recipe, folder))
+            ranks.on_first(lambda: _finish(whole, recipe, folder, ranks.device))
             return folder / FINAL_FOLDER
 
 
@@ -158,6 +160,18 @@ class Run:
         return [*self.model.parameters(), *self.objectives.parameters()]
 
 
+def _build_model(recipe: Recipe, ranks: Ranks, *, load: bool) -> CLOC:
+    """The model on each rank's device; only the first rank reads starting weights, if any does."""
+    made: list[CLOC] = []
+    ranks.on_first(lambda: made.append(build_model(recipe.model, load=load)))
+    model = made[0] if made else build_model(recipe.model, load=False)
+    model.to(ranks.device)
+    if ranks.device.type == "cuda" and (recipe.run.parallel == "ddp" or ranks.size == 1):
+        use_channels_last(model)  # FSDP cuts contiguous weights only
+    share_state(model, ranks)
+    return model
+
+
 def build_objectives(recipe: Recipe, model: CLOC) -> Objectives:
     """The recipe's objectives; where they need a teacher, it is the model as it is now."""
     objectives = Objectives(recipe.objectives)
@@ -178,12 +192,12 @@ def _probe_start(model: CLOC, recipe: Recipe, folder: Path) -> None:
     probe(model, recipe, folder, "before")
 
 
-def _finish(model: CLOC, recipe: Recipe, folder: Path) -> None:
+def _finish(model: CLOC, recipe: Recipe, folder: Path, device: torch.device) -> None:
     model.eval()
     model.save_pretrained(folder / FINAL_FOLDER)
     if recipe.data.probe:
         with uncompiled():
-            probe(model, recipe, folder, "after")
+            probe(model.to(device), recipe, folder, "after")
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
@@ -311,8 +325,10 @@ def train_step(run: Run, batch: RegionBatch, step: int, notes: Notes = NOTHING_T
         place=(recipe.run.seed, step, run.ranks.rank),
     )
     statistics = [(buffer, buffer.clone()) for buffer in run.statistics]
-    features = forward.features()
-    gathered, told = gather_with_notes(features, objectives.gathered, torch.tensor([*map(int, notes)]))
+    begun = Begun(objectives.gathered)
+    features = forward.features(begun)
+    numbers = torch.tensor([*map(int, notes)])
+    gathered, told = gather_with_notes(features, objectives.gathered, numbers, begun)
     losses = objectives(gathered)
     optimizer.zero_grad()
     losses["total"].backward()

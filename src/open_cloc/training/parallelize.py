@@ -63,8 +63,6 @@ def _shard(model: CLOC, ranks: Ranks, precision: Precision) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for tensor in model.state_dict().values():
-        dist.broadcast(tensor, 0)
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for block in tower_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=block_policy(precision, ranks.device))
@@ -98,6 +96,13 @@ def repeated_blocks(tower: nn.Module) -> list[nn.Module]:
     ]
 
 
+def use_channels_last(model: CLOC) -> None:
+    """Lay out a convolutional image tower as GPUs convolve; no number changes but by rounding."""
+    visual: nn.Module = model.clip.visual
+    if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # one cuts a ViT's patches
+        visual.to(memory_format=torch.channels_last)
+
+
 def learning_batch_norms(model: nn.Module) -> list[str]:
     """Names of the batch norms that would take statistics of the training batches."""
     return [
@@ -117,6 +122,13 @@ def synchronize_batch_norms(model: CLOC) -> None:
     By timm's function: torch's own replaces the norms of timm that end in an activation by ones without it.
     """
     model.clip.visual = convert_sync_batchnorm(model.clip.visual)
+
+
+def share_state(model: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the first one's weights and buffers."""
+    if ranks.size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:

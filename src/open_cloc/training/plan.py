@@ -137,12 +137,12 @@ def make_plan(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim:
     loss_seconds = losses_flops(batch_size, ranks, num_regions, embed_dim) / measured.product_rate
     data_seconds = 0.0
     if measured.loader_rate:
-        data_seconds = batch_size / (measured.loader_rate * max(1, loader.workers))
+        data_seconds = batch_size / (measured.loader_rate * max(1, loader.num_workers))
     sent = sent_bytes(recipe, ranks, measured, embed_dim)
     send_seconds = sent / (hardware.bandwidth * 1e9)
     one_after_another = {"computation": compute, "the loss": loss_seconds}
     meanwhile = {"communication": send_seconds}
-    (meanwhile if loader.workers else one_after_another)["data"] = data_seconds
+    (meanwhile if loader.num_workers else one_after_another)["data"] = data_seconds
     step, bound = step_seconds(one_after_another, meanwhile)
     rate = batch_size * ranks / step
     return Plan(
