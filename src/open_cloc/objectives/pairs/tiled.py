@@ -169,40 +169,49 @@ class _Tile(NamedTuple):
 
 
 class _Tiles:
-    """A pair matrix, one tile after the other."""
+    """A pair matrix, one tile after the other, each in the place of the one before."""
 
     def __init__(self, left: Tensor, right: Tensor, layout: Layout) -> None:
         self.layout = layout
         self.left, self.right = unit_rows(left, layout.rows), unit_rows(right, layout.columns)
         self.dtype = self.left.lengths.dtype
         self.counts = layout.counts.to(self.dtype)  # (u,)
-        self.filtered = layout.counts.new_zeros(())  # pairs that the filter has left out so far
+        self.rooms = torch.empty(2, layout.tile**2, dtype=self.dtype, device=left.device)
 
-    def all(self, scale: float) -> Iterator[_Tile]:
+    def all(self, scale: float, filtered: Tensor | None = None) -> Iterator[_Tile]:
+        """Tiles of logits; the pairs that the filter leaves out are added to `filtered`, a scalar."""
         layout = self.layout
         for i in _slices(len(layout.rows), layout.tile):
             scaled, own = self.left[i].mul_(scale), layout.own[i]
-            own_texts = None if layout.threshold is None else self.right[own]  # (t, D)
+            own_texts = self.right[own]  # (t, D)
             for j in _slices(len(layout.columns), layout.tile):
                 texts = self.right[j]
-                logits = scaled @ texts.T
-                logits.masked_fill_(self._excluded(own, own_texts, j, texts), -torch.inf)
+                logits = self._product(0, scaled, texts)
+                row, column = _positives(own, j)
+                if layout.threshold is not None:
+                    alike = self._product(1, own_texts, texts) > layout.threshold
+                    alike[row, column] = True
+                    logits.masked_fill_(alike, -torch.inf)
+                    if filtered is not None:  # copies of a row's own text too, save the positive
+                        filtered += (alike.to(self.dtype) @ self.counts[j]).sum().long() - len(row)
+                else:
+                    logits[row, column] = -torch.inf
                 yield _Tile(i, j, scaled, texts, logits)
 
-    def _excluded(self, own: Tensor, own_texts: Tensor | None, j: slice, texts: Tensor) -> Tensor:
-        """Pairs (t, t) that are no negatives: positives, and conflicts, which are counted."""
-        is_own = own[:, None] == torch.arange(j.start, j.stop, device=own.device)
-        if own_texts is None or self.layout.threshold is None:
-            return is_own
-        excluded = (own_texts @ texts.T > self.layout.threshold).logical_or_(is_own)
-        # Copies of a row's own text are filtered too, save the positive.
-        self.filtered += (excluded.sum(0) * self.layout.counts[j]).sum() - is_own.sum()
-        return excluded
+    def _product(self, room: int, rows: Tensor, texts: Tensor) -> Tensor:
+        made = self.rooms[room, : len(rows) * len(texts)].view(len(rows), len(texts))
+        return torch.mm(rows, texts.T, out=made)
 
     def positives(self) -> Tensor:
         """(n,) cosine of each row and its own text."""
         rows = torch.arange(len(self.left), device=self.counts.device)
         return self.left.cosines(rows, self.right, self.layout.own)
+
+
+def _positives(own: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Places in a tile of rows that have their own text (t,) among its columns."""
+    row = ((own >= columns.start) & (own < columns.stop)).nonzero()[:, 0]
+    return row, own[row] - columns.start
 
 
 def _slices(num: int, size: int) -> Iterator[slice]:
@@ -242,13 +251,14 @@ class _LogSumExps(torch.autograd.Function):
         with exact_products(left.device):
             tiles = _Tiles(left, right, layout)
             rows, columns = _Sums(len(layout.rows), tiles.counts), _Sums(len(layout.columns), tiles.counts)
-            for tile in tiles.all(float(scale)):
+            filtered = layout.counts.new_zeros(())
+            for tile in tiles.all(float(scale), filtered):
                 rows.add(tile.rows, tile.logits, tiles.counts[tile.columns])
                 columns.add(tile.columns, tile.logits.T)
             ctx.save_for_backward(left, right, scale, rows.tops, rows.sums, columns.tops, columns.sums)
             ctx.layout = layout
-            ctx.mark_non_differentiable(tiles.filtered)
-            return tiles.positives() * scale, rows.logs(), columns.logs(), tiles.filtered
+            ctx.mark_non_differentiable(filtered)
+            return tiles.positives() * scale, rows.logs(), columns.logs(), filtered
 
     @staticmethod
     @once_differentiable
@@ -276,12 +286,13 @@ class _SoftplusSums(torch.autograd.Function):
         with exact_products(left.device):
             tiles = _Tiles(left, right, layout)
             sums = torch.zeros(len(layout.rows), dtype=tiles.dtype, device=left.device)
-            for tile in tiles.all(float(scale)):
+            filtered = layout.counts.new_zeros(())
+            for tile in tiles.all(float(scale), filtered):
                 sums[tile.rows] -= F.logsigmoid(tile.logits.add_(bias).neg_()) @ tiles.counts[tile.columns]
             ctx.save_for_backward(left, right, scale, bias)
             ctx.layout = layout
-            ctx.mark_non_differentiable(tiles.filtered)
-            return tiles.positives() * scale, sums, tiles.filtered
+            ctx.mark_non_differentiable(filtered)
+            return tiles.positives() * scale, sums, filtered
 
     @staticmethod
     @once_differentiable
