@@ -28,15 +28,18 @@ MEASURED = Measured(
 )
 
 
-def _recipe(batch_size: int = 32, devices: int = 1, parallel: str = "ddp", accumulate: int = 1):  # type: ignore[no-untyped-def]
+def _recipe(  # type: ignore[no-untyped-def]
+    devices: int = 1, parallel: str = "ddp", accumulate: int = 1, grad_checkpointing: bool = False
+):
     recipe = paper_vit_b16()
     loader = replace(recipe.data.loader, num_regions=4, workers=8)
     run = replace(
         recipe.run,
-        global_batch_size=batch_size * devices,
+        global_batch_size=32 * devices,
         samples=1_000_000,
         parallel=parallel,
         accumulate=accumulate,
+        grad_checkpointing=grad_checkpointing,
     )
     return replace(recipe, data=replace(recipe.data, loader=loader), run=run)
 
@@ -92,14 +95,13 @@ def test_sharding_in_parts_sends_weights_for_every_pass() -> None:
 
 def test_accumulation_trades_time_for_memory() -> None:
     whole, parts = (
-        make_plan(_recipe(accumulate=m), Hardware(1, 80), MEASURED, embed_dim=512) for m in (1, 4)
+        make_plan(_recipe(accumulate=m, grad_checkpointing=True), Hardware(1, 80), MEASURED, embed_dim=512)
+        for m in (1, 4)
     )
     assert parts.activation_bytes == pytest.approx((100 + 800) * 2**20)
     # Three of four parts once more forward, a quarter of a step that recomputes activations.
     assert parts.compute_seconds == pytest.approx(whole.compute_seconds * (1 + 3 / 4 / 4))
-    recipe = _recipe(accumulate=4)
-    kept = replace(recipe, run=replace(recipe.run, grad_checkpointing=False))
-    made = make_plan(kept, Hardware(1, 80), MEASURED, embed_dim=512)
+    made = make_plan(_recipe(accumulate=4), Hardware(1, 80), MEASURED, embed_dim=512)
     assert made.compute_seconds == pytest.approx(whole.compute_seconds * 1.25)
 
 
