@@ -14,10 +14,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,16 +38,18 @@ from open_cloc.canvas import resize
 from open_cloc.data.scenes.dataset import SceneDataset
 from open_cloc.data.scenes.vocabulary import SceneConfig, vocabulary
 from open_cloc.data.shards.write import write_shards
-from open_cloc.labelling.actors import labelled_batches
+from open_cloc.labelling import actors
+from open_cloc.labelling.actors import Actors, labelled_batches, plan_actors
 from open_cloc.labelling.cluster import connected
 from open_cloc.labelling.recipe import DetectorConfig, LabelRecipe, LabelRunConfig, PhraseConfig
 from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
-from open_cloc.labelling.types import Batch
+from open_cloc.labelling.types import Batch, Detections
 from open_cloc.samples import RegionSample
 
 SIZE_HW = (360, 480)  # of the pictures
 MAX_TOKENS = 16
+FAKE_RATE = 50.0  # pictures a second of a GPU: OWLv2-large on an H100, roughly
 
 
 @dataclass
@@ -151,6 +154,47 @@ def stage_rate(make: Callable[[], Stage], batches: list[Batch], processes: int) 
     return sum(len(batch.pictures) for batch in batches) / slowest
 
 
+class FakeGpu:
+    """A detector that sleeps as long as a GPU would compute, and notes when it did."""
+
+    def __init__(self, config: DetectorConfig, device: Any) -> None:
+        self.provenance = {"name": "fake GPU"}
+        self.notes = Path(config.weights)
+
+    def __call__(self, images: Any, phrases: Any) -> list[Detections]:
+        started = time.perf_counter()
+        time.sleep(len(images) / FAKE_RATE)
+        with self.notes.open("a") as file:
+            file.write(f"{started} {time.perf_counter()}\n")
+        return [
+            Detections(np.zeros((0, 4), np.float32), np.zeros((0, len(own)), np.float32)) for own in phrases
+        ]
+
+
+def fake_gpu_busy(recipe: LabelRecipe, source: str, notes: Path) -> float:
+    """Share of the time in which a GPU of `FAKE_RATE` pictures a second would compute."""
+    detect = DetectorConfig(kind="benchmarks.labelling:FakeGpu", weights=str(notes))
+    cpus = os.cpu_count() or 1
+
+    def planned(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
+        """As for a machine with one GPU, on this one without."""
+        made = plan_actors(recipe, {"CPU": cpus, "GPU": 1})
+        return [
+            Actors(
+                [(stage, tuple("cpu" if a == "cuda" else a for a in given)) for stage, given in own.steps],
+                own.processes,
+                {name: value for name, value in own.resources.items() if name != "num_gpus"},
+            )
+            for own in made
+        ]
+
+    with mock.patch.object(actors, "plan_actors", planned):
+        for _ in labelled_batches(plan_units(source, 1000), replace(recipe, detect=detect)):
+            pass
+    times = [tuple(map(float, line.split())) for line in notes.read_text().splitlines()][1:]  # it warms up
+    return sum(end - start for start, end in times) / (times[-1][1] - times[0][0])
+
+
 def pipeline_rate(recipe: LabelRecipe, source: str) -> tuple[float, float]:
     """Pictures a second after the first batch, and seconds until then."""
     units = plan_units(source, 1000)
@@ -201,6 +245,7 @@ def main() -> None:
             }
             for what, value in row.items():
                 found.setdefault(what, []).append(value)
+        busy = fake_gpu_busy(recipe, source, folder / "notes")
     rates = {what: statistics.median(values) for what, values in found.items()}
     spread = {what: max(values) / min(values) for what, values in found.items()}
     print_table({what: {"pictures/s": rates[what], "spread": spread[what]} for what in rates})
@@ -209,6 +254,7 @@ def main() -> None:
     aims = [
         verdict("pipeline over the obvious loop", rates["pipeline"] / rates["loop"], 3.0, least=True),
         verdict("pipeline over the slowest stage alone", rates["pipeline"] / slowest, 0.9, least=True),
+        verdict(f"share of time that a GPU of {FAKE_RATE:g} pictures/s is busy", busy, 0.95, least=True),
     ]
     result = {"options": asdict(options), "rates": rates, "spread": spread, "phrases": per_picture}
     print(write_json("labelling", {**result, "aims": aims}))

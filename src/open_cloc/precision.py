@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Choice = Literal["auto", "fp32", "tf32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
+def decide(word: Choice, device: torch.device) -> Precision:
+    """What `auto` comes to: bfloat16 on GPUs."""
+    if word == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return word
+
+
 @contextmanager
-def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+def computing_in(precision: Choice, device: torch.device) -> Iterator[None]:
     """The block in which a model's forward pass is computed."""
-    with products_in(precision, device), autocast(precision, device):
+    decided = decide(precision, device)
+    with products_in(decided, device), autocast(decided, device):
         yield
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from open_cloc.labelling.detectors import DETECTORS
+from open_cloc.labelling.detectors import DETECTORS, open_scaling
 from open_cloc.labelling.detectors.decode import CUT
+from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections
 from tests.labelling.detectors.made import (
     PHRASES,
@@ -47,6 +48,20 @@ def test_a_picture_says_the_same_alone_and_among_others(folder: Path) -> None:
         (alone,) = detector(folder)([image], [phrases])
         assert alone.scores.shape == (len(expected.boxes), len(phrases))
         assert_equal_detections(alone, expected)
+
+
+def test_pictures_may_be_scaled_before_they_come(folder: Path) -> None:
+    """On another processor, beside a GPU: not a bit of a label changes."""
+    own = detector(folder)
+    scale = open_scaling(own.config if hasattr(own, "config") else DetectorConfig(weights=str(folder)))
+    if scale is None:
+        pytest.skip("it scales pictures by itself")
+    large = [np.repeat(np.repeat(image, 3, axis=0), 3, axis=1) for image in pictures()]
+    scaled = [scale(image) for image in large]
+    assert all(after.nbytes < before.nbytes for after, before in zip(scaled, large))
+    for one, other in zip(own(large, PHRASES), own(scaled, PHRASES)):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)
 
 
 def test_boxes_lie_in_the_picture_and_scores_between_0_and_1(folder: Path) -> None:

@@ -55,7 +55,20 @@ def test_actors_that_find_no_place_are_refused() -> None:
     with pytest.raises(ValueError, match=r"1 captioners and 1 detectors .* need 2 GPUs; this machine has 1"):
         plan_actors(local, {"CPU": 8, "GPU": 1})
     growing = replace(local, run=replace(run, address="here:6379", detectors=4))
-    assert [a.resources.get("num_gpus") for a in plan_actors(growing, {"CPU": 8})] == [1, None, 1]
+    assert [a.resources.get("num_gpus") for a in plan_actors(growing, {"CPU": 8})] == [1, None, None, 1]
+
+
+def test_pictures_are_decoded_beside_a_gpu() -> None:
+    def stages(cluster: dict[str, float], cycle: str = "") -> dict[str, tuple[int, object]]:
+        plan = plan_actors(LabelRecipe("", cycle_weights=cycle), cluster)
+        return {step[0].__name__: (actors.processes, step[1][0]) for actors in plan for step in actors.steps}
+
+    assert "DecodeStage" not in stages({"CPU": 16})
+    assert stages({"CPU": 16, "GPU": 1})["DecodeStage"] == (8, DetectorConfig())
+    assert stages({"CPU": 16, "GPU": 1}, "detector")["DecodeStage"] == (8, DetectorConfig())
+    assert stages({"CPU": 128, "GPU": 8})["DecodeStage"][0] == 64
+    assert stages({"CPU": 1, "GPU": 1})["DecodeStage"][0] == 1
+    assert stages({"CPU": 16, "GPU": 1}, "folder")["DecodeStage"] == (8, None)  # it wants the picture whole
 
 
 @pytest.mark.parametrize("cpus", [2, 8, 1000])

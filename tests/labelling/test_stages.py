@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from open_cloc.labelling.recipe import CaptionConfig, DetectorConfig, PhraseConfig
-from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
+from open_cloc.labelling.stages import CaptionStage, DecodeStage, DetectStage, PhraseStage
 from open_cloc.labelling.types import Batch, Caption, Detections, Failure, Phrase, Phrases, Picture
 from tests.labelling.made import encoded
 
@@ -95,3 +96,20 @@ def test_pictures_end_at_the_detector() -> None:
 def test_a_batch_of_failures_goes_through() -> None:
     stage = DetectStage(DetectorConfig(kind=f"{HERE}:Whole"), "", "cpu")
     assert stage(batch(FAILED)).pictures == (FAILED,)
+
+
+def test_decoding_beside_the_detector_changes_nothing() -> None:
+    config = DetectorConfig(kind=f"{HERE}:Whole")
+    broken = Picture(1, "broken", b"no picture", phrases=Phrases((Phrase("dog", 0, 3),)))
+    failed = Picture(2, "failed", failure=Failure("no caption", "none"))
+    good = replace(GOOD, phrases=Phrases((Phrase("dog", 0, 3),)))
+    expected = DetectStage(config, "", "cpu")(batch(good, broken, failed))
+    decoded = DecodeStage(config)(batch(good, broken, failed))
+    pixels = decoded.pictures[0].pixels
+    assert pixels is not None
+    assert pixels.shape == (16, 24, 3)
+    assert decoded.pictures[0].image == b""
+    assert decoded.pictures[1].failure is not None
+    assert decoded.pictures[1].failure.cause == "unreadable picture"
+    assert decoded.pictures[2] == failed
+    assert str(DetectStage(config, "", "cpu")(decoded)) == str(expected)

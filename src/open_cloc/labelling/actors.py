@@ -20,13 +20,15 @@ from open_cloc.config import require
 from open_cloc.errors import RunError, UserError, WorkerDiedError
 from open_cloc.labelling.cluster import RETRIES_HERE, RETRIES_ON_CLUSTER
 from open_cloc.labelling.output import Write, write_unit
-from open_cloc.labelling.recipe import LabelRecipe, LabelRunConfig
+from open_cloc.labelling.recipe import OWN, LabelRecipe, LabelRunConfig
 from open_cloc.labelling.source import failure_of, read_batches
-from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage, Stage
+from open_cloc.labelling.stages import CaptionStage, DecodeStage, DetectStage, PhraseStage, Stage
 from open_cloc.labelling.types import Batch, Unit, UnreadUnit
 
 # CPUs that a stage asks for that mostly waits or is quick.
 LIGHT = 0.1
+# Processes that decode for each detector on a GPU: a photo of 0.3 megapixels takes 5 ms.
+DECODERS = 8
 # Parts that Ray divides a CPU or a GPU into.
 RAY_UNITS = 10_000
 # Most tasks that read; each reads its units one after the other.
@@ -134,7 +136,7 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
     """
     run = recipe.run
     has_model = recipe.caption.kind not in ("given", "server")
-    light, heavy, detectors = _share_cluster(run, cluster, run.captioners if has_model else 0)
+    light, heavy, detectors, decoders = _share_cluster(run, cluster, run.captioners if has_model else 0)
     device = "cuda" if heavy.get("num_gpus") else "cpu"
     caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
     detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
@@ -145,6 +147,9 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
         if recipe.caption.kind == "server":  # several batches at a time, or there are too few requests
             asked = asked | {"max_concurrency": -(-recipe.caption.requests // run.batch_size)}
         first = [Actors((caption,), run.captioners, asked), Actors((phrases,), run.phrasers, light)]
+    if device == "cuda":  # one that looks again wants pictures as they are
+        alone = recipe.cycle_weights in ("", OWN)
+        first.append(Actors(((DecodeStage, (recipe.detect if alone else None,)),), decoders, light))
     return [*first, Actors((detect,), detectors, heavy)]
 
 
@@ -155,18 +160,22 @@ def readers(plan: Sequence[Actors]) -> int:
 
 def _share_cluster(
     run: LabelRunConfig, cluster: dict[str, float], captioners: int
-) -> tuple[dict[str, float], dict[str, float], int]:
-    """What a light actor asks for, and a detector as each of so many captioners; how many detectors."""
+) -> tuple[dict[str, float], dict[str, float], int, int]:
+    """What a light actor asks for, and a detector as each of so many captioners; how many detectors.
+
+    And how many processes decode for them, if they run on GPUs: half of the CPUs, at most eight each.
+    """
     cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
     on_gpus = run.gpus_per_actor > 0 or (run.gpus_per_actor < 0 and gpus > 0)
     each = run.gpus_per_actor if run.gpus_per_actor > 0 else 1
     detectors = run.detectors or max(1, int(gpus / each if on_gpus else cpus) - captioners)
-    others = run.captioners + run.phrasers
+    decoders = max(1, min(int(cpus / 2), DECODERS * detectors)) if on_gpus else 0
+    others = run.captioners + run.phrasers + decoders
     light = _round_down(min(LIGHT, cpus / 2 / (others + detectors)))
     actors = captioners + detectors
     if not on_gpus:
         left = cpus - light * others - max(LIGHT, 0.05 * cpus)  # reading finds a place too
-        return {"num_cpus": light}, {"num_cpus": _round_down(left / actors)}, detectors
+        return {"num_cpus": light}, {"num_cpus": _round_down(left / actors)}, detectors, 0
     if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
         each = _round_down(1 / math.ceil(actors / gpus))
     elif actors * each > gpus and not run.address:  # a cluster may grow
@@ -174,7 +183,7 @@ def _share_cluster(
             f"{captioners} captioners and {detectors} detectors of run.gpus_per_actor {each:g} need "
             f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
         )
-    return {"num_cpus": light}, {"num_cpus": light, "num_gpus": each}, detectors
+    return {"num_cpus": light}, {"num_cpus": light, "num_gpus": each}, detectors, decoders
 
 
 def _round_down(share: float) -> float:

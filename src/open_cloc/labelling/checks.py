@@ -50,8 +50,9 @@ def check_phrases(config: PhraseConfig) -> None:
 
 def check_detector(config: DetectorConfig) -> None:
     """Refuse a detector's settings that cannot be meant. Raises UserError."""
-    if config.precision not in PRECISIONS:
-        raise UserError(f"detect.precision must be one of {', '.join(PRECISIONS)}; got {config.precision!r}")
+    known = ("auto", *PRECISIONS)
+    if config.precision not in known:
+        raise UserError(f"detect.precision must be one of {', '.join(known)}; got {config.precision!r}")
     if config.prompt.count("{}") != 1:
         raise UserError(f"detect.prompt must hold {{}} once, for the phrase; got {config.prompt!r}")
     _within("detect.raw_score", config.raw_score, 0, 1)

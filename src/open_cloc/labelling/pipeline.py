@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from open_cloc.data.bad_samples import BadSample, BadSamples
@@ -24,6 +26,7 @@ from open_cloc.labelling.output import RunFolder, Todo
 from open_cloc.labelling.recipe import LabelRecipe
 from open_cloc.labelling.source import known_pictures, plan_units, tell_input
 from open_cloc.labelling.types import Batch, UnreadUnit
+from open_cloc.precision import decide
 
 UNREAD_SHOWN = 3  # shards that cannot be opened, one a line; the end of the run counts them
 
@@ -62,6 +65,7 @@ def label(recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool 
     """
     check_recipe(recipe)
     check_kinds(recipe)
+    recipe = _decided(recipe)
     units = plan_units(source, recipe.run.samples_per_shard)
     tell_input(units, source, recipe.run.max_bad_fraction)
     with locked(Path(output).resolve()):
@@ -70,6 +74,14 @@ def label(recipe: LabelRecipe, source: str, output: str | Path, overwrite: bool 
         if any(todo):
             _work(run, todo, recipe)
         return Outcome(run.finish(), run.unread)
+
+
+def _decided(recipe: LabelRecipe) -> LabelRecipe:
+    """With a precision that does not depend on where a run is gone on with: it is written down."""
+    asked = recipe.run.gpus_per_actor  # for a cluster elsewhere, this alone says that it has GPUs
+    on_gpus = asked > 0 or (asked < 0 and torch.cuda.is_available())
+    device = torch.device("cuda" if on_gpus else "cpu")
+    return replace(recipe, detect=replace(recipe.detect, precision=decide(recipe.detect.precision, device)))
 
 
 def _work(run: RunFolder, todo: Todo, recipe: LabelRecipe) -> None:

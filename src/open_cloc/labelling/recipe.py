@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from open_cloc.precision import Precision
+from open_cloc.precision import Choice
 
 # As `detect.kind`: the architecture that the weights name.
 AUTO = "auto"
@@ -75,7 +75,8 @@ class DetectorConfig:
         raw_score: Boxes whose best score is not above this are not even stored.
         max_boxes: Most raw boxes of a picture, best first.
         prompt: What a phrase is asked as; `{}` stands for it.
-        precision: `fp32`, `tf32` (for products on GPUs) or `bf16` (autocast): each faster and coarser.
+        precision: `fp32`, `tf32` (for products on GPUs) or `bf16` (autocast), each faster and coarser; `auto`
+            takes `bf16` on GPUs.
         image_size: Side of the square that an OWL model sees; 0 as its checkpoint says. The paper took 448.
     """
 
@@ -85,7 +86,7 @@ class DetectorConfig:
     raw_score: float = 0.02
     max_boxes: int = 300
     prompt: str = "{}"
-    precision: Precision = "fp32"
+    precision: Choice = "auto"
     image_size: int = 0
 
 
@@ -132,7 +133,7 @@ class LabelRunConfig:
     captioners: int = 1
     detectors: int = 0
     phrasers: int = 1
-    writers: int = 1
+    writers: int = 2
     gpus_per_actor: float = -1
     max_bad_fraction: float = 0.1
     address: str = ""

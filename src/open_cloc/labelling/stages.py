@@ -76,8 +76,32 @@ class PhraseStage:
         return self.rules([p.caption.text if p.caption else "" for p in pictures])
 
 
+class DecodeStage:
+    """Decodes pictures and scales them as the detector will: a CPU's work, beside a detector on a GPU.
+
+    Args:
+        config: The detector's; None leaves pictures as large as they are, for who else looks at them.
+    """
+
+    def __init__(self, config: DetectorConfig | None) -> None:
+        from open_cloc.labelling.detectors import open_scaling
+
+        self.scale = None if config is None else open_scaling(config)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return replace(batch, pictures=tuple(self._decode(picture) for picture in batch.pictures))
+
+    def _decode(self, picture: Picture) -> Picture:
+        if picture.failure is not None:
+            return picture
+        pixels = _decoded(picture)
+        if isinstance(pixels, Failure):
+            return picture.failed(pixels)
+        return replace(picture, image=b"", pixels=pixels if self.scale is None else self.scale(pixels))
+
+
 class DetectStage:
-    """Decodes pictures, finds the phrases in them, and has a CLOC model look again if asked to.
+    """Finds phrases in pictures, and has a CLOC model look again if asked to; decodes what is not decoded.
 
     Pictures end here: what goes on is small.
     """
@@ -100,7 +124,7 @@ class DetectStage:
         pixels[PLAIN_INDEX] = PLAIN_PIXELS
         batch = self._detect(replace(batch, pictures=tuple(decoded)), pixels)
         batch = self._look_again(batch, pixels)
-        return replace(batch, pictures=tuple(replace(p, image=b"") for p in batch.pictures))
+        return replace(batch, pictures=tuple(replace(p, image=b"", pixels=None) for p in batch.pictures))
 
     def _detect(self, batch: Batch, pixels: Mapping[int, Any]) -> Batch:
         def detect(pictures: Sequence[Picture]) -> Sequence[Any]:
@@ -143,6 +167,8 @@ def _step(
 
 
 def _decoded(picture: Picture) -> np.ndarray | Failure:
+    if picture.pixels is not None:
+        return picture.pixels
     try:
         return read_pixels(picture.image, f"image of sample {picture.key!r}")
     except Exception as error:  # a picture of any kind

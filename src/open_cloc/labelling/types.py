@@ -179,6 +179,7 @@ class Picture:
         detections: Boxes that were found for the phrases.
         cycle: Cosine of each box's best phrase and the box that is found for it, (N,); None if nobody asked.
         failure: Why it goes no further; None while it does.
+        pixels: (H, W, 3) uint8, where a stage of its own has decoded it.
     """
 
     index: int
@@ -190,10 +191,11 @@ class Picture:
     detections: Detections | None = None
     cycle: np.ndarray | None = None
     failure: Failure | None = None
+    pixels: np.ndarray | None = None
 
     def failed(self, failure: Failure) -> Picture:
         """The picture as it leaves the way; its bytes are no longer needed."""
-        return replace(self, failure=failure, image=b"")
+        return replace(self, failure=failure, image=b"", pixels=None)
 
 
 @dataclass(frozen=True)

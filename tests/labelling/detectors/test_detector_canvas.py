@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,3 +91,19 @@ def test_what_the_checkpoint_says_of_its_pictures_is_followed(tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=message):
             read("owlv2", wrong)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("pad", (64, 64)), ("squash", (64, 100)), ("edges", (64, 100))])
+def test_a_scaled_picture_lies_where_the_picture_lies(mode: Any, size: tuple[int, int]) -> None:
+    draw = np.random.default_rng(0)
+    preprocess = Preprocess(mode, size, (0.5,) * 3, (0.5,) * 3, 0.0, "bilinear")
+    scaled = 0
+    for height, width in draw.integers(8, 400, (60, 2)):
+        image = draw.integers(0, 255, (height, width, 3), np.uint8)
+        small = preprocess.scale(image)
+        canvas = preprocess.canvas(image.shape[:2])
+        assert preprocess.canvas(small.shape[:2]) == canvas
+        scaled += small is not image
+        one, other = (preprocess.draw([x], [canvas], torch.device("cpu")) for x in (image, small))
+        assert torch.equal(one, other)
+    assert scaled > 50

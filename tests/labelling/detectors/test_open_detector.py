@@ -24,7 +24,7 @@ from tests.labelling.detectors.made import (
         ({"weights": "/nowhere/at/all"}, FileNotFoundError, "no folder /nowhere/at/all"),
         ({"weights": "nobody/nothing"}, FileNotFoundError, "nobody/nothing"),
         ({"kind": "magic"}, ValueError, "unknown detect.kind 'magic'; expected one of owlv2, owlvit"),
-        ({"precision": "fp8"}, ValueError, "fp32, tf32, bf16"),
+        ({"precision": "fp8"}, ValueError, "auto, fp32, tf32, bf16"),
         ({"prompt": "dog"}, ValueError, "prompt"),
         ({"raw_score": 2}, ValueError, "raw_score"),
         ({"max_boxes": 0}, ValueError, "max_boxes"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from open_cloc.labelling.detectors.texts import TextCache
 from tests.labelling.detectors.made import (
     PHRASES,
     SIZE,
@@ -53,3 +54,15 @@ def test_a_picture_size_that_is_not_the_models_own(folders: dict[str, Path], tmp
     assert asked.provenance["preprocess"] == own.provenance["preprocess"]
     (same,) = asked([picture((30, 60))], [["dog"]])
     np.testing.assert_array_equal(same.boxes, found.boxes)
+
+
+@pytest.mark.parametrize("model_type", ["owlv2", "owlvit"])
+def test_phrases_in_passes_of_one_size(folders: dict[str, Path], model_type: str) -> None:
+    """As on a GPU: what a phrase becomes does not depend on the others, nor on its place among them."""
+    own, alone = detector(folders[model_type]), detector(folders[model_type])
+    own.text_cache = TextCache(own._encode_texts, at_once=8)
+    texts = ["dog", "red car", "dog on a car", "car"]
+    together = own.text_cache.get(texts)
+    turned = TextCache(own._encode_texts, at_once=8).get(texts[::-1]).flip(0)
+    torch.testing.assert_close(turned, together, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(together, alone.text_cache.get(texts), rtol=1e-5, atol=1e-6)

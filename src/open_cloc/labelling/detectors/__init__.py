@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 import torch
 
 from open_cloc.config import lookup
@@ -11,6 +15,7 @@ from open_cloc.labelling.checks import check_detector
 from open_cloc.labelling.hub import find_checkpoint, read_model_type
 from open_cloc.labelling.recipe import AUTO, DetectorConfig
 from open_cloc.labelling.types import Detector
+from open_cloc.precision import decide
 
 __all__ = ["DETECTORS", "open_detector"]
 
@@ -38,8 +43,26 @@ def open_detector(config: DetectorConfig, device: str | torch.device | None = No
         UserError: If they are of another kind of model than `kind` says, or a setting is out of range.
     """
     check_detector(config)
+    where = choose_device(device)
+    config = replace(config, precision=decide(config.precision, where))
     kind = _named_by_weights(config) if config.kind == AUTO else config.kind
-    return lookup(DETECTORS, kind, "detect.kind")(config, choose_device(device))
+    return lookup(DETECTORS, kind, "detect.kind")(config, where)
+
+
+def open_scaling(config: DetectorConfig) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How pictures can be made smaller before a detector sees them, without a change to what it says.
+
+    Returns:
+        A function of a picture (H, W, 3) uint8; None where the detector knows of none: it says so by a static
+        method `scaling(config)`.
+
+    Raises:
+        MissingFileError: If there are no such weights.
+        UserError: If they are of another kind of model than `kind` says.
+    """
+    kind = _named_by_weights(config) if config.kind == AUTO else config.kind
+    scaling = getattr(lookup(DETECTORS, kind, "detect.kind"), "scaling", None)
+    return None if scaling is None else scaling(config)
 
 
 def _named_by_weights(config: DetectorConfig) -> str:

@@ -89,13 +89,21 @@ class Preprocess:
         needed = -(-min_area // max(content))
         return Canvas(content, (max(content[0], needed), max(content[1], needed)))
 
+    def scale(self, image: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 as large as on its canvas: `draw` makes the same of both."""
+        canvas = self.canvas(image.shape[:2])
+        if canvas.content_hw == image.shape[:2] or self.canvas(canvas.content_hw) != canvas:
+            return image  # rounding may ask for another size the second time
+        return resize(np.ascontiguousarray(image), canvas.content_hw, self.interpolation)
+
     def draw(self, images: Sequence[np.ndarray], canvases: Sequence[Canvas], device: torch.device) -> Tensor:
         """Pictures (H, W, 3) uint8 on canvases of one size -> (B, 3, H, W) float32, normalised."""
         pixels = torch.zeros(len(images), *canvases[0].canvas_hw, 3, dtype=torch.uint8)
         for row, (image, canvas) in enumerate(zip(images, canvases)):
             height, width = canvas.content_hw
-            scaled = resize(np.ascontiguousarray(image), (height, width), self.interpolation)
-            pixels[row, :height, :width] = torch.from_numpy(scaled)
+            if image.shape[:2] != canvas.content_hw:
+                image = resize(np.ascontiguousarray(image), canvas.content_hw, self.interpolation)
+            pixels[row, :height, :width] = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (self.mean, self.std))
         floats = pixels.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)  # (B, 3, H, W)
         fill = torch.zeros_like(mean) if self.pad_value is None else (self.pad_value - mean) / std

@@ -16,18 +16,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from open_cloc.canvas import Geometry
 from open_cloc.labelling.detectors.common import base_provenance, open_checkpoint
 from open_cloc.labelling.detectors.decode import keep_boxes, skip_without_phrases
-from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
+from open_cloc.labelling.detectors.texts import TextCache, drop_first_words, texts_at_once
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_regions, embed_texts
 from open_cloc.model.load import load_model
 from open_cloc.model.search import CANDIDATES, VERSION, ground_phrases
-from open_cloc.precision import Precision, computing_in
+from open_cloc.precision import Choice, computing_in
 
 
 class Grounded(NamedTuple):
@@ -52,10 +53,17 @@ class Grounder:
         precision: As a `DetectorConfig` has it, where that does no harm.
     """
 
-    def __init__(self, model: CLOC, precision: Precision = "fp32") -> None:
+    def __init__(self, model: CLOC, precision: Choice = "fp32") -> None:
         self.model = model
-        self.text_cache = TextCache(lambda text: embed_texts(model, [text])[0])
-        self.precision: Precision = precision
+        self.text_cache = TextCache(self._embed, texts_at_once(model.device))
+        self.precision: Choice = precision
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        """(T, D); several have the longest length."""
+        if len(texts) == 1:
+            return embed_texts(self.model, texts)
+        ids = self.model.tokenizer(list(texts)).to(self.model.device)
+        return F.normalize(self.model.encode_text(ids).float(), dim=-1)
 
     def shorten(self, phrase: str, prompt: str = "{}") -> tuple[str, bool]:
         """A phrase as it is asked for, and whether first words had to go for the model's context."""

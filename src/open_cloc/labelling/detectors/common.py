@@ -47,6 +47,13 @@ def load_transformers(checkpoint: Checkpoint, device: torch.device) -> tuple[Any
     return model.float().to(device).eval(), open_safely(AutoTokenizer, checkpoint.folder)
 
 
+def read_config(checkpoint: Checkpoint) -> Any:
+    """transformers' config of a checkpoint, without its weights."""
+    from transformers import AutoConfig
+
+    return open_safely(AutoConfig, checkpoint.folder)
+
+
 def base_provenance(config: DetectorConfig, checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
     """What every detector says of itself; `kind` is `transformers` for models of that library, or `cloc`."""
     import transformers

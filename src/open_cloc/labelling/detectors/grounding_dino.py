@@ -9,7 +9,7 @@ Shapes: B captions of one pass, T tokens, Q queries of the model, P phrases of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +86,12 @@ class GroundingDinoDetector:
             "max_tokens": self.max_tokens,
             "phrase_score": "largest of its tokens",
         }
+
+    @staticmethod
+    def scaling(config: DetectorConfig) -> Callable[[np.ndarray], np.ndarray]:
+        """What to do with a picture before it comes here, on another machine's CPU; see `open_scaling`."""
+        checkpoint, _ = open_checkpoint(config, ARCHITECTURES)
+        return read_preprocess(checkpoint.folder, PREPROCESS).scale
 
     def __call__(
         self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]

@@ -8,7 +8,7 @@ Shapes: P phrases of a picture, Q queries of the model, T tokens, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -53,6 +53,12 @@ class OmDetTurboDetector:
             "max_tokens": self.max_tokens,
             "task": TASK,
         }
+
+    @staticmethod
+    def scaling(config: DetectorConfig) -> Callable[[np.ndarray], np.ndarray]:
+        """What to do with a picture before it comes here, on another machine's CPU; see `open_scaling`."""
+        checkpoint, _ = open_checkpoint(config, ("omdet-turbo",))
+        return read_preprocess(checkpoint.folder, PREPROCESS).scale
 
     def __call__(
         self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]

@@ -7,7 +7,7 @@ Shapes: B pictures, P phrases per picture (padded), N patches, C tower width, D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +22,11 @@ from open_cloc.labelling.detectors.common import (
     base_provenance,
     load_transformers,
     open_checkpoint,
+    read_config,
 )
 from open_cloc.labelling.detectors.decode import Raw, decode, skip_without_phrases
-from open_cloc.labelling.detectors.texts import TextCache, drop_first_words
+from open_cloc.labelling.detectors.texts import TextCache, drop_first_words, texts_at_once
+from open_cloc.labelling.hub import Checkpoint
 from open_cloc.labelling.recipe import DetectorConfig
 from open_cloc.labelling.types import Detections, Failure
 from open_cloc.precision import computing_in
@@ -54,19 +56,22 @@ class OwlDetector:
         self.model, self.tokenizer = load_transformers(checkpoint, device)
         own = self.model.config
         self.towers: Any = getattr(self.model, architecture)
-        default = replace(PREPROCESS[architecture], size=(own.vision_config.image_size,) * 2)
-        self.preprocess = read_preprocess(checkpoint.folder, default)
-        if config.image_size:
-            self.preprocess = replace(self.preprocess, size=(config.image_size,) * 2)
+        self.preprocess = _preprocess(config, checkpoint, architecture, own)
         self.max_tokens: int = own.text_config.max_position_embeddings
         # Position embeddings are resized only where the picture is not of the model's own size.
         self.resized = self.preprocess.size != (own.vision_config.image_size,) * 2
-        self.text_cache = TextCache(self._encode_text)
+        self.text_cache = TextCache(self._encode_texts, texts_at_once(device))
         self.provenance: Mapping[str, object] = base_provenance(config, checkpoint, "transformers") | {
             "class": type(self.model).__name__,
             "preprocess": self.preprocess.provenance(),
             "max_tokens": self.max_tokens,
         }
+
+    @staticmethod
+    def scaling(config: DetectorConfig) -> Callable[[np.ndarray], np.ndarray]:
+        """What to do with a picture before it comes here, on another machine's CPU; see `open_scaling`."""
+        checkpoint, architecture = open_checkpoint(config, PREPROCESS, any_image_size=True)
+        return _preprocess(config, checkpoint, architecture, read_config(checkpoint)).scale
 
     def __call__(
         self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]
@@ -88,6 +93,7 @@ class OwlDetector:
         feature_map = feature_map.float()
         features = feature_map.flatten(1, 2)  # (B, N, C)
         asked = [[self._shorten(phrase) for phrase in own] for own in phrases]
+        self.text_cache.get([text for own in asked for text, _ in own])  # new ones of all pictures together
         queries, mask = self._queries([[text for text, _ in own] for own in asked])
         logits = self.model.class_predictor(features, queries, mask)[0]  # (B, N, P)
         boxes = self.model.box_predictor(features, feature_map, self.resized)  # (B, N, 4)
@@ -111,11 +117,21 @@ class OwlDetector:
     def _num_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
-    def _encode_text(self, text: str) -> Tensor:
-        """(D,) of unit length, as the library's forward pass has it."""
-        ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
-        ids = torch.tensor([ids["input_ids"]], device=self.device)  # (1, T)
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """(T, D) of unit length, as the library's forward pass has it; several have the longest length."""
+        padding = "max_length" if len(texts) > 1 else False
+        made = self.tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens, padding=padding, return_tensors="pt"
+        )
+        ids, mask = (made[name].to(self.device) for name in ("input_ids", "attention_mask"))  # (T, tokens)
         with computing_in(self.config.precision, self.device):
-            pooled = self.towers.text_model(ids, torch.ones_like(ids)).pooler_output
-            embedding = self.towers.text_projection(pooled)[0].float()
-        return embedding / embedding.norm()
+            pooled = self.towers.text_model(ids, mask).pooler_output
+            embeddings = self.towers.text_projection(pooled).float()
+        return embeddings / embeddings.norm(dim=-1, keepdim=True)
+
+
+def _preprocess(config: DetectorConfig, checkpoint: Checkpoint, architecture: str, own: Any) -> Preprocess:
+    """What a checkpoint with this config of transformers expects of its pictures."""
+    default = replace(PREPROCESS[architecture], size=(own.vision_config.image_size,) * 2)
+    preprocess = read_preprocess(checkpoint.folder, default)
+    return replace(preprocess, size=(config.image_size,) * 2) if config.image_size else preprocess

@@ -12,39 +12,53 @@ from torch import Tensor
 TEXTS = 16384
 
 
+# Texts of a pass on a GPU, which takes as long for one.
+TEXTS_AT_ONCE = 32
+
+
+def texts_at_once(device: torch.device) -> int:
+    """Texts of each pass: one on a CPU, whose price is the tokens."""
+    return 1 if device.type == "cpu" else TEXTS_AT_ONCE
+
+
 class TextCache:
     """Remembers what `encode` made of each text, the least recently asked is forgotten first.
 
-    A text is encoded by itself: matrix products round differently in batches of different sizes, and then a
-    run that was stopped and started again would not give the same bytes.
+    Every pass has the same number of texts, filled up with copies of one: matrix products round differently
+    in batches of different sizes, and a run that was stopped and started again would not give the same bytes.
 
     Args:
-        encode: Function that makes an embedding (D,) of a text.
+        encode: Function that makes embeddings (T, D) of texts; each whatever the others are.
+        at_once: T.
         capacity: Number of texts to remember, at least one.
 
     Attributes:
-        num_encoded: Number of times that `encode` was called.
+        num_encoded: Number of texts that were encoded.
     """
 
-    def __init__(self, encode: Callable[[str], Tensor], capacity: int = TEXTS) -> None:
-        self.encode = encode
-        self.capacity = capacity
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Tensor], at_once: int = 1, capacity: int = TEXTS
+    ) -> None:
+        self.encode, self.at_once, self.capacity = encode, at_once, capacity
         self.num_encoded = 0
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def get(self, texts: Sequence[str]) -> Tensor:
         """Texts, at least one -> (T, D)."""
-        return torch.stack([self._one(text) for text in texts])
-
-    def _one(self, text: str) -> Tensor:
-        if text in self._known:
+        wanted = list(dict.fromkeys(texts))
+        found = {text: self._known[text] for text in wanted if text in self._known}
+        new = [text for text in wanted if text not in found]
+        for start in range(0, len(new), self.at_once):
+            part = new[start : start + self.at_once]
+            filled = part + part[:1] * (self.at_once - len(part))
+            found |= zip(part, self.encode(filled))
+        self.num_encoded += len(new)
+        for text in wanted:
+            self._known[text] = found[text]
             self._known.move_to_end(text)
-        else:
-            self._known[text] = self.encode(text)
-            self.num_encoded += 1
-            if len(self._known) > self.capacity:
-                self._known.popitem(last=False)
-        return self._known[text]
+        while len(self._known) > self.capacity:
+            self._known.popitem(last=False)
+        return torch.stack([found[text] for text in texts])
 
 
 def drop_first_words(
