@@ -150,6 +150,7 @@ def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
     if device == "cuda":  # one that looks again wants pictures as they are
         alone = recipe.cycle_weights in ("", OWN)
         first.append(Actors(((DecodeStage, (recipe.detect if alone else None,)),), decoders, light))
+        heavy = heavy | {"max_concurrency": 2}  # one batch is unpacked while the other is on the GPU
     return [*first, Actors((detect,), detectors, heavy)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -111,6 +112,7 @@ class DetectStage:
 
         self.detector = open_detector(config, device)
         self.provenance = plain_provenance(self.detector, "detect.kind")
+        self.one_at_a_time = Lock()  # threads may have a batch each
         self.own_cycle = cycle_weights == OWN
         self.cycle: Any = None
         if cycle_weights and not self.own_cycle:
@@ -122,8 +124,9 @@ class DetectStage:
         pixels = {p.index: _decoded(p) for p in batch.pictures if p.failure is None}
         decoded = [_or_failed(p, pixels.get(p.index)) for p in batch.pictures]
         pixels[PLAIN_INDEX] = PLAIN_PIXELS
-        batch = self._detect(replace(batch, pictures=tuple(decoded)), pixels)
-        batch = self._look_again(batch, pixels)
+        with self.one_at_a_time:
+            batch = self._detect(replace(batch, pictures=tuple(decoded)), pixels)
+            batch = self._look_again(batch, pixels)
         return replace(batch, pictures=tuple(replace(p, image=b"", pixels=None) for p in batch.pictures))
 
     def _detect(self, batch: Batch, pixels: Mapping[int, Any]) -> Batch:
