@@ -29,6 +29,7 @@ from open_cloc.labelling.types import Batch, Unit, UnreadUnit
 LIGHT = 0.1
 # Processes that decode for each detector on a GPU: a photo of 0.3 megapixels takes 5 ms.
 DECODERS = 8
+LAST_WRITERS = 60.0  # seconds to wait for shards that are being written when a run fails
 # Parts that Ray divides a CPU or a GPU into.
 RAY_UNITS = 10_000
 # Most tasks that read; each reads its units one after the other.
@@ -118,8 +119,14 @@ def writers(folder: Path, recipe: LabelRecipe) -> Iterator[Write]:
         wait_for(recipe.run.writers - 1)
         writing.append(task.remote(tuple(sys.path), folder, recipe, unit, batches))
 
-    yield write
-    wait_for(0)
+    try:
+        yield write
+        wait_for(0)
+    except Exception:
+        # On a cluster that lives on they would still write when this folder is free for another run.
+        if writing:
+            ray.wait(writing, num_returns=len(writing), timeout=LAST_WRITERS)
+        raise
 
 
 # --- how many processes, and what each may use -----------------------------------------------------
