@@ -56,10 +56,10 @@ def test_pictures_may_be_scaled_before_they_come(folder: Path) -> None:
     scale = open_scaling(own.config if hasattr(own, "config") else DetectorConfig(weights=str(folder)))
     if scale is None:
         pytest.skip("it scales pictures by itself")
-    large = [np.repeat(np.repeat(image, 3, axis=0), 3, axis=1) for image in pictures()]
+    large = [np.repeat(np.repeat(image, 3, axis=0), 3, axis=1) for image in pictures()[:1]]
     scaled = [scale(image) for image in large]
     assert all(after.nbytes < before.nbytes for after, before in zip(scaled, large))
-    for one, other in zip(own(large, PHRASES), own(scaled, PHRASES)):
+    for one, other in zip(own(large, PHRASES[:1]), own(scaled, PHRASES[:1])):
         np.testing.assert_array_equal(one.boxes, other.boxes)
         np.testing.assert_array_equal(one.scores, other.scores)
 

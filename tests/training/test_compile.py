@@ -27,8 +27,8 @@ def _traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("readout", "changes"),
-    [("prompt", {}), ("mean", {"grad_checkpointing": True})],
-    ids=["prompt", "mean recomputed"],
+    [("mean", {"grad_checkpointing": True})],
+    ids=["mean, recomputed"],
 )
 def test_gradients_are_those_of_eager_blocks(tiny: Recipe, readout: Any, changes: dict[str, Any]) -> None:
     model = replace(tiny.model, prompter=replace(tiny.model.prompter, readout=readout))
@@ -44,8 +44,9 @@ def test_gradients_are_those_of_eager_blocks(tiny: Recipe, readout: Any, changes
         made.append(
             (losses, {n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None})
         )
+        made_before = num_graphs()
         loop.train_step(run, batch, 1)
-        assert num_graphs() - before <= 5
+        assert num_graphs() == made_before
     torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-6)
 
 

@@ -1,0 +1,92 @@
+"""What a step starts and waits for, counted without a GPU: python -m benchmarks.gpu.counts
+
+Operations are those that reach a device as kernels: views are left out. A compiled block counts as one, which
+it is not, but its kernels are few. Waits are operations whose result the host must know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import tyro
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.gpu.steps import clip_step, make_batch, make_run
+from benchmarks.timing import print_table, write_json
+from open_cloc.model import text_buckets
+from open_cloc.training.loop import train_step
+
+CPU = torch.device("cpu")
+# Parts of names of operations that only look at memory in another way.
+VIEWS = (
+    "view", "reshape", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "detach",
+    "aten.t.", "alias", "split", "chunk", "unbind", "as_strided", "diagonal.", "aten.empty", "new_empty",
+    "lift_fresh",
+)  # fmt: skip
+WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "repeat_interleave", "aten.equal")
+
+
+@dataclass
+class Options:
+    """Attributes:
+    towers: Their number of layers is what counts, not their width.
+    batch_size: Pictures; no count depends on it.
+    """
+
+    towers: str = "open_clip:ViT-B-16"
+    batch_size: int = 2
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations and waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.waits = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(op)
+        self.operations += not any(word in name for word in VIEWS)
+        self.waits += any(word in name for word in WAITS)
+        return op(*args, **(kwargs or {}))
+
+
+def counted(step: Callable[[], object]) -> dict[str, float]:
+    """Of one step, once it has been made before."""
+    step()
+    with Counter() as counter:
+        step()
+    return {"operations": counter.operations, "waits": counter.waits}
+
+
+@contextmanager
+def passes(made: text_buckets.Passes) -> Iterator[None]:
+    """Texts cut so, whatever the device."""
+    with mock.patch.dict(text_buckets.BY_DEVICE, {"cpu": made}):
+        yield
+
+
+def main(options: Options) -> None:
+    rows = {}
+    run = make_run(options.towers, "prompt", CPU)
+    batch, captions = make_batch(run.model, options.batch_size, 0)
+    rows["CLIP, open_clip's step"] = counted(clip_step(run.model, batch, captions, CPU))
+    for readout in ("prompt", "mean"):
+        run = make_run(options.towers, readout, CPU)
+        for name, cut in {
+            "four passes, as on a CPU": text_buckets.Passes(4),
+            "two passes": text_buckets.ON_ACCELERATORS,
+        }.items():
+            with passes(cut):
+                rows[f"CLOC `{readout}`, {name}"] = counted(lambda run=run: train_step(run, batch, 1))  # type: ignore[misc]
+    print_table(rows)
+    print(write_json("gpu_counts", {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
