@@ -120,7 +120,7 @@ def _softplus(x):
 @triton.jit
 def _weights(
     left, left_low, text, text_low, own, own_low, own_place, counts, num_rows, num_columns, scale, bias,
-    row_lse, column_lse, row_grad, column_grad, factor, high, low, start, width, threshold,
+    row_tops, column_tops, row_grad, column_grad, factor, high, low, start, width, threshold,
     SIGMOID: tl.constexpr, FILTER: tl.constexpr, LOW: tl.constexpr,
     D: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -139,9 +139,9 @@ def _weights(
     if SIGMOID:
         pull = pull / (1.0 + tl.exp(-logits))
     else:
-        pull = pull * tl.exp(logits - tl.load(row_lse + i, is_row, 0.0)[:, None])
+        pull = pull * tl.exp(logits - tl.load(row_tops + i, is_row, 0.0)[:, None])
         by_column = (tl.load(column_grad + j, is_column, 0.0) * tl.load(factor))[None, :]
-        pull += by_column * tl.exp(logits - tl.load(column_lse + j, is_column, 0.0)[None, :])
+        pull += by_column * tl.exp(logits - tl.load(column_tops + j, is_column, 0.0)[None, :])
     pull = tl.where(is_negative, pull, 0.0)
     upper = pull.to(tl.float16)
     at = i.to(tl.int64)[:, None] * width + local[None, :]
@@ -166,6 +166,28 @@ def _split(rows: Tensor) -> Pieces:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Half-precision matrices multiplied, summed in float32."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+class Sums(NamedTuple):
+    """Sums of exponentials, relative to the largest logit of each, which is one of them: no digit is lost."""
+
+    tops: Tensor
+    sums: Tensor
+
+    def logs(self) -> Tensor:
+        return torch.where(self.sums == 0, NOTHING, self.tops + self.sums.log())
+
+    def over(self, gradient: Tensor) -> Tensor:
+        """Gradients for the logarithms, divided by the sums; 0 where nothing was summed."""
+        return torch.where(self.sums == 0, 0.0, gradient / self.sums)
+
+
+def _joined(tops: Tensor, sums: Tensor) -> Sums:
+    """Sums of several tiles (tiles, n), each relative to its own top."""
+    if not len(tops):
+        return Sums(tops.new_full(tops.shape[1:], NOTHING), tops.new_zeros(tops.shape[1:]))
+    top = tops.amax(0)
+    return Sums(top, (sums * (tops - top).exp()).sum(0))
 
 
 class _Seen:
@@ -196,8 +218,11 @@ class _Seen:
         """(n,) the scale times each row's cosine with its text, in the rows' own order."""
         return self.to_rows((self.left * self.own).sum(1)) * scale.detach().float()
 
-    def sums(self, is_sigmoid: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """What rows and columns sum up to, at their places, and how many pairs are filtered."""
+    def sums(self, is_sigmoid: bool) -> tuple[Any, Any, Tensor]:
+        """What rows and columns sum up to, at their places, and how many pairs are filtered.
+
+        Sums of exponentials are `Sums`; those of softplus, of rows alone, plain tensors.
+        """
         n, m = len(self.left), len(self.right)
         down, across = triton.cdiv(n, TILE), triton.cdiv(m, TILE)
 
@@ -219,9 +244,7 @@ class _Seen:
         filtered = ((conflicts.sum(0) + copies) * is_row).sum()
         if is_sigmoid:
             return row_sum.sum(0), column_sum, filtered
-        both = ((row_top, row_sum), (column_top, column_sum))
-        by_row, by_column = ((top + added.log()).logsumexp(0).clamp(min=NOTHING) for top, added in both)
-        return by_row, by_column, filtered
+        return _joined(row_top, row_sum), _joined(column_top, column_sum), filtered
 
     def gradients(
         self, is_sigmoid: bool, by_row: Tensor, by_column: Tensor, row_grad: Tensor, column_grad: Tensor
@@ -275,19 +298,20 @@ class LogSumExps(torch.autograd.Function):
     def forward(ctx: Any, left: Tensor, right: Tensor, scale: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         seen = _Seen(left, right, scale, torch.zeros_like(scale), layout)
         by_row, by_column, filtered = seen.sums(is_sigmoid=False)
-        ctx.save_for_backward(left, right, scale, by_row, by_column)
+        ctx.save_for_backward(left, right, scale, *by_row, *by_column)
         ctx.layout = layout
         ctx.mark_non_differentiable(filtered)
-        return seen.positives(scale), seen.to_rows(by_row), by_column, filtered
+        return seen.positives(scale), seen.to_rows(by_row.logs()), by_column.logs(), filtered
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         positive_grad, row_grad, column_grad, _ = (grad.float().contiguous() for grad in grads)
-        left, right, scale, by_row, by_column = ctx.saved_tensors
+        left, right, scale, *sums = ctx.saved_tensors
+        by_row, by_column = Sums(*sums[:2]), Sums(*sums[2:])
         seen = _Seen(left, right, scale, torch.zeros_like(scale), ctx.layout)
-        row_grad = row_grad[ctx.layout.rows]
-        left_grad, right_grad, _ = seen.gradients(False, by_row, by_column, row_grad, column_grad)
+        row_grad, column_grad = by_row.over(row_grad[ctx.layout.rows]), by_column.over(column_grad)
+        left_grad, right_grad, _ = seen.gradients(False, by_row.tops, by_column.tops, row_grad, column_grad)
         return (*seen.finish(left_grad, right_grad, scale, positive_grad), None)
 
 
