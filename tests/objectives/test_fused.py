@@ -79,7 +79,7 @@ def test_repeated_texts_are_one_column_with_a_count(kind: str, mask: str) -> Non
 
 
 def check_digits(found: dict[str, float]) -> None:
-    """The scale's gradient among them, a difference of large sums: the dense form in float32 is further off."""
+    """The scale's gradient among them, a difference of large sums: of the dense form it is further off."""
     assert max(found.values()) < 1e-5, found
 
 
