@@ -202,15 +202,10 @@ def test_gpus_gather_shards_in_bfloat16() -> None:
         assert (other.param_dtype, other.reduce_dtype) == (None, None)
 
 
-def test_shards_train_under_autocast(tiny: Recipe, tmp_path: Path) -> None:
-    logs = []
-    for kind in ("ddp", "fsdp"):
-        recipe = with_run(tiny, parallel=kind, precision="bf16", output=str(tmp_path / kind))
-        assert run_ranks(train, recipe) == [Path(recipe.run.output) / "model"] * 2
-        logs.append(log_of(recipe.run.output))
-    for line, other in zip(*logs):
-        for name in ("total", "grad_norm"):
-            assert line[name] == pytest.approx(other[name], rel=0.03), name
+def test_shards_train_under_autocast(tiny: Recipe) -> None:
+    recipe = with_run(tiny, parallel="fsdp", precision="bf16", samples=2 * tiny.run.global_batch_size)
+    assert run_ranks(train, recipe) == [Path(recipe.run.output) / "model"] * 2
+    assert log_of(recipe.run.output)[-1]["skipped_steps"] == 0
 
 
 def held_bytes(recipe: Recipe) -> tuple[int, int]:

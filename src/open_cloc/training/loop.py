@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +112,8 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             if not _run_steps(run, data, start, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
             whole = whole_model(model, ranks)
-            ranks.on_first(lambda: _finish(whole, recipe, folder, ranks.device))
+            with uncompiled() if compiled else nullcontext():
+                ranks.on_first(lambda: _finish(whole, recipe, folder, ranks.device))
             return folder / FINAL_FOLDER
 
 
@@ -196,8 +197,7 @@ def _finish(model: CLOC, recipe: Recipe, folder: Path, device: torch.device) -> 
     model.eval()
     model.save_pretrained(folder / FINAL_FOLDER)
     if recipe.data.probe:
-        with uncompiled():
-            probe(model.to(device), recipe, folder, "after")
+        probe(model.to(device), recipe, folder, "after")
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
