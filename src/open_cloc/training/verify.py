@@ -19,7 +19,8 @@ from open_cloc.training.report import LOG_NAME
 
 STEPS, STOP = 6, 3
 # What a line of the log says of the machine rather than of the run.
-OF_THE_CLOCK = ("images_per_s", "step_time", "data_time")
+# Of the clock and of the process, which compiles anew where a run goes on.
+NOT_OF_THE_RUN = ("images_per_s", "step_time", "data_time", "graphs")
 
 
 @dataclass(frozen=True)
@@ -95,4 +96,4 @@ def _last_state(folder: Path) -> dict[str, torch.Tensor]:
 
 def _losses(folder: Path) -> list[dict[str, float]]:
     lines = (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in OF_THE_CLOCK} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in NOT_OF_THE_RUN} for line in lines]
