@@ -19,10 +19,10 @@ from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
-from open_cloc.training.compile import Compile, compile_blocks, num_graphs
+from open_cloc.training.compile import compile_blocks, num_graphs
 from open_cloc.training.loop import Run, build_objectives, prepare_model, train_step
 from open_cloc.training.ranks import Ranks
-from open_cloc.training.recipe import DataConfig, Recipe, RunConfig
+from open_cloc.training.recipe import Compile, DataConfig, Recipe, RunConfig
 
 EAGER, COMPILED = "CLIP, open_clip's eager step", "CLIP, our compiled blocks"
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from open_cloc.errors import first_line
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.parallelize import repeated_blocks
+from open_cloc.training.recipe import Compile
 
 logger = logging.getLogger(__name__)
-
-Compile = Literal["auto", "on", "off"]
 
 BACKEND = "inductor"
 # Blocks of all towers are one entry in torch's books, and each of these is a graph of its own: an image

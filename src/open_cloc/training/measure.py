@@ -22,6 +22,7 @@ from open_cloc.model.create import build_model
 from open_cloc.precision import computing_in
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
+from open_cloc.training.compile import compile_blocks
 from open_cloc.training.loop import Run, build_objectives, open_data, prepare_model, train_step
 from open_cloc.training.parallelize import tower_blocks
 from open_cloc.training.plan import Measured
@@ -86,7 +87,8 @@ def start(recipe: Recipe) -> Run:
     objectives = build_objectives(recipe, model)
     prepare_model(model, objectives, recipe)
     optimizer = optim.build_optimizer(model, objectives, recipe.optim)
-    run = Run(recipe, Ranks(0, 1, model.device), Path(), model, objectives, model, optimizer)
+    compiled = compile_blocks(model, recipe.run.compile, model.device)
+    run = Run(recipe, Ranks(0, 1, model.device), Path(), model, objectives, model, optimizer, compiled)
     train_step(run, make_batch(run, max(2, recipe.run.accumulate)), 0)
     return run
 

@@ -34,6 +34,8 @@ def parallelize(model: CLOC, parallel: Parallel, ranks: Ranks, precision: Precis
     `ddp` keeps the model whole on every rank; `fsdp` replaces its parameters by shards, in place. Every
     learning parameter must get a gradient in every step (`optim.freeze_unreached` sees to it).
 
+    All ranks must begin with the same weights (`share_state`).
+
     With `bf16` on GPUs, FSDP gathers the towers' blocks in bfloat16, which is what autocast computes their
     products in; shards, gradients and their sums stay in float32.
 

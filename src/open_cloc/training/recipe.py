@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.errors import UserError
@@ -12,7 +12,7 @@ from open_cloc.objectives import PAPER_TERMS, Term
 from open_cloc.precision import PRECISIONS, Precision
 
 PARALLEL = ("ddp", "fsdp")
-COMPILE = ("auto", "on", "off")
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class RunConfig:
     global_batch_size: int = 64
     output: str = ""
     seed: int = 0
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Compile = "auto"
     precision: Precision = "fp32"
     grad_checkpointing: bool = False
     accumulate: int = 1
@@ -127,7 +127,9 @@ class RunConfig:
         _require("run.global_batch_size", self.global_batch_size, self.global_batch_size >= 1, "at least 1")
         _require("run.seed", self.seed, self.seed >= 0, "at least 0")
         _require("run.precision", self.precision, self.precision in PRECISIONS, " or ".join(PRECISIONS))
-        _require("run.compile", self.compile, self.compile in COMPILE, " or ".join(COMPILE))
+        _require(
+            "run.compile", self.compile, self.compile in get_args(Compile), " or ".join(get_args(Compile))
+        )
         _require("run.parallel", self.parallel, self.parallel in PARALLEL, " or ".join(PARALLEL))
         _require("run.accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
         _require("run.max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "at least 0")
