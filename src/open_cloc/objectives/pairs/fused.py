@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.objectives.pairs.layout import Layout, lay_out
+from open_cloc.objectives.pairs.sums import CountedPairs
 
 
 @dataclass(frozen=True)
-class FusedPairs:
+class FusedPairs(CountedPairs):
     """As `DensePairs`: rows and texts that do not count are there, as zeros.
 
     Attributes:
@@ -47,29 +47,17 @@ class FusedPairs:
         """(m,) column of each text."""
         return self.layout.text_index
 
-    @property
-    def num_filtered(self) -> Tensor:
-        """Scalar, how many of the pairs the conflict filter leaves out."""
-        if not self._filtered:
-            with torch.no_grad():
-                self.logsumexps(torch.ones((), device=self.left.device))
-        return self._filtered[0]
-
     def logsumexps(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positive logits (n,), and log-sum-exps of the negatives' by row (n,) and by column (m,)."""
         from open_cloc.objectives.pairs.fused_triton import LogSumExps
 
-        *found, filtered = LogSumExps.apply(self.left, self.right, scale, self.layout)
-        self._filtered[:] = [filtered]
-        return tuple(found)
+        return self._count(LogSumExps.apply(self.left, self.right, scale, self.layout))
 
     def softplus_sums(self, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Positive logits less the bias (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
         from open_cloc.objectives.pairs.fused_triton import SoftplusSums
 
-        *found, filtered = SoftplusSums.apply(self.left, self.right, scale, bias, self.layout)
-        self._filtered[:] = [filtered]
-        return tuple(found)
+        return self._count(SoftplusSums.apply(self.left, self.right, scale, bias, self.layout))
 
 
 def fused_pairs(

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from open_cloc.objectives.pairs.dense import NOTHING
 from open_cloc.objectives.pairs.layout import Layout
+from open_cloc.objectives.pairs.sums import Sums
 
 TILE = 128  # rows and columns of a tile
 DEPTH = 64  # of the embedding that is multiplied at a time
@@ -166,20 +167,6 @@ def _split(rows: Tensor) -> Pieces:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Half-precision matrices multiplied, summed in float32."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
-
-
-class Sums(NamedTuple):
-    """Sums of exponentials, relative to the largest logit of each, which is one of them: no digit is lost."""
-
-    tops: Tensor
-    sums: Tensor
-
-    def logs(self) -> Tensor:
-        return torch.where(self.sums == 0, NOTHING, self.tops + self.sums.log())
-
-    def over(self, gradient: Tensor) -> Tensor:
-        """Gradients for the logarithms, divided by the sums; 0 where nothing was summed."""
-        return torch.where(self.sums == 0, 0.0, gradient / self.sums)
 
 
 def _joined(tops: Tensor, sums: Tensor) -> Sums:

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from open_cloc.objectives.pairs.dense import NOTHING
+from open_cloc.objectives.pairs.sums import CountedPairs, Sums
 from open_cloc.objectives.pairs.unit_rows import unit_rows
 from open_cloc.precision import exact_products
 
@@ -54,7 +55,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class TiledPairs:
+class TiledPairs(CountedPairs):
     """As `DensePairs`, over real rows and columns only.
 
     Attributes:
@@ -82,25 +83,13 @@ class TiledPairs:
         """(n,) all True."""
         return torch.ones_like(self.layout.rows, dtype=torch.bool)
 
-    @property
-    def num_filtered(self) -> Tensor:
-        """Scalar, how many of the pairs the conflict filter leaves out."""
-        if not self._filtered:
-            with torch.no_grad():
-                self.logsumexps(torch.ones((), device=self.left.device))
-        return self._filtered[0]
-
     def logsumexps(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positive logits (n,), and log-sum-exps of the negatives' by row (n,) and by column (u,)."""
-        *found, filtered = _LogSumExps.apply(self.left, self.right, scale, self.layout)
-        self._filtered[:] = [filtered]
-        return tuple(found)
+        return self._count(_LogSumExps.apply(self.left, self.right, scale, self.layout))
 
     def softplus_sums(self, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Positive logits less the bias (n,), and each row's sum over negatives of `softplus(logit)` (n,)."""
-        *found, filtered = _SoftplusSums.apply(self.left, self.right, scale, bias, self.layout)
-        self._filtered[:] = [filtered]
-        return tuple(found)
+        return self._count(_SoftplusSums.apply(self.left, self.right, scale, bias, self.layout))
 
 
 @torch.no_grad()
@@ -219,28 +208,17 @@ def _slices(num: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num))
 
 
-class _Sums:
-    """Sums of exponentials by row or by column, relative to the largest logit of each so far."""
+def _no_sums(count: int, like: Tensor) -> Sums:
+    return Sums(like.new_full((count,), NOTHING), like.new_zeros(count))
 
-    def __init__(self, count: int, like: Tensor) -> None:
-        self.tops, self.sums = like.new_full((count,), NOTHING), like.new_zeros(count)
 
-    def add(self, place: slice, logits: Tensor, counts: Tensor | None = None) -> None:
-        """Add the rows of some logits (p, q), each column as often as `counts` (q,) says."""
-        top = torch.maximum(self.tops[place], logits.amax(1))
-        exponentials = (logits - top[:, None]).exp_()
-        added = exponentials.sum(1) if counts is None else exponentials @ counts
-        self.sums[place] = self.sums[place] * (self.tops[place] - top).exp() + added
-        self.tops[place] = top
-
-    def logs(self) -> Tensor:
-        """Of the sums, absolute."""
-        return torch.where(self.sums == 0, NOTHING, self.sums.log() + self.tops)
-
-    @staticmethod
-    def over(gradient: Tensor, sums: Tensor) -> Tensor:
-        """Gradients for the logarithms, divided by the sums; 0 where nothing was summed."""
-        return torch.where(sums == 0, 0.0, gradient / sums)
+def _add(total: Sums, place: slice, logits: Tensor, counts: Tensor | None = None) -> None:
+    """Add the rows of some logits (p, q) to sums, each column as often as `counts` (q,) says."""
+    top = torch.maximum(total.tops[place], logits.amax(1))
+    exponentials = (logits - top[:, None]).exp_()
+    added = exponentials.sum(1) if counts is None else exponentials @ counts
+    total.sums[place] = total.sums[place] * (total.tops[place] - top).exp() + added
+    total.tops[place] = top
 
 
 class _LogSumExps(torch.autograd.Function):
@@ -250,12 +228,13 @@ class _LogSumExps(torch.autograd.Function):
     def forward(ctx: Any, left: Tensor, right: Tensor, scale: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         with exact_products(left.device):
             tiles = _Tiles(left, right, layout)
-            rows, columns = _Sums(len(layout.rows), tiles.counts), _Sums(len(layout.columns), tiles.counts)
+            rows = _no_sums(len(layout.rows), tiles.counts)
+            columns = _no_sums(len(layout.columns), tiles.counts)
             filtered = layout.counts.new_zeros(())
             for tile in tiles.all(float(scale), filtered):
-                rows.add(tile.rows, tile.logits, tiles.counts[tile.columns])
-                columns.add(tile.columns, tile.logits.T)
-            ctx.save_for_backward(left, right, scale, rows.tops, rows.sums, columns.tops, columns.sums)
+                _add(rows, tile.rows, tile.logits, tiles.counts[tile.columns])
+                _add(columns, tile.columns, tile.logits.T)
+            ctx.save_for_backward(left, right, scale, *rows, *columns)
             ctx.layout = layout
             ctx.mark_non_differentiable(filtered)
             return tiles.positives() * scale, rows.logs(), columns.logs(), filtered
@@ -263,15 +242,15 @@ class _LogSumExps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, positive_grad: Tensor, row_grad: Tensor, column_grad: Tensor, _: Any) -> Any:
-        left, right, scale, row_tops, row_sums, column_tops, column_sums = ctx.saved_tensors
+        left, right, scale, *sums = ctx.saved_tensors
+        rows, columns = Sums(*sums[:2]), Sums(*sums[2:])
         tiles = _Tiles(left, right, ctx.layout)
-        # Tops are logits themselves: differences to them are exact where it matters, those to logarithms not.
-        of_rows, of_columns = _Sums.over(row_grad, row_sums), _Sums.over(column_grad, column_sums)
+        of_rows, of_columns = rows.over(row_grad), columns.over(column_grad)
 
         def weights(tile: _Tile) -> Tensor:
             i, j = tile.rows, tile.columns
-            pull = (tile.logits - row_tops[i, None]).exp_().mul_(of_rows[i, None] * tiles.counts[j])
-            return pull.addcmul_(tile.logits.sub_(column_tops[j]).exp_(), of_columns[j])
+            pull = (tile.logits - rows.tops[i, None]).exp_().mul_(of_rows[i, None] * tiles.counts[j])
+            return pull.addcmul_(tile.logits.sub_(columns.tops[j]).exp_(), of_columns[j])
 
         return (*_gradients(tiles, left, right, scale, positive_grad, weights), None)
 
