@@ -82,10 +82,10 @@ def texts(count: int, shortest: int, longest: int, seed: int) -> Tensor:
     return rows
 
 
-def make_batch(options: Options) -> tuple[RegionBatch, Tensor, Tensor]:
+def make_batch(options: Options, seed: int = 0) -> tuple[RegionBatch, Tensor, Tensor]:
     """A batch as the loader makes it, its captions at full length, and the phrases of all regions."""
     size = options.batch_size
-    captions, phrases = texts(size, 8, 47, seed=1), texts(size * NUM_REGIONS, 2, 12, seed=2)
+    captions, phrases = texts(size, 8, 47, 2 * seed + 1), texts(size * NUM_REGIONS, 2, 12, 2 * seed + 2)
     repeated = int(0.3 * len(phrases))
     phrases[-repeated:] = phrases[torch.arange(repeated)]
     distinct, row = phrases.unique(dim=0, return_inverse=True)

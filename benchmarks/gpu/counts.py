@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from unittest import mock
 
 import torch
 import tyro
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.steps import clip_step, make_batch, make_run
+from benchmarks.gpu.watched import Watched
 from benchmarks.timing import print_table, write_json
 from open_cloc.model import text_buckets
 from open_cloc.model.gelu_sum import TILE_ELEMENTS
@@ -29,7 +28,6 @@ VIEWS = (
     "aten.t.", "alias", "split", "chunk", "unbind", "as_strided", "diagonal.", "aten.empty", "new_empty",
     "lift_fresh",
 )  # fmt: skip
-WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "repeat_interleave", "aten.equal")
 
 
 @dataclass
@@ -43,26 +41,13 @@ class Options:
     batch_size: int = 2
 
 
-class Counter(TorchDispatchMode):
-    """Counts operations and waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = self.waits = 0
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(op)
-        self.operations += not any(word in name for word in VIEWS)
-        self.waits += any(word in name for word in WAITS)
-        return op(*args, **(kwargs or {}))
-
-
 def counted(step: Callable[[], object]) -> dict[str, float]:
     """Of one step, once it has been made before."""
     step()
-    with Counter() as counter:
+    with Watched() as watched:
         step()
-    return {"operations": counter.operations, "waits": counter.waits}
+    started = [name for name in watched.names if not any(word in name for word in VIEWS)]
+    return {"operations": len(started), "waits": len(watched.waits)}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import open_clip
 import torch
 from torch import Tensor
 
+from benchmarks import training_step
 from benchmarks.gpu.clock import peak_bytes, take_turns
-from benchmarks.training_step import CONTEXT, END, NUM_REGIONS, START
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, build_model
@@ -27,41 +28,17 @@ from open_cloc.training.recipe import Compile, DataConfig, Recipe, RunConfig
 EAGER, COMPILED = "CLIP, open_clip's eager step", "CLIP, our compiled blocks"
 
 
-def texts(count: int, shortest: int, longest: int, draw: torch.Generator) -> Tensor:
-    """Random token ids (count, 77), framed as open_clip frames them."""
-    lengths = torch.randint(shortest, longest + 1, (count, 1), generator=draw)
-    place = torch.arange(CONTEXT)
-    ids = torch.randint(300, 40_000, (count, CONTEXT), generator=draw)
-    ids = torch.where(place <= lengths, ids, 0)
-    ids[:, 0] = START
-    return ids.scatter(1, lengths + 1, END)
-
-
 def make_batch(model: CLOC, size: int, seed: int) -> tuple[RegionBatch, Tensor]:
-    """A batch as the loader makes it, and its captions at full length; 30 % of the phrases repeat."""
-    draw = torch.Generator().manual_seed(seed)
-    captions, phrases = texts(size, 8, 47, draw), texts(size * NUM_REGIONS, 2, 12, draw)
-    repeated = int(0.3 * len(phrases))
-    phrases[-repeated:] = phrases[torch.arange(repeated)]
-    distinct, row = phrases.unique(dim=0, return_inverse=True)
-    lengths = torch.cat([captions, distinct]).argmax(1) + 1
-    order = lengths.argsort(stable=True)
-    place = order.argsort()
-    index = place[size:][row].view(size, NUM_REGIONS)
-    height, width = model.preprocess.image_size
-    batch = RegionBatch(
-        images=torch.randint(0, 255, (size, 3, height, width), dtype=torch.uint8, generator=draw),
-        content_boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(size, 1),
-        texts=torch.cat([captions, distinct])[order],
-        caption_index=place[:size],
-        boxes=torch.rand(size, NUM_REGIONS, 4, generator=draw).sort(-1).values,
-        region_text_index=index,
-        region_mask=torch.ones(size, NUM_REGIONS, dtype=torch.bool),
-        text_lengths=tuple(lengths[order].tolist()),
-        region_text_ids=index.clone(),
+    """The CPU benchmark's batch with ids, and its captions at full length."""
+    made, captions, _ = training_step.make_batch(training_step.Options(batch_size=size), seed)
+    side = model.preprocess.image_size[0]
+    batch = replace(
+        made,
+        images=made.images[..., :side, :side].contiguous(),
+        content_boxes=made.content_boxes.contiguous(),
+        region_text_ids=made.region_text_index.clone(),
     )
-    pinned = batch.pin_memory() if torch.cuda.is_available() else batch
-    return pinned, captions
+    return batch.pin_memory() if torch.cuda.is_available() else batch, captions
 
 
 def make_run(
@@ -72,7 +49,7 @@ def make_run(
     recipe = Recipe(
         name="bench",
         model=ModelConfig(towers=towers, prompter=PrompterConfig(readout=readout)),  # type: ignore[arg-type]
-        data=DataConfig(loader=LoaderConfig(num_regions=NUM_REGIONS)),
+        data=DataConfig(loader=LoaderConfig(num_regions=training_step.NUM_REGIONS)),
         run=RunConfig(precision="bf16"),
     )
     model = build_model(recipe.model).to(device).train()

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.watched import Watched
 from open_cloc.objectives.pairs import dense, losses
 from open_cloc.objectives.pairs.dense import dense_pairs
 from open_cloc.objectives.pairs.fused import fused_pairs
 from open_cloc.objectives.pairs.losses import filtered_share, sigmoid_loss, softmax_loss
 from tests.objectives.test_tiled import KINDS, errors, masks, phrases, results
-from tests.waits import Watched
 
 # The interpreter warns of exponentials of pairs that are no negatives, whose values are thrown away.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")

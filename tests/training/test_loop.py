@@ -31,6 +31,7 @@ from tiny_recipes import (
 )
 from torch import Tensor
 
+from benchmarks.gpu.watched import Watched
 from open_cloc.cli import main as cli
 from open_cloc.data.permutation import permutation
 from open_cloc.data.readers import open_reader
@@ -41,7 +42,6 @@ from open_cloc.training import watch as watching
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.watch import NOTHING_TOLD, Said, Watch
-from tests.waits import Watched
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
