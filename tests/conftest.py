@@ -23,6 +23,25 @@ torch.set_num_threads(1)
 
 # Modules that share a Ray cluster.
 ON_RAY = tuple(f"tests/labelling/test_{name}.py" for name in ("actors", "cluster", "pipeline"))
+# Modules that start many processes, longest first: one that starts last runs alone at the end.
+LONG = (
+    *ON_RAY,
+    *(f"tests/training/test_{name}.py" for name in ("parallelize", "checkpoint", "loop", "terms")),
+    "tests/cli/test_demo.py",
+    "tests/contracts/test_detectors.py",
+    "tests/test_docs.py",
+    "tests/cli/test_main.py",
+    "tests/training/test_compile.py",
+)
+
+
+def module_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {module: place for place, module in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(module_of(item.nodeid), len(LONG)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -32,9 +51,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
     class ByModule(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
+            module = module_of(nodeid)
             return ON_RAY[0] if module in ON_RAY else module
 
+    config.option.loadscopereorder = False  # modules of many tests are not those that take long
     return ByModule(config, log)
 
 

@@ -27,7 +27,6 @@ from tests.labelling.made import (
     COUNT,
     Labelled,
     captions_only,
-    checksums,
     copy_of,
     recipe,
 )
@@ -82,13 +81,6 @@ def test_a_folder_in_which_a_process_works_is_left_alone(tmp_path: Path) -> None
     with locked(tmp_path / "out"), pytest.raises(UserError, match="another process works in"):
         label(recipe(tmp_path), source, tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
-
-
-def test_a_dead_worker_changes_nothing(cluster: None, labelled: Labelled, tmp_path: Path) -> None:
-    (labelled.folder / "die").touch()
-    label(recipe(labelled.folder), labelled.source, tmp_path / "out")
-    assert not (labelled.folder / "die").exists()
-    assert checksums(tmp_path / "out") == checksums(labelled.output)
 
 
 def test_what_fails_in_a_stage_comes_back_in_its_place(tmp_path: Path) -> None:

@@ -140,10 +140,10 @@ def wait_for_raw_boxes(output: Path) -> None:
     assert len(list(output.glob("*_label.json"))) < 3
 
 
-def test_a_killed_driver_starts_again_and_no_module_of_the_working_folder_runs(
+def test_a_killed_driver_and_a_dead_worker_change_nothing(
     cluster: None, labelled: Labelled, tmp_path: Path
 ) -> None:
-    """A worker that looked there first would take a stranger's file for a library."""
+    """Nor does a stranger's file in the working folder that has a library's name: none of them runs."""
     output, strangers = tmp_path / "out", tmp_path / "strangers"
     strangers.mkdir()
     for name in ("numpy", "pyarrow", "random", "PIL", "torch"):
@@ -158,7 +158,9 @@ def test_a_killed_driver_starts_again_and_no_module_of_the_working_folder_runs(
         process.send_signal(signal.SIGKILL)
         process.wait()
         (labelled.folder / "slow").unlink()
+    (labelled.folder / "die").touch()
     label(recipe(labelled.folder), labelled.source, output)
+    assert not (labelled.folder / "die").exists()
     assert not (tmp_path / "ran").exists()
     assert checksums(output) == checksums(labelled.output)
 
