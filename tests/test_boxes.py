@@ -134,3 +134,19 @@ def test_a_pixel_outside_is_rounding_to_the_predictor_as_well() -> None:
         B.validate_boxes_px(np.array([[100.0, 6, 321.1, 100]]), (240, 320))
     with pytest.raises(ValueError, match="inside the picture of 320 x 240"):  # nothing of it is left
         B.validate_boxes_px(np.array([[320.2, 6, 321, 100]]), (240, 320))
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 300])
+def test_distinct_boxes_are_torchvisions(count: int) -> None:
+    rng = np.random.default_rng(count)
+    corners = rng.integers(0, 12, (count, 2)) / 20  # few places: many overlaps, equal boxes among them
+    boxes = np.concatenate([corners, corners + rng.integers(0, 5, (count, 2)) / 20], 1).astype(np.float32)
+    classes = rng.integers(0, 3, count)
+    scores = torch.arange(count, 0, -1).double()
+    for most in (0.0, 0.31, 0.77):
+        kept = torchvision.ops.batched_nms(
+            torch.from_numpy(boxes).double(), scores, torch.from_numpy(classes), most
+        )
+        stays = B.distinct_boxes(boxes, classes, most)
+        assert np.flatnonzero(stays).tolist() == kept.tolist()
+        assert stays.sum() < count or count < 300

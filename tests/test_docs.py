@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import json
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
@@ -220,30 +219,28 @@ def tiny_towers() -> dict[str, Any]:
     }
 
 
-def run_python(*arguments: str, cwd: Path = ROOT) -> str:
-    """What a Python process of its own prints."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
-def test_ten_lines_of_python_run(page: Path, model_folder: Path) -> None:
+def test_ten_lines_of_python_run(
+    page: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = blocks(read(page), "python")
     assert '"runs/demo/cloc/model"' in code
     assert "None" not in code
-    said = run_python("-c", code.replace("runs/demo/cloc/model", str(model_folder)))
-    assert "a blue umbrella" in said
+    monkeypatch.chdir(ROOT)
+    exec(code.replace("runs/demo/cloc/model", str(model_folder)), {})
+    assert "a blue umbrella" in capsys.readouterr().out
 
 
-def test_the_example_script_runs(model_folder: Path, tmp_path: Path) -> None:
+def test_the_example_script_runs(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps({"docs/scene.png": [[26, 17, 55, 39], [0, 45, 20, 63]]}))
-    said = run_python("examples/embed_regions.py", str(model_folder), str(boxes), str(tmp_path / "out.npz"))
-    assert said.startswith("2 boxes of 1 pictures")
+    script = EXAMPLES / "embed_regions.py"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(script), str(model_folder), str(boxes), str(tmp_path / "out.npz")])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.startswith("2 boxes of 1 pictures")
 
 
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)

@@ -148,6 +148,30 @@ def box_areas(boxes: Array) -> Array:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def distinct_boxes(boxes: np.ndarray, classes: np.ndarray, most_iou: float) -> np.ndarray:
+    """Non-maximum suppression within each class, as torchvision's `batched_nms`.
+
+    Args:
+        boxes: (N, 4) `xyxy` in any unit, best first.
+        classes: (N,) of any type.
+        most_iou: A box goes if it overlaps a better one of its class, which stays, by more than this.
+
+    Returns:
+        (N,) bool, whether a box stays.
+    """
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
+    width = np.minimum.outer(x2, x2) - np.maximum.outer(x1, x1)
+    height = np.minimum.outer(y2, y2) - np.maximum.outer(y1, y1)
+    shared = width.clip(min=0) * height.clip(min=0)
+    areas = (x2 - x1) * (y2 - y1)
+    over = (shared > most_iou * (np.add.outer(areas, areas) - shared)) & np.equal.outer(classes, classes)
+    stays = np.ones(len(boxes), bool)
+    for row in np.flatnonzero(np.triu(over, 1).any(1)):  # those without an effect need no look
+        if stays[row]:
+            stays[row + 1 :] &= ~over[row, row + 1 :]
+    return stays
+
+
 def iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Intersection over union, pair by pair; torchvision's `box_iou` pairs all with all of one image.
 

@@ -178,7 +178,7 @@ def test_a_cluster_of_machines_one_of_which_dies(labelled: Labelled, tmp_path: P
         machines.wait_for_nodes()
         (labelled.folder / "slow").touch()
         process = subprocess.Popen(
-            command(labelled, output, machines.address, 3), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command(labelled, output, machines.address, 2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         wait_for_raw_boxes(output)
         own = (tmp_path / "machine").read_text()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from open_cloc.boxes import distinct_boxes
 from open_cloc.data.annotations import SampleDataset, clean_sample
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.shards.write import Encoded, Storage
@@ -111,12 +111,7 @@ def select_regions(detections: Detections, cycle: np.ndarray | None, config: Fil
 
     rows = keep(rows, score[rows] > config.min_score, "score")
     if config.nms_iou < 1:
-        # Its import takes a second and a half, which each worker would pay.
-        from torchvision.ops import batched_nms
-
-        boxes, scores, phrases = (torch.from_numpy(x[rows]) for x in (detections.boxes, score, phrase))
-        best = batched_nms(boxes.double(), scores.double(), phrases, config.nms_iou)
-        rows = keep(rows, np.isin(np.arange(len(rows)), best.numpy()), "overlap")
+        rows = keep(rows, distinct_boxes(detections.boxes[rows], phrase[rows], config.nms_iou), "overlap")
     sides = detections.boxes[rows, 2:] - detections.boxes[rows, :2]
     rows = keep(rows, sides.min(1, initial=1.0) >= max(config.min_side, NO_AREA), "too small")
     sides = detections.boxes[rows, 2:] - detections.boxes[rows, :2]
