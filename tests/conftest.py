@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the networ
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # By itself 15, and other tests leave Ray's workers no time.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# By itself a second, and the next run's workers import everything anew.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
 # Without a GPU, kernels run in Triton's interpreter, which is chosen when Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

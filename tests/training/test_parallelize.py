@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from tiny_recipes import SCENES, with_loader, with_run
 from torch import Tensor
 from torch.distributed import HashStore
 from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from open_cloc.cli import main as cli
 from open_cloc.data.collate import LoaderConfig
@@ -524,54 +524,47 @@ def test_bad_samples_are_counted_over_ranks_and_over_a_resume(tiny: Recipe, tmp_
     assert again == {step: bad for step, bad in logged.items() if step > progress[0].step}
 
 
-DYING_RANK = """
-import json, os, pathlib, signal
+TINY_MODULE = """
+import json, pathlib
 from open_cloc.config import from_dict
-from open_cloc.data.readers import open_reader
 from open_cloc.training.recipe import Recipe
 
 
 def tiny():
     \"\"\"Test.\"\"\"
     return from_dict(Recipe, json.loads(pathlib.Path("tiny.json").read_text()))
-
-
-class Dying:
-    def __init__(self, path):
-        self.scenes = open_reader("scenes:train,image_size=32,num_samples=1000")
-
-    def __len__(self):
-        return len(self.scenes)
-
-    def __getitem__(self, index):
-        if index == 29 and not os.path.exists("died"):  # the fourth batch of the second rank
-            pathlib.Path("died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.scenes[index]
 """
 
 
+class DyingScenes:
+    """Scenes of which one kills the process that reads it, once."""
+
+    def __init__(self, died: Path) -> None:
+        self.scenes = open_reader("scenes:train,image_size=32,num_samples=1000")
+        self.died = died
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> RegionSample:
+        if index == 29 and not self.died.exists():  # the fourth batch of the second rank
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.scenes[index]
+
+
 def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(tiny: Recipe, tmp_path: Path) -> None:
+    """By torchrun's own launcher, with forks of this process instead of four that import torch."""
     recipe = with_run(with_loader(tiny, shuffle=False), save_steps=2)
     whole = with_run(recipe, output=str(tmp_path / "whole"))
     run_ranks(train, whole)
-    (tmp_path / "tiny.json").write_text(json.dumps(asdict(recipe)))
-    (tmp_path / "dying.py").write_text(DYING_RANK)
-    command = (
-        "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m open_cloc.cli train"
+    died = tmp_path / "died"
+    config = LaunchConfig(
+        1, 1, 2, max_restarts=1, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="localhost:0"
     )
-    options = "dying:tiny --resume auto --data.train dying:Dying:x"
-    ended = subprocess.run(
-        [sys.executable, *command.split(), *options.split()],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "died").is_file()
-    assert ended.stdout.strip().splitlines()[-1:] == [f"{recipe.run.output}/model"]
+    made = elastic_launch(config, train)(recipe, "auto", DyingScenes(died))
+    assert died.is_file()
+    assert made == {rank: Path(recipe.run.output) / "model" for rank in range(2)}
     final = [read_state(Path(r.run.output) / "model/model.safetensors") for r in (recipe, whole)]
     assert_same_bits(*final)
     assert log_of(recipe.run.output) == log_of(whole.run.output)
@@ -702,7 +695,7 @@ def test_verify_resume(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "tiny.json").write_text(json.dumps(asdict(with_run(tiny, samples=80))))
-    (tmp_path / "verified.py").write_text(DYING_RANK)
+    (tmp_path / "verified.py").write_text(TINY_MODULE)
     before = sorted(path.name for path in tmp_path.iterdir())
     assert cli.main(["train", "verified:tiny", "--verify-resume"]) == 0
     out = capsys.readouterr().out
@@ -727,6 +720,6 @@ def verify(path: str) -> int:
 
 def test_verify_resume_on_two_ranks(tiny: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.json").write_text(json.dumps(asdict(with_loader(tiny, workers=1))))
-    (tmp_path / "verified.py").write_text(DYING_RANK)
+    (tmp_path / "verified.py").write_text(TINY_MODULE)
     assert run_ranks(verify, str(tmp_path)) == [0, 0]
     assert capfd.readouterr().out.count("resume is exact: 5 steps == 3 + save + load + 2") == 1
