@@ -193,6 +193,7 @@ def test_an_absent_server_is_one_line(
         "--caption.retries": "0",
         "--detect.weights": str(tmp_path / "absent"),  # a later stage that fails too is not what is told
         "--phrases.kind": "ngrams",
+        "--run.detectors": "1",
     }
     given = [text for option in options.items() for text in option]
     assert open_cloc(["label", "vesl-recaption", source, str(tmp_path / "out"), *given]) == 1
