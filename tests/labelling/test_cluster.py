@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from open_cloc.errors import RunError, UserError, WorkerDiedError
 from open_cloc.labelling.cluster import connected, folder_for_sockets
 from open_cloc.labelling.pipeline import label
-from tests.labelling.made import captions_only, recipe
+from open_cloc.labelling.recipe import CaptionConfig
+from tests.labelling.made import COUNT, Labelled, recipe
 
 
 @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
@@ -33,15 +35,18 @@ def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run_in_one_sentence(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: None, labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And long before all captions are made: stages work at the same time."""
     monkeypatch.setattr("open_cloc.labelling.actors.RETRIES_HERE", 1)
-    source, _ = captions_only(tmp_path / "in", 2)
     (tmp_path / "die always").touch()
+    caption = CaptionConfig(kind="tests.labelling.labelling_fakes:PatientCaptioner", weights=str(tmp_path))
     with pytest.raises(WorkerDiedError) as caught:
-        label(recipe(tmp_path), source, tmp_path / "out")
+        label(replace(recipe(tmp_path), caption=caption), labelled.source, tmp_path / "out")
     assert str(caught.value).startswith("a worker was killed again and again over the same pictures")
     assert "\n" not in str(caught.value)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert next(place for place, call in enumerate(calls) if call != "captions") < COUNT / 2 - 1
 
 
 @pytest.mark.parametrize(("address", "kind"), [("", RunError), ("nowhere:6379", UserError)])

@@ -104,14 +104,6 @@ def test_captions_come_from_a_server(labelled: Labelled, without_ray: None, tmp_
     assert [note["caption_sources"] for note in notes] == [["server m", "given"]] * 5
 
 
-def test_captions_and_boxes_are_made_at_the_same_time(
-    cluster: None, labelled: Labelled, tmp_path: Path
-) -> None:
-    caption = CaptionConfig(kind="tests.labelling.labelling_fakes:PatientCaptioner", weights=str(tmp_path))
-    outcome = label(replace(recipe(tmp_path), caption=caption), labelled.source, tmp_path / "out")
-    assert outcome.counts["written"] == COUNT
-
-
 COMMAND = """
 import sys
 sys.path.insert(0, sys.argv[1])
