@@ -1,4 +1,4 @@
-"""Models in a local folder: open_clip's layout, or a whole CLOC."""
+"""Models in a local folder: open_clip's layout, transformers' CLIPModel, or a whole CLOC."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 
+from open_cloc.canvas import CanvasConfig
+from open_cloc.config import from_dict
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.limits import no_larger_than, read_header
-from open_cloc.model.towers.build import build_clip
+from open_cloc.model.towers.build import build_clip, check_model_cfg
+from open_cloc.model.towers.hugging_face import from_hugging_face, state_from_hugging_face
 from open_cloc.model.towers.open_clip import trained_towers
-from open_cloc.model.towers.tower import StartingTowers
+from open_cloc.model.towers.tower import OPENAI_CANVAS, StartingTowers
 from open_cloc.model.weights import (
     CONFIG_NAME,
     TEXT_TOWER_FOLDER,
+    WEIGHTS_NAME,
     load_strictly,
     read_config,
     read_folder_state,
@@ -31,11 +35,14 @@ OWN_TEXTS = {
     "hf_model_name": ("config.json",),
     "hf_tokenizer_name": ("tokenizer.json", "tokenizer_config.json"),
 }
+# Of transformers, with what Pillow's numbers of its `resample` mean.
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+RESAMPLING = {2: "bilinear", 3: "bicubic"}
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def saved_towers(path: str) -> StartingTowers:
-    """`folder:PATH`: a folder that holds `open_clip_config.json`, or a CLOC's `config.json`.
+    """`folder:PATH`: a folder of open_clip's, of transformers' `CLIPModel`, or of a CLOC.
 
     Args:
         path: The folder. A CLOC is taken whole, with its Prompter and preprocessing; of a checkpoint of
@@ -49,9 +56,13 @@ def saved_towers(path: str) -> StartingTowers:
     if path and (folder / OPEN_CLIP_CONFIG).is_file():
         return _open_clip_folder(folder)
     if path and (folder / CONFIG_NAME).is_file():
+        config = read_json(folder / CONFIG_NAME)
+        if isinstance(config, dict) and config.get("model_type") == "clip":
+            return _clip_folder(folder, config)
         return _cloc_folder(folder)
     raise MissingFileError(
-        f"model {path!r}: expected a folder that holds {OPEN_CLIP_CONFIG} or CLOC's {CONFIG_NAME}"
+        f"model {path!r}: expected a folder that holds {OPEN_CLIP_CONFIG}, or {CONFIG_NAME} of a CLOC or a "
+        "CLIPModel"
     )
 
 
@@ -99,6 +110,39 @@ def _with_own_texts(model_cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
             )
         own[key] = str(found[0])
     return {**model_cfg, "text_cfg": own}
+
+
+def _clip_folder(folder: Path, config: dict[str, Any]) -> StartingTowers:
+    """A `CLIPModel` of transformers, with CLIP's own tokenizer."""
+    model_cfg = from_hugging_face(config)
+    check_model_cfg(model_cfg)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise MissingFileError(f"{folder} holds no {WEIGHTS_NAME}; other layouts of weights are not read")
+    with no_larger_than(_shapes(path).values(), str(folder)), torch.device("meta"):
+        build_clip(model_cfg)
+    load = partial(_load_clip, path=path)
+    return StartingTowers(model_cfg, _processor_canvas(folder), load, is_clip=True)
+
+
+def _processor_canvas(folder: Path) -> dict[str, Any]:
+    """Mean, deviation and interpolation of an image processor, if there is one."""
+    for name in PROCESSORS:
+        if not (folder / name).is_file():
+            continue
+        found = read_json(folder / name)
+        found = found.get("image_processor", found) if isinstance(found, dict) else {}
+        canvas = dict(OPENAI_CANVAS)
+        canvas |= {key: found[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in found}
+        if isinstance(found.get("resample"), int):
+            canvas["interpolation"] = RESAMPLING.get(found["resample"], "bicubic")
+        from_dict(CanvasConfig, canvas, f"{folder / name}")
+        return canvas
+    return dict(OPENAI_CANVAS)
+
+
+def _load_clip(model: Any, path: Path) -> None:
+    load_strictly(model.clip, state_from_hugging_face(read_state(path)), str(path))
 
 
 def _cloc_folder(folder: Path) -> StartingTowers:
