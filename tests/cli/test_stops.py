@@ -103,6 +103,18 @@ def test_while_libraries_are_imported_the_process_just_ends(tmp_path: Path) -> N
     assert stop(tmp_path, body, signal.SIGINT) == TOLD[signal.SIGINT]
 
 
+def test_a_library_that_is_imported_late_is_waited_for(tmp_path: Path) -> None:
+    """An exception within its C++ would abort the process."""
+    (tmp_path / "slow_library.py").write_text(
+        "import time, __main__\nfrom pathlib import Path\n"
+        "try:\n    __main__.ready()\n    time.sleep(0.3)\n"
+        f"except BaseException:\n    raise SystemError\nPath({str(tmp_path / 'whole')!r}).touch()\n"
+    )
+    body = f"sys.path.insert(0, {str(tmp_path)!r})\nimport slow_library\ntime.sleep(60)"
+    assert stop(tmp_path, body, signal.SIGINT) == TOLD[signal.SIGINT]
+    assert (tmp_path / "whole").exists()
+
+
 @pytest.mark.parametrize("wrapped", ["raise ImportError('a library that was stopped')", "sys.exit(1)"])
 def test_what_libraries_make_of_a_signal_is_not_told(tmp_path: Path, wrapped: str) -> None:
     body = f"""

@@ -291,3 +291,48 @@ def test_configs_of_strangers(plain: Path, tmp_path: Path, key: str, value: Any)
     path.write_text(json.dumps(config))
     with pytest.raises(UserError):
         open_cloc.create_model(f"folder:{tmp_path / 'out'}", device="cpu")
+
+
+@pytest.mark.parametrize("readout", ["mean", "prompt"])
+def test_onnx_runs_on_any_number_of_pictures_boxes_and_texts(readout: str, tmp_path: Path) -> None:
+    """Padding, a prior, a pooled residual: all of what a Prompter may have, against the predictor."""
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    prompter = {"readout": readout, "box_prior": True, "pooled_residual": True}
+    weights = saved(tmp_path / "model", cfg(), prompter=prompter)
+    found = export("onnx", weights, tmp_path / "out")
+    assert [difference.what for difference in found] == ["pictures", "boxes", "texts"]
+    assert all(difference.largest <= 1e-4 for difference in found)
+    predictor = open_cloc.load(weights, "cpu")
+    model = predictor.model
+    picture = predictor.encode(np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8))
+    boxes = np.array([[0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]])
+    own = picture.embed(boxes, normalized=True)
+    canvas = picture.geometry.to_canvas(boxes).astype(np.float32)[None]
+    session = runtime.InferenceSession(tmp_path / "out" / "prompter.onnx", providers=["CPUExecutionProvider"])
+    (regions,) = session.run(
+        None,
+        {
+            "image_tokens": picture.state.image_tokens.numpy(),
+            "token_mask": model.tokens_in_picture(picture.state.grid_size, picture.content_box).numpy(),
+            "boxes": canvas,
+        },
+    )
+    np.testing.assert_allclose(regions[0], own, atol=1e-4)
+
+
+def test_onnx_in_8_bits_is_near(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    found = export("onnx-int8", plain, tmp_path / "out")
+    told = {difference.what: difference for difference in found if difference.most is None}
+    assert set(told) == {"in 8 bits: pictures", "in 8 bits: boxes", "in 8 bits: texts"}
+    assert all(0 < difference.largest < 0.1 for difference in told.values())
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.onnx")}
+    assert sizes["text.int8.onnx"] < 0.3 * sizes["text.onnx"]
+
+
+def test_a_prompter_without_a_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    weights = saved(tmp_path / "model", cfg(), prompter={"regions": "roialign"})
+    with pytest.raises(UserError, match="regions=roialign has no graph"):
+        export("onnx", weights, tmp_path / "out")

@@ -130,7 +130,9 @@ def _run_verb(args: Sequence[str], stops: Stops) -> int:
     check_options(args[1:])
     function = _function_of(verb)
     stops.is_working = True
-    return function(args[1:])
+    code = function(args[1:])
+    stops.come_now()
+    return code
 
 
 def _require_working_folder() -> None:

@@ -15,6 +15,7 @@ from typing import NoReturn
 from open_cloc.cli.failures import STOPPED_BY, Stopped, code_of_signal
 
 STANDARD_STREAMS = 3
+LATER = 0.01  # seconds until a signal that came at a bad time comes again
 PATIENCE = 5.0  # seconds for what may hang: a library's own code, threads at Python's end
 
 
@@ -23,7 +24,8 @@ class Stops:
 
     While libraries are imported there is nothing to undo, and an exception may get lost among them: the
     process ends where it stands. Later on a signal becomes an exception, so that all that is open is closed,
-    and half-written files go. A second signal ends the process at once.
+    and half-written files go; behind a library that is just being imported. A second signal ends the process
+    at once.
 
     Args:
         name: What stands before the message, such as `open-cloc train`.
@@ -36,6 +38,7 @@ class Stops:
     def __init__(self, name: str) -> None:
         self.name, self.is_working, self.asked = name, False, 0
         self._seen = threading.Event()
+        self._put_off = 0  # a signal that has come while a library was imported
 
     def listen(self) -> None:
         """Take over the signals that nobody else handles or ignores, as `nohup` does."""
@@ -54,6 +57,11 @@ class Stops:
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reading,), name="stops", daemon=True).start()
 
+    def come_now(self) -> None:
+        """Raise what a signal becomes that has come and was put off."""
+        if self._put_off:
+            self._come(self._put_off, None)
+
     def settle(self) -> None:
         """All has been undone: no further signal disturbs what is left to do, and no worker is waited for."""
         for number in STOPPED_BY:
@@ -71,7 +79,15 @@ class Stops:
         os._exit(code)
 
     def _come(self, number: int, frame: FrameType | None) -> None:
+        if self.is_working and _is_importing(frame):
+            # An exception among a library's C++ aborts the process; `_watch` ends what takes too long.
+            self._put_off = number
+            later = threading.Timer(LATER, signal.pthread_kill, [threading.main_thread().ident, number])
+            later.daemon = True
+            later.start()
+            return
         self._seen.set()
+        self._put_off = 0
         if self.asked or not self.is_working:
             self._end_now(number)
         self.asked = number
@@ -99,6 +115,15 @@ class Stops:
             if signal.getsignal(number) == self._come:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPED_BY)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, one that is asked for late."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def open_closed_streams() -> None:

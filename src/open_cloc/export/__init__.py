@@ -1,6 +1,6 @@
 """A trained model's towers in the layouts that other tools read, each checked against the model itself.
 
-A new target is one file and one line of `TARGETS`. The Prompter has no place in these layouts: a CLOC's own
+A new target is one file and one line of `TARGETS`. The Prompter has a place in ONNX alone: a CLOC's own
 folder stays the whole model.
 """
 
@@ -22,6 +22,8 @@ TARGETS: dict[str, str | Export] = {
     "open-clip": "open_cloc.export.open_clip:export_open_clip",
     "clip": "open_cloc.export.hugging_face:export_clip",
     "llava": "open_cloc.export.hugging_face:export_llava",
+    "onnx": "open_cloc.export.onnx:export_onnx",
+    "onnx-int8": "open_cloc.export.onnx:export_onnx_int8",
 }
 
 

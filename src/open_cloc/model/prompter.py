@@ -205,6 +205,7 @@ def _pooled(image: PromptedImage, tokens: PromptTokens) -> Tensor:
     if coverage is None:
         sizes = (*tokens.ask.shape[:2], image.tower_tokens.shape[1])
         coverage = torch.zeros(sizes, device=tokens.ask.device)
-    weights = (coverage + 1e-8) * image.layer.mask[:, None]  # padding left out
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+    # 1e-8 of a patch for each, in these units: ONNX Runtime takes an addition of 1e-8 for one of nothing.
+    weights = (coverage * 1e8 + 1) * image.layer.mask[:, None]  # padding left out
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-4)
     return weights.to(image.tower_tokens.dtype) @ image.tower_tokens

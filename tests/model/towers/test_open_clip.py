@@ -63,9 +63,7 @@ def test_a_config_may_be_a_json_file(tiny_model_cfg: dict[str, Any], tmp_path: P
 
 def test_a_folder_of_no_layout_is_one_sentence(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(
-            FileNotFoundError, match=r"a folder that holds open_clip_config.json, or"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"a folder that holds open_clip_config.json, or"):
             build_model(ModelConfig(f"folder:{folder}"))
 
 

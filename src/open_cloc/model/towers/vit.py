@@ -44,7 +44,7 @@ class VitTower:
         """Patches (B, C, rows, columns) -> (B, 1 + N, C), the class token first."""
         visual = self.visual
         x = patches.flatten(2).transpose(1, 2)  # (B, N, C)
-        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         positions = resize_positions(visual.positional_embedding, visual.grid_size, grid_size)
         return x + positions.to(x.dtype)
 
