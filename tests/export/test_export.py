@@ -293,42 +293,60 @@ def test_configs_of_strangers(plain: Path, tmp_path: Path, key: str, value: Any)
         open_cloc.create_model(f"folder:{tmp_path / 'out'}", device="cpu")
 
 
-@pytest.mark.parametrize("readout", ["mean", "prompt"])
-def test_onnx_runs_on_any_number_of_pictures_boxes_and_texts(readout: str, tmp_path: Path) -> None:
-    """Padding, a prior, a pooled residual: all of what a Prompter may have, against the predictor."""
-    runtime = pytest.importorskip("onnxruntime")
-    torch.manual_seed(0)
-    prompter = {"readout": readout, "box_prior": True, "pooled_residual": True}
-    weights = saved(tmp_path / "model", cfg(), prompter=prompter)
-    found = export("onnx", weights, tmp_path / "out")
-    assert [difference.what for difference in found] == ["pictures", "boxes", "texts"]
-    assert all(difference.largest <= 1e-4 for difference in found)
-    predictor = open_cloc.load(weights, "cpu")
-    model = predictor.model
-    picture = predictor.encode(np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8))
-    boxes = np.array([[0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]])
-    own = picture.embed(boxes, normalized=True)
-    canvas = picture.geometry.to_canvas(boxes).astype(np.float32)[None]
-    session = runtime.InferenceSession(tmp_path / "out" / "prompter.onnx", providers=["CPUExecutionProvider"])
-    (regions,) = session.run(
-        None,
-        {
-            "image_tokens": picture.state.image_tokens.numpy(),
-            "token_mask": model.tokens_in_picture(picture.state.grid_size, picture.content_box).numpy(),
-            "boxes": canvas,
-        },
-    )
-    np.testing.assert_allclose(regions[0], own, atol=1e-4)
-
-
-def test_onnx_in_8_bits_is_near(plain: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def in_onnx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[compare.Difference]]:
+    """A model with all that a Prompter may have, its export, and what was compared."""
     pytest.importorskip("onnxruntime")
-    found = export("onnx-int8", plain, tmp_path / "out")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("onnx")
+    prompter = {"readout": "mean", "box_prior": True, "pooled_residual": True}
+    weights = saved(folder / "model", cfg(), prompter=prompter)
+    return weights, folder / "out", export("onnx-int8", weights, folder / "out")
+
+
+def test_onnx_runs_on_any_number_of_pictures_boxes_and_texts(in_onnx: Any) -> None:
+    import onnxruntime
+
+    weights, folder, found = in_onnx
+    limited = [difference for difference in found if difference.most is not None]
+    assert [difference.what for difference in limited] == ["pictures", "boxes", "texts"]
+    assert all(difference.largest <= 1e-4 for difference in limited)
+    predictor = open_cloc.load(weights, "cpu")
+    picture = predictor.encode(np.random.default_rng(0).integers(0, 255, (20, 64, 3), np.uint8))
+    boxes = np.array([[0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]])
+    session = onnxruntime.InferenceSession(folder / "prompter.onnx", providers=["CPUExecutionProvider"])
+    mask = predictor.model.tokens_in_picture(picture.state.grid_size, picture.content_box)
+    assert not mask.all()  # of a wide picture on a square canvas
+    given = {
+        "image_tokens": picture.state.image_tokens.numpy(),
+        "token_mask": mask.numpy(),
+        "boxes": picture.geometry.to_canvas(boxes).astype(np.float32)[None],
+    }
+    (regions,) = session.run(None, given)
+    np.testing.assert_allclose(regions[0], picture.embed(boxes, normalized=True), atol=1e-4)
+
+
+def test_onnx_in_8_bits_is_near(in_onnx: Any) -> None:
+    _, folder, found = in_onnx
     told = {difference.what: difference for difference in found if difference.most is None}
     assert set(told) == {"in 8 bits: pictures", "in 8 bits: boxes", "in 8 bits: texts"}
     assert all(0 < difference.largest < 0.1 for difference in told.values())
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.onnx")}
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.onnx")}
     assert sizes["text.int8.onnx"] < 0.3 * sizes["text.onnx"]
+
+
+def test_the_prompt_readout_in_onnx(plain: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    from open_cloc.export import onnx
+
+    model = open_cloc.create_model(cfg(), prompter={"readout": "prompt"}, device="cpu").eval()
+    part = onnx._parts(model, compare.open_inputs(model))["prompter"]
+    onnx._write(part, tmp_path / "prompter.onnx")
+    given = (torch.randn(3, 16, 64), torch.rand(3, 16) > 0.2, torch.tensor([[[0.1, 0.2, 0.7, 0.8]]] * 3))
+    session = runtime.InferenceSession(tmp_path / "prompter.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {name: x.numpy() for name, x in zip(part.example, given)})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, part.module(*given).numpy(), atol=1e-4)
 
 
 def test_a_prompter_without_a_graph(tmp_path: Path) -> None:
