@@ -35,6 +35,7 @@ ENABLES = {
     "wandb": "train --run.report-to wandb",
     "label": "label, and tables in Parquet",
     "fonts": "labels drawn in scripts that the system has no font for",
+    "onnx": "export onnx, onnx-int8",
     "dev": "make check",
 }
 
