@@ -89,7 +89,7 @@ def test_an_export_is_the_model_and_comes_back(weights: Path, target: str, tmp_p
     assert back.preprocess.image_size == own.preprocess.image_size
     for one, other in zip(features(back), features(own)):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-    assert float(back.clip.logit_scale) == pytest.approx(float(own.clip.logit_scale))
+    assert back.clip.logit_scale.item() == pytest.approx(own.clip.logit_scale.item())
 
 
 def test_pipelines_of_transformers(weights: Path, tmp_path: Path) -> None:
