@@ -216,6 +216,11 @@ REFUSED = {
         "clip",
         "does not end in the end-of-text token",
     ),
+    "an approximate GELU": (
+        cfg(vision_cfg={"act_kwargs": {"approximate": "tanh"}}),
+        "llava",
+        "neither GELU nor QuickGELU",
+    ),
     "a projection with a bias": (cfg(text_cfg={"proj_bias": True}), "clip", "has a bias"),
 }
 
@@ -260,6 +265,7 @@ def test_an_export_that_is_not_the_model_is_an_error(plain: Path, tmp_path: Path
     monkeypatch.setattr(hugging_face, "to_hugging_face", wrong)
     with pytest.raises(RunError, match="the export is not the model: pictures, same pixels"):
         export("clip", plain, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(RunError, match="not the model: x: nan"):
         compare.compare("x", torch.tensor([float("nan")]), torch.zeros(1))
 

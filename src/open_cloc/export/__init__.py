@@ -6,6 +6,7 @@ folder stays the whole model.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,4 +51,9 @@ def export(target: str, weights: str | Path, output: Path, pictures: str = "") -
         raise ExistingFileError(f"output folder must be new or empty; got {output}")
     model = load_model(weights, "cpu")
     inputs: Inputs = open_inputs(model, pictures)
-    return write(model, output, inputs)
+    try:
+        return write(model, output, inputs)
+    except BaseException:
+        # Nobody shall use what is half written, or not the model; the folder was empty.
+        shutil.rmtree(output, ignore_errors=True)
+        raise

@@ -73,8 +73,9 @@ def _reason_against_blocks(tower: Any, norms: tuple[nn.LayerNorm, ...]) -> str:
     blocks = tower.transformer.resblocks
     if not all(type(block) is ResidualAttentionBlock for block in blocks):
         return "its blocks have norms or scales that CLIPModel's have not"
-    activations = {type(block.mlp.gelu) for block in blocks}
-    if not activations <= set(ACTIVATIONS) or len(activations) > 1:
+    kinds = {type(block.mlp.gelu) for block in blocks}
+    exact = all(getattr(block.mlp.gelu, "approximate", "none") == "none" for block in blocks)
+    if len(kinds) > 1 or not kinds <= set(ACTIVATIONS) or not exact:
         return "its blocks' activation is neither GELU nor QuickGELU"
     norms = (*norms, *(norm for block in blocks for norm in (block.ln_1, block.ln_2)))
     if any(abs(norm.eps - EPS) > 1e-12 for norm in norms):
