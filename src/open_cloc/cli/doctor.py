@@ -36,6 +36,7 @@ ENABLES = {
     "label": "label, and tables in Parquet",
     "fonts": "labels drawn in scripts that the system has no font for",
     "onnx": "export onnx, onnx-int8",
+    "index": "index",
     "dev": "make check",
 }
 

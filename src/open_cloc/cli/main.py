@@ -35,6 +35,7 @@ VERBS = {
     "data": ("open_cloc.cli.data:main", "convert, check or show region-text data"),
     "label": ("open_cloc.cli.label:main", "label pictures with boxes and phrases"),
     "interpolate": ("open_cloc.cli.interpolate:main", "average two checkpoints' weights"),
+    "index": ("open_cloc.cli.index:main", "find regions among many pictures"),
     "export": ("open_cloc.cli.export:main", "write a model's towers for another tool, and check them"),
     "demo": ("open_cloc.cli.demo:main", "train CLIP and CLOC on generated scenes and compare them"),
     "doctor": ("open_cloc.cli.doctor:main", "print versions, devices and what each extra enables"),

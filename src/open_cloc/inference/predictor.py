@@ -126,10 +126,7 @@ class Predictor:
     def _encode(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
         preprocess, device = self.model.preprocess, self.model.device
         decoded = [read_pixels(picture) for picture in pictures]
-        geometries = [
-            Geometry.fit(pixels.shape[:2], preprocess.image_size, preprocess.resize_mode)
-            for pixels in decoded
-        ]
+        geometries = [self._geometry((pixels.shape[0], pixels.shape[1])) for pixels in decoded]
         canvases = np.stack(
             [g.draw(p, preprocess.fill, preprocess.interpolation) for g, p in zip(geometries, decoded)]
         )
@@ -143,6 +140,31 @@ class Predictor:
             EncodedImage(geometry, state.select(row), content_boxes[row], self.model, self.texts)
             for geometry, row in zip(geometries, rows)
         ]
+
+    def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
+        return Geometry.fit(size_hw, self.model.preprocess.image_size, self.model.preprocess.resize_mode)
+
+    @torch.inference_mode()
+    def restore(
+        self,
+        size_hw: tuple[int, int],
+        image_features: Tensor,
+        image_tokens: Tensor,
+        grid_size: tuple[int, int],
+    ) -> EncodedImage:
+        """A picture whose pass through the tower was kept; only the Prompter's part is computed.
+
+        Args:
+            size_hw: (height, width) of the picture in pixels.
+            image_features: (D,) as `EncodedImage.state` holds them.
+            image_tokens: (N, C) of the same.
+            grid_size: (rows, columns) of the tokens.
+        """
+        device, geometry = self.model.device, self._geometry(size_hw)
+        content_box = torch.tensor([geometry.content_box], device=device)
+        features, tokens = image_features[None].to(device), image_tokens[None].to(device)
+        state = self.model.state_of(features, tokens, grid_size, content_box)
+        return EncodedImage(geometry, state, content_box, self.model, self.texts)
 
     # --- one picture remembered, as in Segment Anything -------------------------------------------------
 

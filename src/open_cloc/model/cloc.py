@@ -161,9 +161,26 @@ class CLOC(
         """
         pixels = self.normalize_pixels(images, unit_range=unit_range)
         output = image_tower_of(self.clip.visual).encode(pixels)
-        mask = None if content_boxes is None else self.tokens_in_picture(output.grid_size, content_boxes)
-        prompted = self.prompter.prepare(output.image_tokens, output.grid_size, mask)
-        return ImageState(output.image_features, output.image_tokens, output.grid_size, prompted)
+        return self.state_of(output.image_features, output.image_tokens, output.grid_size, content_boxes)
+
+    def state_of(
+        self,
+        image_features: Tensor,
+        image_tokens: Tensor,
+        grid_size: tuple[int, int],
+        content_boxes: Tensor | None = None,
+    ) -> ImageState:
+        """What the model keeps of images whose pass through the tower is known, such as from a cache.
+
+        Args:
+            image_features: (B, D) as the tower gave them.
+            image_tokens: (B, N, C) as the tower gave them.
+            grid_size: (rows, columns) of the tokens.
+            content_boxes: (B, 4) as in `encode_image`.
+        """
+        mask = None if content_boxes is None else self.tokens_in_picture(grid_size, content_boxes)
+        prompted = self.prompter.prepare(image_tokens, grid_size, mask)
+        return ImageState(image_features, image_tokens, grid_size, prompted)
 
     @staticmethod
     def tokens_in_picture(grid_size: tuple[int, int], content_boxes: Tensor) -> Tensor:

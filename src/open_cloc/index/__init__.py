@@ -1,0 +1,1 @@
+"""Regions that can be searched: a hit is a picture and a box in it."""

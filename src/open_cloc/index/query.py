@@ -1,0 +1,76 @@
+"""What is looked for: texts, boxes of pictures, pictures, and sums and differences of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from open_cloc.errors import UserError
+from open_cloc.inference.predictor import Predictor
+from open_cloc.pictures import Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A direction in the space of embeddings: `text("a mug") + 0.5 * box(photo, b) - text("handle")`.
+
+    Attributes:
+        vector: (D,) what is looked for, of any length.
+        phrases: Texts that were added, by which hits can be ranked again.
+        of_pictures: Whether it was made of whole pictures alone.
+    """
+
+    vector: np.ndarray
+    phrases: tuple[str, ...] = ()
+    of_pictures: bool = False
+
+    def __add__(self, other: Query) -> Query:
+        return Query(
+            self.vector + other.vector,
+            (*self.phrases, *other.phrases),
+            self.of_pictures and other.of_pictures,
+        )
+
+    def __sub__(self, other: Query) -> Query:
+        return Query(self.vector - other.vector, self.phrases, self.of_pictures and other.of_pictures)
+
+    def __mul__(self, weight: float) -> Query:
+        return Query(weight * self.vector, self.phrases if weight > 0 else (), self.of_pictures)
+
+    __rmul__ = __mul__
+
+    def direction(self) -> np.ndarray:
+        """(D,) of unit length.
+
+        Raises:
+            UserError: If nothing is left of it, as of a difference of equals.
+        """
+        length = float(np.linalg.norm(self.vector))
+        if not np.isfinite(length) or length < 1e-6:
+            raise UserError("nothing is left to look for: what is added and what is taken away are the same")
+        return (self.vector / length).astype(np.float32)
+
+
+def of_text(predictor: Predictor, *texts: str) -> Query:
+    """Regions that fit all of these texts; raises as `Predictor.encode_text`."""
+    return Query(predictor.encode_text(texts).sum(0), tuple(texts))
+
+
+def of_box(
+    predictor: Predictor,
+    picture: Picture,
+    box: Sequence[float],
+    *,
+    box_format: str = "xyxy",
+    normalized: bool = False,
+) -> Query:
+    """Regions that look like a box of a picture; raises as `EncodedImage.embed`."""
+    image = predictor.encode(picture)
+    return Query(image.embed([box], box_format=box_format, normalized=normalized)[0])
+
+
+def of_picture(predictor: Predictor, picture: Picture) -> Query:
+    """Pictures that look like this one; raises as `Predictor.encode`."""
+    return Query(predictor.encode(picture).embed(), of_pictures=True)

@@ -1,0 +1,185 @@
+"""Search an index: hits are pictures with boxes, near-duplicates folded into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from open_cloc.boxes import iou
+from open_cloc.errors import UserError
+from open_cloc.index.query import Query
+from open_cloc.index.rows import PICTURE, VECTOR
+from open_cloc.index.store import Store
+from open_cloc.inference.answer import Box
+
+# Boxes of one picture that overlap so much show the same thing.
+MOST_OVERLAP = 0.5
+# Regions of two pictures that are so much alike come from copies of one picture.
+COPY = 0.985
+OVERSAMPLE = 8  # rows that are asked for, for each hit
+MOST_ROWS = 20_000
+
+Rows = Literal["regions", "pictures", "all"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A region that was found.
+
+    Attributes:
+        id: Name of its row.
+        picture: Name of its picture in the index.
+        content: Name of the picture's content.
+        key: The sample's name.
+        path: Where the picture was, if it was a file.
+        size_hw: (height, width) of the picture in pixels.
+        box: (x1, y1, x2, y2) in its pixels.
+        score: Cosine of the region and what was looked for.
+        text: The region's text, if it has one.
+        label_score: The text's confidence; None where it has none.
+        source: Where the region came from.
+        caption: The picture's first caption.
+        columns: The index's columns of metadata.
+        folded: Names of rows that show the same thing.
+        vector: (D,) its embedding.
+    """
+
+    id: str
+    picture: str
+    content: str
+    key: str
+    path: str
+    size_hw: tuple[int, int]
+    box: Box
+    score: float
+    text: str
+    label_score: float | None
+    source: str
+    caption: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
+    vector: np.ndarray = field(repr=False, compare=False, default_factory=lambda: np.empty(0))
+
+    def as_json(self) -> dict[str, Any]:
+        """The hit as plain JSON types, without its vector."""
+        height, width = self.size_hw
+        return {
+            "id": self.id,
+            "key": self.key,
+            "path": self.path,
+            "size": [width, height],
+            "box": list(self.box),
+            "score": self.score,
+            "text": self.text,
+            "label_score": self.label_score,
+            "source": self.source,
+            "caption": self.caption,
+            "columns": dict(self.columns),
+            "folded": list(self.folded),
+        }
+
+
+def search(
+    store: Store,
+    query: Query,
+    limit: int = 10,
+    *,
+    where: str = "",
+    rows: Rows | None = None,
+    exact: bool = False,
+    fold: bool = True,
+) -> list[Hit]:
+    """The regions nearest to a query.
+
+    Args:
+        store: An open index, by the model that made the query.
+        query: What to look for.
+        limit: Most hits.
+        where: A filter in SQL over the columns, such as `area > 0.1 AND source = 'coco'`.
+        rows: `regions`, `pictures` (whole ones) or `all`; None takes pictures for a query made of pictures
+            alone, else regions.
+        exact: Compare with every row.
+        fold: Give one hit for boxes of a picture that overlap much, and for copies of a picture.
+
+    Returns:
+        Hits, best first.
+
+    Raises:
+        UserError: If the limit is below 1, the filter cannot be understood, or nothing is left of the query.
+    """
+    if limit < 1:
+        raise UserError(f"limit must be at least 1; got {limit}")
+    rows = rows or ("pictures" if query.of_pictures else "regions")
+    kind = {"regions": f"source != '{PICTURE}'", "pictures": f"source = '{PICTURE}'", "all": ""}[rows]
+    filters = " AND ".join(part for part in (f"({where})" if where else "", kind) if part)
+    direction, asked = query.direction(), limit * (OVERSAMPLE if fold else 1)
+    while True:
+        found = store.nearest(direction, asked, filters, exact=exact)
+        hits = _hits(found, store.about.columns)
+        kept = _folded(hits, limit) if fold else hits[:limit]
+        if len(kept) == limit or len(hits) < asked or asked >= MOST_ROWS:
+            return kept
+        asked = min(4 * asked, MOST_ROWS)
+
+
+def _hits(found: Any, columns: Mapping[str, str]) -> list[Hit]:
+    """Rows of an Arrow table as hits."""
+    vectors = np.stack(found[VECTOR].to_numpy(zero_copy_only=False)) if found.num_rows else np.empty((0, 0))
+    hits = []
+    for number, row in enumerate(found.drop_columns([VECTOR]).to_pylist()):
+        hits.append(
+            Hit(
+                **{name: row[name] for name in ("id", "picture", "content", "key", "path")},
+                size_hw=(row["height"], row["width"]),
+                box=(row["x1"], row["y1"], row["x2"], row["y2"]),
+                score=1 - row["_distance"],
+                text=row["text"],
+                label_score=row["score"],
+                **{name: row[name] for name in ("source", "caption")},
+                columns={name: row[name] for name in columns},
+                vector=vectors[number],
+            )
+        )
+    return hits
+
+
+def _folded(hits: Sequence[Hit], limit: int) -> list[Hit]:
+    """The first hits that show different things; the others' names are kept with the one they repeat."""
+    kept: list[Hit] = []
+    others: list[list[str]] = []
+    boxes: list[np.ndarray] = []
+    for hit in hits:
+        own = np.array(hit.box) / (hit.size_hw[::-1] * 2)
+        same = _repeated(hit, own, kept, boxes)
+        if same is not None:
+            others[same].append(hit.id)
+        elif len(kept) < limit:
+            kept.append(hit)
+            others.append([])
+            boxes.append(own)
+    return [replace(hit, folded=tuple(names)) for hit, names in zip(kept, others)]
+
+
+def _repeated(hit: Hit, own: np.ndarray, kept: Sequence[Hit], boxes: Sequence[np.ndarray]) -> int | None:
+    """Number of the kept hit that shows the same thing."""
+    if not kept:
+        return None
+    overlaps = iou(torch.from_numpy(own), torch.from_numpy(np.stack(boxes))).numpy()
+    for number, other in enumerate(kept):
+        if other.picture == hit.picture:
+            if overlaps[number] >= MOST_OVERLAP:
+                return number
+        elif overlaps[number] >= MOST_OVERLAP and float(other.vector @ hit.vector) >= COPY:
+            return number
+    return None
+
+
+def path_of(hit: Hit) -> Path | None:
+    """The hit's picture, if it is a file that is still there."""
+    path = Path(hit.path)
+    return path if hit.path and path.is_file() else None

@@ -1,0 +1,252 @@
+"""An index on disk or in object storage: a LanceDB table of regions that knows which model made it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from open_cloc.config import from_dict, require
+from open_cloc.errors import ExistingFileError, MissingFileError, RunError, UserError, first_line
+from open_cloc.files import is_free, locked
+from open_cloc.index.rows import FIELDS, PICTURE, VECTOR, schema_of
+from open_cloc.shown import without_secrets
+
+EXTRA = "index"
+TABLE = "regions"
+ABOUT = b"open_cloc"  # key of the schema's metadata under which `About` stands
+LAYOUT = 1
+
+# Rows from which on a search goes through an approximate index: below, looking at all is quick.
+MIN_APPROXIMATE = 50_000
+# Parts of the approximate index that are looked at, and how many times the hits are compared exactly: with
+# 200,000 regions ten hits of ten are the true ones (docs/log).
+PROBES, REFINE = 20, 10
+MOST_PARTITIONS = 4096
+BATCH = 8192
+KEPT_FOR = timedelta(hours=1)  # what was replaced stays for those who are reading it
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index says of itself.
+
+    Attributes:
+        model: `identity_of` the model that embedded its regions.
+        weights: Where the model was, a folder or a hub id.
+        columns: Columns of metadata, each with its type.
+        thumbnail: Longer side of its small pictures in pixels; 0 where it has none.
+        layout: Version of the layout.
+    """
+
+    model: str
+    weights: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    thumbnail: int = 320
+    layout: int = LAYOUT
+
+
+class Store:
+    """The rows of an index.
+
+    Attributes:
+        place: Folder or URL.
+        about: What the index says of itself.
+    """
+
+    def __init__(self, place: str, table: Any, about: About) -> None:
+        """Take an open table; `Store.create` and `Store.open` make one."""
+        self.place, self._table, self.about = place, table, about
+
+    @classmethod
+    def create(cls, place: str, width: int, about: About) -> Store:
+        """Begin an index.
+
+        Args:
+            place: New or empty folder, or a URL of object storage, as LanceDB takes it.
+            width: Length of an embedding.
+            about: What it says of itself.
+
+        Raises:
+            ExistingFileError: If something is there.
+            UserError: If the extra is not installed, or a column cannot be.
+        """
+        lancedb = require("lancedb", EXTRA)
+        shown = without_secrets(place)
+        if not is_url(place) and not is_free(Path(place)):
+            raise ExistingFileError(f"index must be a new or empty folder; got {shown} (add adds to one)")
+        schema = schema_of(width, about.columns, {ABOUT.decode(): json.dumps(asdict(about))})
+        with speaking_of_index(shown):
+            try:
+                return cls(place, lancedb.connect(place).create_table(TABLE, schema=schema), about)
+            except ValueError as error:
+                if "already exists" not in str(error):
+                    raise
+                raise ExistingFileError(f"there is an index at {shown} (add adds to it)") from None
+
+    @classmethod
+    def open(cls, place: str) -> Store:
+        """Open an index.
+
+        Raises:
+            MissingFileError: If there is none.
+            UserError: If it is damaged, of a later layout, or the extra is not installed.
+        """
+        lancedb = require("lancedb", EXTRA)
+        shown = without_secrets(place)
+        if not is_url(place) and not (Path(place) / f"{TABLE}.lance").is_dir():
+            raise MissingFileError(f"no index at {shown} (open-cloc index build makes one)")
+        with speaking_of_index(shown):
+            try:
+                table = lancedb.connect(place).open_table(TABLE)
+            except ValueError as error:
+                if "not found" not in str(error):
+                    raise
+                raise MissingFileError(f"no index at {shown} (open-cloc index build makes one)") from None
+            written = (table.schema.metadata or {}).get(ABOUT)
+        if written is None or any(name not in table.schema.names for name in (*FIELDS, VECTOR)):
+            raise UserError(f"{shown} holds a table that is no index of open-cloc")
+        about = json.loads(written)
+        if about.get("layout") != LAYOUT:
+            raise UserError(f"{shown} is of layout {about.get('layout')}; this version reads {LAYOUT}")
+        return cls(place, table, from_dict(About, about, "the index's description"))
+
+    def check_model(self, identity: str) -> None:
+        """Refuse a model that did not embed these regions: their cosines would mean nothing.
+
+        Raises:
+            UserError: If it is another one.
+        """
+        if identity != self.about.model:
+            known = f" ({self.about.weights})" if self.about.weights else ""
+            raise UserError(
+                f"{without_secrets(self.place)} was made by another model{known}, or in another precision; "
+                "search it by that one, or build an index anew"
+            )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes of this machine from adding; readers go on.
+
+        Raises:
+            UserError: If another process adds.
+        """
+        with nullcontext() if is_url(self.place) else locked(Path(self.place)):
+            yield
+
+    def count(self, where: str = "") -> int:
+        """Rows, those of whole pictures too, that a filter lets through."""
+        with self._speaking():
+            return self._table.count_rows(where or None)
+
+    def pictures(self) -> set[str]:
+        """Names of the pictures that are there, each with all of its rows."""
+        with self._speaking():
+            found = self._table.search().where(f"source = '{PICTURE}'").select(["picture"]).to_arrow()
+        return set(found["picture"].to_pylist())
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows; when this returns they are there, and before, none of them.
+
+        Raises:
+            RunError: If they cannot be written, such as on a full disk: the index is as it was.
+        """
+        if rows:
+            with self._speaking():
+                self._table.add(list(rows))
+
+    def optimize(self) -> None:
+        """Join small files, and make or renew the approximate index where there are rows enough."""
+        with self._speaking():
+            rows = self._table.count_rows()
+            if rows >= MIN_APPROXIMATE and not self._is_indexed():
+                self._table.create_index(
+                    metric="cosine",
+                    vector_column_name=VECTOR,
+                    index_type="IVF_SQ",
+                    num_partitions=min(MOST_PARTITIONS, round(rows**0.5)),
+                )
+            self._table.optimize(cleanup_older_than=KEPT_FOR)
+
+    def _is_indexed(self) -> bool:
+        return any(VECTOR in index.columns for index in self._table.list_indices())
+
+    def nearest(self, vector: np.ndarray, limit: int, where: str = "", *, exact: bool = False) -> Any:
+        """The rows nearest to a vector (D,), best first, as an Arrow table with `_distance`, 1 - cosine.
+
+        Args:
+            vector: What to look for, of any length but 0.
+            limit: Most rows.
+            where: A filter in SQL over the columns.
+            exact: Look at all rows, also where there is an approximate index.
+
+        Raises:
+            UserError: If the filter cannot be understood.
+        """
+        columns = [name for name in self._table.schema.names if name != "thumbnail"]
+        with self._speaking(where):
+            query = self._table.search(vector.astype(np.float32), vector_column_name=VECTOR)
+            query = query.distance_type("cosine").limit(limit).select([*columns, "_distance"])
+            if where:
+                query = query.where(where, prefilter=True)
+            if exact or not self._is_indexed():
+                return query.bypass_vector_index().to_arrow()
+            return query.nprobes(PROBES).refine_factor(REFINE).to_arrow()
+
+    def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
+        """Columns of the rows that a filter lets through, as an Arrow table, in no order.
+
+        Raises:
+            UserError: If the filter cannot be understood.
+        """
+        with self._speaking(where):
+            query = self._table.search().select(list(columns))
+            query = query.where(where) if where else query
+            return (query.limit(limit) if limit is not None else query).to_arrow()
+
+    def batches(self, columns: Sequence[str], where: str = "") -> Iterator[Any]:
+        """Rows that a filter lets through, as Arrow batches, whatever there are."""
+        with self._speaking(where):
+            query = self._table.search().select(list(columns))
+            yield from (query.where(where) if where else query).to_batches(BATCH)
+
+    def _speaking(self, where: str = "") -> Any:
+        return speaking_of_index(without_secrets(self.place), where)
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is in object storage."""
+    return "://" in place
+
+
+# What LanceDB's errors say where a filter is at fault, and no file.
+OF_FILTERS = re.compile(r"Schema error|No field named|SQL|parse|type_coercion|Invalid user input|Cast error")
+
+
+@contextmanager
+def speaking_of_index(place: str, where: str = "") -> Iterator[None]:
+    """Put LanceDB's errors, which speak of its own source files, into words.
+
+    Args:
+        place: The index, as it may be shown.
+        where: The filter that is at work, if any.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = re.sub(r",? ?/?[\w./-]*/(src|rust)/[\w./-]+:\d+:\d+", "", first_line(error))[:300]
+        if where and OF_FILTERS.search(reason):
+            raise UserError(f"the filter {where!r} cannot be applied: {reason}") from error
+        raise RunError(f"index {place}: {reason}") from error
