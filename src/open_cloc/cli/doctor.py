@@ -36,6 +36,11 @@ ENABLES = {
     "label": "label, and tables in Parquet",
     "fonts": "labels drawn in scripts that the system has no font for",
     "onnx": "export onnx, onnx-int8",
+    "supervision": "Predictor.detections",
+    "autodistill": "a base model that labels folders",
+    "fiftyone": "a model of its zoo, text search over regions",
+    "cvat": "a function for cvat-cli",
+    "lancedb": "tables that embed their own regions",
     "dev": "make check",
 }
 
