@@ -92,6 +92,19 @@ def test_cvat_takes_its_shapes_and_gives_them_the_tasks_labels(function: Any) ->
     ]
 
 
+def test_a_label_that_the_task_lacks_is_told_by_cvat(function: Any) -> None:
+    from cvat_sdk.auto_annotation.driver import _AnnotationMapper
+
+    with pytest.raises(cvataa.BadFunctionError, match="label 'dog' is not in dataset"):
+        _AnnotationMapper(
+            logging.getLogger(),
+            function.spec.labels,
+            [],
+            allow_unmatched_labels=False,
+            conv_mask_to_poly=True,
+        )
+
+
 def test_cvats_threshold_goes_before_ours(function: Any, weights: str) -> None:
     scores = [each.score for each in open_cloc.load(weights, "cpu").encode(picture()).find(PHRASES)]
     middle = sorted(scores)[1]
