@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -121,14 +121,20 @@ def test_cvats_threshold_goes_before_ours(function: Any, weights: str) -> None:
 def test_the_page(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's command as the page has it, up to where the server would be asked."""
     from cvat_cli import __main__ as client
-    from cvat_cli._internal import common
 
     called: list[tuple[Any, ...]] = []
 
     def annotate(server: object, task: int, function: Any, *, conf_threshold: float, **options: Any) -> None:
         called.append((task, [label.name for label in function.spec.labels], conf_threshold))
 
-    monkeypatch.setattr(common, "make_client_from_cli", MagicMock())
+    def build_client(given: argparse.Namespace, **options: Any) -> Any:
+        common = argparse.ArgumentParser()
+        client.configure_common_arguments(common)
+        for name in set(vars(common.parse_args([]))) & set(vars(given)):
+            delattr(given, name)  # what only the server's client needs
+        return nullcontext()
+
+    monkeypatch.setattr(client, "build_client", build_client)
     monkeypatch.setattr(cvataa, "annotate_task", annotate)
     (line,) = blocks_of_the_page("CVAT", "sh")
     program, *words = shlex.split(line.replace("path/to/model", weights).replace("\\\n", ""))
