@@ -5,11 +5,13 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadscope
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+HOSTS := .venv-hosts
+SITE := -c "import site; print(site.getsitepackages()[0])"
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start many processes: none should compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-lowest test-package bench bench-gpu check format clean
+.PHONY: setup demo test test-lowest test-hosts test-package bench bench-gpu check format clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +31,14 @@ test-lowest: setup ## the same with the lowest version of each library that pypr
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(LOWEST)/bin/python $(PYTEST)
+
+# A small environment that sees the packages of the other one. autodistill wants a second OpenCV over FiftyOne's.
+test-hosts: setup ## tests of the hosts that are too heavy for `make test`: FiftyOne, autodistill
+	test -x $(HOSTS)/bin/python || $(BIN)/python -m venv $(HOSTS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(HOSTS)/bin/python $(SITE))/seen.pth"
+	$(HOSTS)/bin/python -m pip install --quiet 'fiftyone>=1.22' 'roboflow>=1.7' 'mongomock>=4.3'
+	$(HOSTS)/bin/python -m pip install --quiet --no-deps 'autodistill>=0.1.29'
+	$(HOSTS)/bin/python -m pytest tests/integrations
 
 test-package: ## build wheel and sdist, install and run them in an empty environment
 	.ci/package
@@ -50,4 +60,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(HOSTS) build dist *.egg-info

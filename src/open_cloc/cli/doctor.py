@@ -36,7 +36,12 @@ ENABLES = {
     "label": "label, and tables in Parquet",
     "fonts": "labels drawn in scripts that the system has no font for",
     "onnx": "export onnx, onnx-int8",
-    "index": "index",
+    "index": "index, and LanceDB tables that embed their own regions",
+    "serve": "serve",
+    "supervision": "Predictor.detections",
+    "autodistill": "a base model that labels folders",
+    "fiftyone": "a model of its zoo, text search over regions",
+    "cvat": "a function for cvat-cli",
     "dev": "make check",
 }
 

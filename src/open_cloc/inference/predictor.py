@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from open_cloc.canvas import Geometry
 from open_cloc.inference.answer import FoundPhrase, Label
+from open_cloc.inference.detections import from_bgr, to_detections
 from open_cloc.inference.encoded import EncodedImage, require_numbers
 from open_cloc.inference.inputs import check_texts
 from open_cloc.model.cloc import CLOC
@@ -24,6 +25,9 @@ from open_cloc.model.load import load_model
 from open_cloc.model.search import CANDIDATES
 from open_cloc.pictures import Picture, read_pixels
 from open_cloc.texts import TextCache
+
+if TYPE_CHECKING:
+    import supervision as sv
 
 
 def load(
@@ -116,6 +120,35 @@ class Predictor:
         """
         check_texts(texts, "texts", self.model.cleaning)
         return torch.stack(self.texts(texts)).cpu().numpy()
+
+    def detections(
+        self,
+        picture: Picture,
+        phrases: Sequence[str],
+        *,
+        min_score: float | None = None,
+        candidates: int = CANDIDATES,
+        bgr: bool = False,
+    ) -> sv.Detections:
+        """Look at a picture and find phrases, as `supervision.Detections`.
+
+        Args:
+            picture: As `encode` takes it.
+            phrases: What to look for; each has exactly one box, there or not: its score tells.
+            min_score: Leave out phrases whose box matches less than this cosine; None keeps all.
+            candidates: As `EncodedImage.find` takes it.
+            bgr: Whether an array has its channels in OpenCV's order, as what `cv2.imread` reads and
+                `sv.InferenceSlicer` cuts has. Files, bytes and PIL images know theirs.
+
+        Returns:
+            Boxes (n, 4) in pixels, cosines as confidences, places in `phrases` as classes, and in `data`
+            `class_name` and `embedding` (n, D), region embeddings of unit length.
+
+        Raises:
+            UserError: If `supervision` is not installed, or as `encode` and `EncodedImage.find`.
+        """
+        image = self.encode(from_bgr(picture) if bgr else picture)
+        return to_detections(image, phrases, candidates=candidates, min_score=min_score)
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> list[Tensor]:
