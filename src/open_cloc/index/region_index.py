@@ -17,6 +17,7 @@ from open_cloc.index.regions import RegionSource, open_regions
 from open_cloc.index.rerank import rerank
 from open_cloc.index.search import Hit, Rows, path_of, search
 from open_cloc.index.store import About, Store
+from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache
 from open_cloc.model.identity import identity_of
@@ -137,6 +138,13 @@ class RegionIndex:
     def picture(self, picture: Picture) -> Query:
         """Pictures that look like this one; raises as `Predictor.encode`."""
         return of_picture(self.predictor, picture)
+
+    @staticmethod
+    def of_image(image: EncodedImage, box: Sequence[float] | None = None) -> Query:
+        """Regions that look like a box of a picture that was looked at; pictures like it without a box."""
+        if box is None:
+            return Query(image.embed(), of_pictures=True)
+        return Query(image.embed([list(box)])[0])
 
     def row(self, name: str) -> Query:
         """Regions that look like a row of the index, by its `id`.
