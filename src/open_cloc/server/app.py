@@ -106,7 +106,7 @@ def create_app(
     _add_search(app, service)
     _add_page(app)
     if label_studio:
-        add_label_studio(app, service, label_studio, name)
+        add_label_studio(app, service, label_studio, name, FAILURES)
     return app
 
 

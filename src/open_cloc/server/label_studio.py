@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin
 
 from open_cloc.config import require
+from open_cloc.inference.answer import FoundPhrase
 from open_cloc.server.limits import RefusedError
+from open_cloc.server.requests import read_request
 
 if TYPE_CHECKING:
     from open_cloc.server.service import Service
@@ -62,7 +64,9 @@ class Control(NamedTuple):
     labels: tuple[str, ...]
 
 
-def add_label_studio(app: Any, service: Service, labels: Sequence[str], name: str) -> None:
+def add_label_studio(
+    app: Any, service: Service, labels: Sequence[str], name: str, failures: Mapping[int, Any]
+) -> None:
     """Add the routes.
 
     Args:
@@ -70,28 +74,37 @@ def add_label_studio(app: Any, service: Service, labels: Sequence[str], name: st
         service: The model's side.
         labels: `LABEL` or `LABEL=PHRASE`, what is looked for for each label of a project.
         name: The model's name, its version there.
+        failures: How OpenAPI describes errors, by status.
     """
     phrases = dict(label.partition("=")[::2] for label in labels)
     known: dict[str, str] = {}
 
-    @app.post("/setup", tags=["label studio"])
-    async def setup(body: Setup) -> dict[str, str]:
+    async def setup(request: Any) -> dict[str, str]:
         """Take a project's address; its configuration comes with each request."""
+        body = (await read_request(request, Setup, service.limits)).form
         if body.hostname:
             known["hostname"] = body.hostname
         if body.access_token:
             known["token"] = body.access_token
         return {"model_version": name}
 
-    @app.post("/predict", tags=["label studio"])
-    async def predict(body: Predict) -> dict[str, Any]:
+    async def predict(request: Any) -> dict[str, Any]:
         """Boxes of a project's labels in its pictures."""
+        body = (await read_request(request, Predict, service.limits)).form
         service.limits.check_count(len(body.tasks), MOST_TASKS, "tasks")
         control = read_config(body.label_config or "")
         results = []
         for task in body.tasks:
             results.append(await _predict(service, control, phrases, task, known, name))
         return {"results": results, "model_version": name}
+
+    for path, route, form in (("/setup", setup, Setup), ("/predict", predict, Predict)):
+        # FastAPI reads annotations by their names.
+        route.__annotations__["request"] = fastapi.Request
+        described = {"content": {"application/json": {"schema": form.model_json_schema()}}, "required": True}
+        app.post(path, responses=failures, openapi_extra={"requestBody": described}, tags=["label studio"])(
+            route
+        )
 
 
 async def _predict(
@@ -119,33 +132,32 @@ async def _predict(
     if not labels:
         return {"result": [], "score": 0.0, "model_version": name}
     found = await service.compute(image.find, [phrases[label] or label for label in labels])
-    height, width = image.size_hw
-    rows = []
-    for number, (label, phrase) in enumerate(zip(labels, found)):
-        x1, y1, x2, y2 = phrase.box
-        value = {
-            "x": 100 * x1 / width,
-            "y": 100 * y1 / height,
-            "width": 100 * (x2 - x1) / width,
-            "height": 100 * (y2 - y1) / height,
-            "rotation": 0,
-            "rectanglelabels": [label],
-        }
-        rows.append(
-            {
-                "id": f"{task.id}-{number}",
-                "from_name": control.from_name,
-                "to_name": control.to_name,
-                "type": "rectanglelabels",
-                "original_width": width,
-                "original_height": height,
-                "image_rotation": 0,
-                "value": value,
-                "score": phrase.score,
-            }
-        )
+    rows = [
+        _result(f"{task.id}-{number}", control, label, phrase, image.size_hw)
+        for number, (label, phrase) in enumerate(zip(labels, found))
+    ]
     score = sum(phrase.score for phrase in found) / len(found)
     return {"result": rows, "score": score, "model_version": name}
+
+
+def _result(
+    row: str, control: Control, label: str, phrase: FoundPhrase, size_hw: tuple[int, int]
+) -> dict[str, Any]:
+    """A box in Label Studio's form, in percent of the picture."""
+    (height, width), (x1, y1, x2, y2) = size_hw, phrase.box
+    sides = {"x": 100 * x1 / width, "y": 100 * y1 / height}
+    sides |= {"width": 100 * (x2 - x1) / width, "height": 100 * (y2 - y1) / height}
+    return {
+        "id": row,
+        "from_name": control.from_name,
+        "to_name": control.to_name,
+        "type": "rectanglelabels",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "value": {**sides, "rotation": 0, "rectanglelabels": [label]},
+        "score": phrase.score,
+    }
 
 
 def read_config(text: str) -> Control:

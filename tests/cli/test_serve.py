@@ -1,0 +1,93 @@
+"""The verb: it says where it listens, logs JSON, and ends at a signal with all answers out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from open_cloc.cli.serve import Options, make_app, read_token
+from open_cloc.errors import UserError
+from tests.tiny import tiny_model
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "tiny-model"
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def start(weights: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "open_cloc.cli", "serve", "--weights", str(weights), *options]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.fixture(scope="module")
+def serving(weights: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = start(weights, "--port", "0")
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    assert said.startswith("serving at http://127.0.0.1:"), said
+    yield process, said.split()[-1]
+    process.kill()
+    process.wait()
+
+
+def test_it_answers_and_ends_at_a_signal(serving: tuple[subprocess.Popen[str], str], weights: Path) -> None:
+    process, address = serving
+    assert httpx.get(f"{address}ready").json() == {"status": "READY"}
+    info = httpx.get(f"{address}v1/info").json()
+    assert info["model"] == "tiny-model"
+    assert str(weights.parent) not in json.dumps(info)
+    assert httpx.get(f"{address}health", headers={"host": "evil.example.org"}).status_code == 400
+    port = address.rstrip("/").rpartition(":")[2]
+    taken = subprocess.run(
+        [sys.executable, "-m", "open_cloc.cli", "serve", "--weights", str(weights), "--port", port],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert taken.returncode == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in taken.stderr
+    assert "Traceback" not in taken.stderr
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    lines = errors.strip().splitlines()
+    first = json.loads(lines[0])
+    assert (first["route"], first["status"], first["method"]) == ("/ready", 200, "GET")
+    assert process.returncode == 143
+    assert lines[-1] == "open-cloc serve: stopped by SIGTERM"
+
+
+def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_CLOC_TOKEN", "of-the-environment ")
+    assert read_token(None) == "of-the-environment"
+    file = tmp_path / "token"
+    file.write_text("of-the-file\nmore\n")
+    assert read_token(file) == "of-the-file"
+    file.write_text("\n")
+    with pytest.raises(UserError, match="must have a token in its first line"):
+        read_token(file)
+
+
+def test_an_open_address_without_a_token_is_said(
+    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPEN_CLOC_TOKEN", raising=False)
+    make_app(Options(str(weights), host="0.0.0.0", device="cpu"))
+    assert "anybody who reaches this address may ask" in capsys.readouterr().err
+    make_app(Options(str(weights), device="cpu"))
+    assert capsys.readouterr().err == ""
