@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +17,8 @@ import pytest
 
 from open_cloc.cli.serve import Options, make_app, read_token
 from open_cloc.errors import UserError
-from tests.tiny import tiny_model
+from tests.server.conftest import png
+from tests.tiny import picture, tiny_model
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
@@ -45,6 +49,29 @@ def serving(weights: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process.wait()
 
 
+def test_the_pages_examples(serving: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
+    """Of docs/guides/serve.md, in Python and by curl, asked of the server that runs here."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "serve.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (curl,) = re.findall(r"^curl .*$", page, flags=re.MULTILINE)
+    (tmp_path / "photo.jpg").write_bytes(png(picture()))
+    found = []
+    for command in ([sys.executable, "-c", at(serving[1], python)], shlex.split(at(serving[1], curl))):
+        if shutil.which(command[0]):
+            done = subprocess.run(
+                command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+            )
+            found.append(done.stdout)
+    assert "'phrase': 'a red mug'" in found[0]
+    assert len(found) == 1 or json.loads(found[1])["phrases"][0]["phrase"] == "a red mug"
+
+
+def at(address: str, text: str) -> str:
+    """A page's text, with the server's own address."""
+    assert "http://127.0.0.1:8000/" in text
+    return text.replace("http://127.0.0.1:8000/", address)
+
+
 def test_it_answers_and_ends_at_a_signal(serving: tuple[subprocess.Popen[str], str], weights: Path) -> None:
     process, address = serving
     assert httpx.get(f"{address}ready").json() == {"status": "READY"}
@@ -66,8 +93,8 @@ def test_it_answers_and_ends_at_a_signal(serving: tuple[subprocess.Popen[str], s
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     lines = errors.strip().splitlines()
-    first = json.loads(lines[0])
-    assert (first["route"], first["status"], first["method"]) == ("/ready", 200, "GET")
+    logged = [json.loads(line) for line in lines[:-1]]
+    assert {"route": "/ready", "status": 200, "method": "GET"}.items() <= logged[-4].items()
     assert process.returncode == 143
     assert lines[-1] == "open-cloc serve: stopped by SIGTERM"
 

@@ -225,7 +225,7 @@ def _of(*codes: int) -> dict[int, Any]:
 
 def _body(form: Any) -> dict[str, Any]:
     """How OpenAPI describes a request that is JSON, or a file and JSON."""
-    schema = form.model_json_schema()
+    schema = forms.schema_of(form)
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if FILE in form.model_fields:
         properties = {

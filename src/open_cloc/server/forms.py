@@ -173,3 +173,18 @@ class Failure(_Form):
     """Why a request was not answered."""
 
     error: str
+
+
+def schema_of(form: Any) -> dict[str, Any]:
+    """A form as JSON Schema for OpenAPI, in one piece: references would point to nowhere there."""
+    schema: dict[str, Any] = form.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return whole(parts[value["$ref"].rpartition("/")[2]])
+            return {name: whole(part) for name, part in value.items()}
+        return [whole(part) for part in value] if isinstance(value, list) else value
+
+    return {name: whole(part) for name, part in schema.items()}

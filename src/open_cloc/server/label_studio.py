@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 
 from open_cloc.config import require
 from open_cloc.inference.answer import FoundPhrase
+from open_cloc.server.forms import schema_of
 from open_cloc.server.limits import RefusedError
 from open_cloc.server.requests import read_request
 
@@ -101,7 +102,7 @@ def add_label_studio(
     for path, route, form in (("/setup", setup, Setup), ("/predict", predict, Predict)):
         # FastAPI reads annotations by their names.
         route.__annotations__["request"] = fastapi.Request
-        described = {"content": {"application/json": {"schema": form.model_json_schema()}}, "required": True}
+        described = {"content": {"application/json": {"schema": schema_of(form)}}, "required": True}
         app.post(path, responses=failures, openapi_extra={"requestBody": described}, tags=["label studio"])(
             route
         )
