@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start many processes: none should compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-lowest test-hosts test-package bench bench-gpu check format clean
+.PHONY: setup demo test test-lowest test-hosts test-package bench bench-gpu check docs format clean
 
 setup: $(VENV)/.installed
 
@@ -59,5 +59,8 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup ## the pages and the reference of the Python API as a site, offline, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(LOWEST) $(HOSTS) build dist *.egg-info
+	rm -rf site $(VENV) $(LOWEST) $(HOSTS) build dist *.egg-info

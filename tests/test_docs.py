@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
@@ -284,3 +286,20 @@ def test_examples_of_extending_run(
 
 def test_extending_covers_eight_changes() -> None:
     assert list(sections()) == list("abcdefgh")
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """And the reference of the Python API holds what the docstrings say."""
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "reference" / "api" / "index.html").read_text(encoding="utf-8")
+    for name in ("Predictor", "EncodedImage", "RegionIndex", "CLOC", "Region"):
+        assert f">{name}</span>" in page, name
+    served = [
+        path for path in tmp_path.rglob("*.html") if "fonts.googleapis" in path.read_text(encoding="utf-8")
+    ]
+    assert served == []  # nothing from a third party's host

@@ -41,6 +41,7 @@ ENABLES = {
     "supervision": "Predictor.detections",
     "autodistill": "a base model that labels folders",
     "fiftyone": "a model of its zoo, text search over regions",
+    "docs": "make docs",
     "cvat": "a function for cvat-cli",
     "dev": "make check",
 }
