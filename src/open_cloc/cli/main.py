@@ -36,6 +36,7 @@ VERBS = {
     "label": ("open_cloc.cli.label:main", "label pictures with boxes and phrases"),
     "interpolate": ("open_cloc.cli.interpolate:main", "average two checkpoints' weights"),
     "export": ("open_cloc.cli.export:main", "write a model's towers for another tool, and check them"),
+    "mllm": ("open_cloc.cli.mllm:main", "teach a language model to see through CLOC, and ask it"),
     "demo": ("open_cloc.cli.demo:main", "train CLIP and CLOC on generated scenes and compare them"),
     "doctor": ("open_cloc.cli.doctor:main", "print versions, devices and what each extra enables"),
 }
