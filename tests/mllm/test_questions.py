@@ -1,4 +1,4 @@
-"""Questions from regions: their answers against the boxes, the balance of yes and no, the same by each seed."""
+"""Questions from regions: answers against the boxes, the balance of yes and no, the same by each seed."""
 
 from __future__ import annotations
 
@@ -102,6 +102,18 @@ def test_which_of_two(scenes: list[RegionSample], asked: list[Question]) -> None
     assert 0.35 < share < 0.65
 
 
+def test_things_are_listed_from_left_to_right(scenes: list[RegionSample], asked: list[Question]) -> None:
+    for question in of_kind(asked, "list"):
+        named = {r.text: (r.box[0] + r.box[2]) / 2 for r in scenes[question.image].regions}
+        phrases = question.answer.split(", ")
+        assert sorted(phrases) == sorted(named)
+        middles = [named[phrase] for phrase in phrases]
+        assert middles == sorted(middles)
+    many = [region(f"thing {i}", i / 10, 0, (i + 1) / 10, 1) for i in range(7)]
+    assert questions_of(0, many, [], QuestionConfig(kinds=("list",))) == []
+    assert len(questions_of(0, many[:6], [], QuestionConfig(kinds=("list",)))) == 1
+
+
 def test_each_box_has_its_place(asked: list[Question]) -> None:
     assert {q.kind for q in asked} == set(KINDS)
     assert all(question.text.count(REGION) == len(question.boxes) for question in asked)
@@ -127,10 +139,10 @@ def test_what_nobody_could_answer_is_not_asked() -> None:
     """A phrase of two boxes, a box of two phrases, a wrong phrase that reaches into the box."""
     twice = [region("dog", 0, 0, 0.2, 0.2), region("Dog", 0.5, 0.5, 0.9, 0.9)]
     kinds = {q.kind for q in questions_of(0, twice, ["cat", "dog"], QuestionConfig(per_kind=5))}
-    assert kinds == {"what", "in_region", "in_picture"}
+    assert kinds == {"what", "in_region", "in_picture", "list"}
     same = [region("dog", 0, 0, 0.5, 0.5), region("puppy", 0, 0, 0.5, 0.49)]
     kinds = {q.kind for q in questions_of(0, same, ["cat"], QuestionConfig(per_kind=5))}
-    assert kinds == {"where", "in_picture"}
+    assert kinds == {"where", "in_picture", "list"}
     near = [region("man", 0, 0, 0.5, 1), region("hat", 0.1, 0, 0.3, 0.2)]
     for seed in range(20):
         for question in questions_of(0, near, ["cat"], QuestionConfig(kinds=("in_region",), seed=seed)):
@@ -139,7 +151,11 @@ def test_what_nobody_could_answer_is_not_asked() -> None:
 
 def test_phrases_that_are_nowhere_else_give_no_wrong_ones() -> None:
     alone = [region("dog", 0, 0, 0.2, 0.2)]
-    assert {q.kind for q in questions_of(0, alone, ["dog", "DOG "], QuestionConfig())} == {"what", "where"}
+    assert {q.kind for q in questions_of(0, alone, ["dog", "DOG "], QuestionConfig())} == {
+        "what",
+        "where",
+        "list",
+    }
     assert questions_of(0, [], ["dog"], QuestionConfig()) == []
 
 

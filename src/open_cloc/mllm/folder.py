@@ -48,7 +48,8 @@ def save(model: Any, folder: Path, tower: str = "") -> None:
 
 def projector_state(model: Any) -> dict[str, Tensor]:
     """Weights of the projectors, by part and name."""
-    state: dict[str, Tensor] = nn.ModuleDict(model.projectors()).state_dict()
+    parts: Any = nn.ModuleDict(model.projectors())
+    state: dict[str, Tensor] = parts.state_dict()
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 

@@ -282,7 +282,7 @@ class RegionLM(nn.Module):
     # --- training and answering -------------------------------------------------------------------------
 
     def forward(self, prompts: Sequence[Prompt], answers: Sequence[list[int]], share: bool = False) -> Tensor:
-        """Mean cross-entropy of the answers' tokens, end marks among them, each answer's own mean counted once.
+        """Mean over answers of the mean cross-entropy of their tokens, end marks among them: a scalar.
 
         (choice) LLaVA counts each token once; a box of many tokens would then count more than a yes.
 

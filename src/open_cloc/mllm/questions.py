@@ -7,6 +7,7 @@
 | `in_region` | is this phrase in this box? | yes or no |
 | `in_picture` | is this phrase in the picture? | yes or no |
 | `which` | which of two boxes is this phrase? | the first or the second |
+| `list` | what is in the picture? | its phrases from left to right |
 
 Questions say `<region>` for a box: whether a model reads a region token or coordinates there is its own
 affair. What is asked of a picture follows from the seed and the picture's number alone.
@@ -26,7 +27,7 @@ from open_cloc.errors import UserError
 from open_cloc.mllm.prompt import REGION
 from open_cloc.samples import Region
 
-Kind = Literal["what", "where", "in_region", "in_picture", "which"]
+Kind = Literal["what", "where", "in_region", "in_picture", "which", "list"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
@@ -35,12 +36,14 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
     "in_region": (f"is there {{phrase}} in {REGION} ?", f"does {REGION} show {{phrase}} ?"),
     "in_picture": ("is there {phrase} in the picture ?", "does the picture show {phrase} ?"),
     "which": (f"which of {REGION} and {REGION} is {{phrase}} ?",),
+    "list": ("what is in the picture ?", "name the things in the picture ."),
 }
 YES, NO = "yes", "no"
 FIRST, SECOND = "the first", "the second"
 
 # Two boxes that agree more than this are one thing under two names: nobody can say what is in them.
 SAME_BOX = 0.7
+MOST_LISTED = 6  # things that a picture may hold to be listed
 TRIES = 20  # of drawing a phrase that a picture has not
 
 
@@ -229,12 +232,21 @@ def _which(picture: _Picture) -> list[Question]:
     return [picture.ask("which", one.text, [other, one], SECOND)]
 
 
+def _list(picture: _Picture) -> list[Question]:
+    """LLaVA's first stage learns from captions; this is what regions have of one."""
+    if len(picture.regions) > MOST_LISTED:
+        return []
+    ordered = sorted(picture.regions, key=lambda region: (region.box[0] + region.box[2], region.box[1]))
+    return [picture.ask("list", "", [], ", ".join(region.text for region in ordered))]
+
+
 _MAKERS: dict[Kind, Callable[[_Picture], list[Question]]] = {
     "what": _what,
     "where": _where,
     "in_region": _in_region,
     "in_picture": _in_picture,
     "which": _which,
+    "list": _list,
 }
 
 

@@ -64,6 +64,7 @@ def small_language_model(texts: Iterable[str], size: SmallLM, seed: int = 0) -> 
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         max_position_embeddings=2048,
+        initializer_range=size.width**-0.5,  # its own 0.02 is for widths in thousands: attention starts dead
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
