@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from open_cloc.errors import ExistingFileError, MissingFileError, UserError
-from open_cloc.mllm.folder import open_language_model
+from open_cloc.mllm.language_model import open_language_model
 from open_cloc.mllm.model import MLLMConfig, RegionLM, load
 from open_cloc.mllm.small import SmallLM, small_language_model
 from tests.tiny import picture, tiny_model
@@ -134,6 +134,17 @@ def test_no_code_of_the_folder_runs(copied: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened"):
         open_language_model(copied / "lm")
     assert not (copied / "ran").exists()
+
+
+def test_the_type_of_its_weights(tmp_path: Path) -> None:
+    model = build()
+    model.lm.to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    assert open_language_model(tmp_path / "half" / "lm", torch.float32)[0].dtype == torch.float32
+    back = load(tmp_path / "half", "cpu")
+    assert back.lm.dtype == torch.bfloat16
+    assert back.project_image[1].weight.dtype == torch.float32
+    assert isinstance(back.ask(picture(), QUESTION, PLACES).text, str)
 
 
 def test_no_language_model_there(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import open_cloc
 from open_cloc.errors import UserError
-from open_cloc.mllm.model import IGNORED, MLLMConfig, RegionLM, place_codes
+from open_cloc.mllm.model import IGNORED, MLLMConfig, RegionLM
+from open_cloc.mllm.projectors import place_codes
 from open_cloc.mllm.prompt import IMAGE_ID, REGION_ID
 from open_cloc.mllm.small import SmallLM, small_language_model
 from tests.tiny import picture, tiny_model

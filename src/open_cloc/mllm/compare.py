@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -164,8 +164,8 @@ def _open(spec: str, config: QuestionConfig) -> _Data:
 
 def _arm(
     arm: Arm, config: CompareConfig, data: dict[str, _Data], progress: bool
-) -> list[tuple[int, Tensor, float]]:
-    """Every seed of an arm: (seed, (X,) which answers are right, loss of the last tenth of the steps).
+) -> Iterator[tuple[int, Tensor, float]]:
+    """Every seed of an arm: its number, (X,) which answers are right, the loss of its last tenth of steps.
 
     The tower is the same for all, and each picture goes through it once.
     """
@@ -173,7 +173,6 @@ def _arm(
     ask = MLLMConfig(refer=arm.refer, bins=config.bins)
     words = list(words_of(data["train"].questions, config.bins))
     examples: dict[str, list[Example]] = {}
-    found = []
     for seed in config.seeds:
         lm, tokenizer = small_language_model(words, config.small, seed)
         model = build(tower, lm, tokenizer, ask, seed)
@@ -181,8 +180,7 @@ def _arm(
             examples = {name: make_examples(model, *own) for name, own in data.items()}
         losses = fit(model, examples["train"], replace(config.teach, seed=seed), progress=progress)
         tail = losses[-max(1, len(losses) // 10) :]
-        found.append((seed, right(model, examples["test"], progress=progress), float(np.mean(tail))))
-    return found
+        yield seed, right(model, examples["test"], progress=progress), float(np.mean(tail))
 
 
 def constant_answers(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:

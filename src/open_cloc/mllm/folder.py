@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from open_cloc.config import from_dict
 from open_cloc.devices import choose_device
-from open_cloc.errors import ExistingFileError, MissingFileError, UserError, first_line
+from open_cloc.errors import ExistingFileError, MissingFileError, UserError
 from open_cloc.files import is_free, read_json, write_json, write_whole
+from open_cloc.mllm.language_model import open_language_model, quiet
 from open_cloc.model.load import load_model
 from open_cloc.model.weights import load_strictly, read_state
 
@@ -79,58 +79,7 @@ def load(
     target = choose_device(device)
     tower = load_model(folder / TOWER if document["tower"] == TOWER else document["tower"], target)
     lm, tokenizer = open_language_model(folder / LM)
-    model = build(tower, lm, tokenizer, config)
+    model: Any = build(tower, lm, tokenizer, config)
     parts = nn.ModuleDict(model.projectors())
     load_strictly(parts, read_state(folder / PROJECTORS), str(folder / PROJECTORS))
     return model.to(target).eval()
-
-
-def open_language_model(name: str | Path) -> tuple[Any, Any]:
-    """A causal language model of transformers and its tokenizer; safetensors only, and none of their code.
-
-    Args:
-        name: A folder, or a hub id.
-
-    Raises:
-        MissingFileError: If there is none.
-        UserError: If it cannot be opened, or lacks weights.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        with quiet():
-            lm, told = AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except OSError as error:
-        raise MissingFileError(f"no language model at {name}: {first_line(error)}") from error
-    # transformers raises half a dozen types for folders that it cannot read.
-    except Exception as error:
-        raise UserError(f"the language model {name} cannot be opened: {first_line(error)}") from error
-    _refuse_untrained(told, name)
-    return lm.eval(), tokenizer
-
-
-def _refuse_untrained(told: Mapping[str, Any], name: str | Path) -> None:
-    """transformers fills in what a file lacks with random numbers, and only warns."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        found = sorted(map(str, told.get(kind) or ()))
-        if found:
-            raise UserError(f"the language model {name} is of another shape than its config: {found[0]}")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -10,8 +10,6 @@ of the language model's embeddings, V its vocabulary.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from open_cloc.boxes import grid_cells
 from open_cloc.errors import UserError
 from open_cloc.inference.answer import Box
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.inputs import boxes_of_picture
 from open_cloc.inference.predictor import Predictor
 from open_cloc.mllm import folder as on_disk
+from open_cloc.mllm.language_model import check_language_model, name_of_cache
+from open_cloc.mllm.projectors import OCTAVES, Projector, place_codes
 from open_cloc.mllm.prompt import (
     IMAGE_ID,
     REGION,
@@ -48,7 +47,6 @@ from open_cloc.pictures import Picture
 Refer = Literal["tokens", "text", "both"]
 
 IGNORED = -100  # as a label: no loss there
-OCTAVES = 6  # of the code of places: the finest tells 1/64 of a side apart
 MAX_NEW_TOKENS = 64
 
 
@@ -121,18 +119,6 @@ class Reply(NamedTuple):
 
     text: str
     boxes: list[Box]
-
-
-class Projector(nn.Sequential):
-    """Two layers with GELU between them, as in LLaVA-1.5; towers differ in scale, so a norm stands first."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__(
-            nn.LayerNorm(width_in),
-            nn.Linear(width_in, width_out),
-            nn.GELU(),
-            nn.Linear(width_out, width_out),
-        )
 
 
 class RegionLM(nn.Module):
@@ -317,7 +303,7 @@ class RegionLM(nn.Module):
             numbers.append(len(pictures) - 1)
         front = [_spread(prompt)[:length] for prompt in pictures]
         given = self._embed(front, [[IGNORED] * length] * len(front), pictures, [])
-        name = _name_of_cache(self.lm)
+        name = name_of_cache(self.lm)
         cache: Any = getattr(self.lm(inputs_embeds=given.embeddings, use_cache=True), name, None)
         if not hasattr(cache, "batch_select_indices"):
             kind = type(self.lm).__name__
@@ -406,35 +392,6 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Region
     return on_disk.load(Path(folder), device, MLLMConfig, RegionLM)
 
 
-def check_language_model(lm: Any, tokenizer: Any) -> int:
-    """The width of a language model's embeddings, if it can be taught to see.
-
-    Raises:
-        UserError: If it cannot: says why.
-    """
-    try:
-        table = lm.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        table = None
-    weight = getattr(table, "weight", None)
-    if weight is None or weight.ndim != 2:
-        raise UserError(f"the language model {type(lm).__name__} has no input embeddings to put a picture in")
-    if "inputs_embeds" not in inspect.signature(lm.forward).parameters:
-        raise UserError(f"the language model {type(lm).__name__} reads no embeddings (inputs_embeds)")
-    if tokenizer.eos_token_id is None:
-        raise UserError("the language model's tokenizer has no end-of-text token: answers would never end")
-    return weight.shape[1]
-
-
-def place_codes(grid_size: tuple[int, int], device: torch.device) -> Tensor:
-    """Sines and cosines of each patch centre's x and y, in octaves from half a wave a side: (N, 24)."""
-    cells = grid_cells(grid_size, device)  # (N, 4)
-    centres = (cells[:, :2] + cells[:, 2:]) / 2  # (N, 2)
-    waves = math.pi * 2.0 ** torch.arange(OCTAVES, device=device)
-    angles = (centres[..., None] * waves).flatten(1)  # (N, 2 * octaves)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
 def _spread(prompt: Prompt) -> list[int]:
     """A prompt's ids with the picture's place as often as it has tokens."""
     image = [IMAGE_ID] * len(prompt.image_tokens)
@@ -449,11 +406,6 @@ def _shared_length(prompts: Sequence[Prompt]) -> int:
     if others or REGION_ID in start or not goes_on:
         return 0
     return len(start) + len(prompts[0].image_tokens)
-
-
-def _name_of_cache(lm: Any) -> str:
-    """What a language model calls its keys and values: that has changed in transformers 5.2x."""
-    return "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
 
 
 def _padded(row: Sequence[int], length: int, value: int, left: bool) -> list[int]:

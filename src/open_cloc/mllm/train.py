@@ -22,7 +22,7 @@ from open_cloc.data.readers import open_reader
 from open_cloc.devices import choose_device
 from open_cloc.errors import ExistingFileError, NotFiniteError, UserError
 from open_cloc.files import is_free, write_json
-from open_cloc.mllm.folder import open_language_model
+from open_cloc.mllm.language_model import open_language_model
 from open_cloc.mllm.model import MLLMConfig, Prompt, RegionLM
 from open_cloc.mllm.prompt import REGION, box_text, step_texts
 from open_cloc.mllm.questions import Question, QuestionConfig, make_questions
@@ -136,7 +136,8 @@ def train(recipe: MLLMRecipe) -> Path:
     tower = load_model(recipe.weights, choose_device(recipe.device))
     questions = make_questions(dataset, recipe.questions)
     if recipe.lm:
-        lm, tokenizer = open_language_model(recipe.lm)
+        # Small steps are lost in bfloat16, in which many are published.
+        lm, tokenizer = open_language_model(recipe.lm, torch.float32)
     else:
         lm, tokenizer = small_language_model(
             words_of(questions, recipe.ask.bins), recipe.small, recipe.teach.seed
