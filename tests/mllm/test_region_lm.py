@@ -214,6 +214,25 @@ def test_gpt2_learns_to_see_too() -> None:
     assert own.generate(asked, 4) == [own.generate([prompt], 4)[0] for prompt in asked]
 
 
+def test_a_context_that_is_too_short() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    _, tokenizer = small_language_model(TEXTS, SMALL)
+    torch.manual_seed(0)
+    lm = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=26)
+    )
+    own = RegionLM(tiny_model(), lm, tokenizer, MLLMConfig(bins=10)).eval()
+    asked = prompts(own)
+    (text,) = own.generate(asked[1:2], 64)
+    assert len(text.split()) <= 26 - 16 - len(asked[1].ids) + 1
+    with pytest.raises(UserError, match="take 27 tokens; the language model reads 26"):
+        own.generate([asked[0]._replace(ids=[*asked[0].ids, *[5] * 3])])
+    for share in (True, False):
+        with pytest.raises(UserError, match="the language model reads 26"):
+            own(asked[1:2], [[5] * 20], share)
+
+
 def test_a_tokenizer_without_a_pad_token() -> None:
     own = build()
     expected = own.generate(prompts(own), 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,25 @@ def check_language_model(lm: Any, tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise UserError("the language model's tokenizer has no end-of-text token: answers would never end")
     return weight.shape[1]
+
+
+def most_tokens(lm: Any) -> int:
+    """The tokens that a language model reads at most, as far as its config says so."""
+    return getattr(lm.config, "max_position_embeddings", None) or sys.maxsize
+
+
+def require_room(lm: Any, num_tokens: int) -> None:
+    """Refuse a picture and a question that leave no room for an answer.
+
+    Raises:
+        UserError: If there are as many tokens as the language model reads, or more.
+    """
+    most = most_tokens(lm)
+    if num_tokens >= most:
+        raise UserError(
+            f"a picture and its question take {num_tokens} tokens; the language model reads {most}, of which "
+            "an answer needs some"
+        )
 
 
 def name_of_cache(lm: Any) -> str:

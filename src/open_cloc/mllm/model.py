@@ -27,7 +27,7 @@ from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.inputs import boxes_of_picture
 from open_cloc.inference.predictor import Predictor
 from open_cloc.mllm import folder as on_disk
-from open_cloc.mllm.language_model import check_language_model, name_of_cache
+from open_cloc.mllm.language_model import check_language_model, most_tokens, name_of_cache, require_room
 from open_cloc.mllm.projectors import OCTAVES, Projector, place_codes
 from open_cloc.mllm.prompt import (
     IMAGE_ID,
@@ -232,6 +232,7 @@ class RegionLM(nn.Module):
         answers = [[]] * len(prompts) if answers is None else answers
         rows = [[*_spread(prompt), *answer] for prompt, answer in zip(prompts, answers)]
         labels = [[IGNORED] * (len(row) - len(answer)) + list(answer) for row, answer in zip(rows, answers)]
+        require_room(self.lm, max(map(len, rows)))
         return self._embed(rows, labels, prompts, prompts, pad_left)
 
     def _embed(
@@ -312,6 +313,7 @@ class RegionLM(nn.Module):
         behind = [_spread(prompt)[length:] for prompt in prompts]
         rows = [[*row, *answer] for row, answer in zip(behind, answers)]
         labels = [[IGNORED] * len(row) + list(answer) for row, answer in zip(behind, answers)]
+        require_room(self.lm, length + max(map(len, rows)))
         rest = self._embed(rows, labels, [], prompts)
         mask = F.pad(rest.mask, (length, 0), value=1)
         return self.lm(
@@ -324,11 +326,12 @@ class RegionLM(nn.Module):
         if not prompts:
             return []
         given = self.inputs(prompts, pad_left=True)
+        room = most_tokens(self.lm) - given.mask.shape[1]
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         made = self.lm.generate(
             inputs_embeds=given.embeddings,
             attention_mask=given.mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
             eos_token_id=end,
             pad_token_id=end if pad is None else pad,
