@@ -90,6 +90,21 @@ def test_the_first_stage_teaches_projectors_alone() -> None:
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("tower."))
 
 
+def test_what_its_owner_has_frozen_stays_so() -> None:
+    model, examples = prepared(4, 0)
+    first, second = model.lm.model.layers
+    first.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.lm.state_dict().items()}
+    fit(model, examples, TeachConfig(projector_steps=1, steps=2, pictures=2))
+    after = model.lm.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if ".layers.0." in name)
+    assert not torch.equal(
+        after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"]
+    )
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert all(parameter.requires_grad for parameter in second.parameters())
+
+
 def test_the_same_by_the_same_seed() -> None:
     def run(seed: int) -> list[float]:
         model, examples = prepared(8, 0)

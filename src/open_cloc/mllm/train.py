@@ -209,15 +209,16 @@ def fit(
 
 @contextmanager
 def _learning(model: RegionLM, lm_learns: bool) -> Iterator[None]:
-    """Freeze the language model or let it learn, as long as a stage takes."""
-    before = {name: p.requires_grad for name, p in model.lm.named_parameters()}
+    """Freeze the language model, or let those of its weights learn that its owner has not frozen."""
+    learning = [parameter for parameter in model.lm.parameters() if parameter.requires_grad]
     try:
-        model.lm.requires_grad_(lm_learns)
+        for parameter in learning:
+            parameter.requires_grad_(lm_learns)
         model.train()
         yield
     finally:
-        for name, parameter in model.lm.named_parameters():
-            parameter.requires_grad_(before[name])
+        for parameter in learning:
+            parameter.requires_grad_()
 
 
 def _stage(
