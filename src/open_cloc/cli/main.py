@@ -38,6 +38,7 @@ VERBS = {
     "index": ("open_cloc.cli.index:main", "find regions among many pictures"),
     "serve": ("open_cloc.cli.serve:main", "answer over HTTP, with a page to try it"),
     "export": ("open_cloc.cli.export:main", "write a model's towers for another tool, and check them"),
+    "mllm": ("open_cloc.cli.mllm:main", "teach a language model to see through CLOC, and ask it"),
     "demo": ("open_cloc.cli.demo:main", "train CLIP and CLOC on generated scenes and compare them"),
     "doctor": ("open_cloc.cli.doctor:main", "print versions, devices and what each extra enables"),
 }
