@@ -1,6 +1,7 @@
 """A server under many clients: `python -m benchmarks.server [--requests 10000]`.
 
-Three parts, each against a server in a process of its own, with a ViT-B/32 of random weights:
+Three parts, each against a server in a process of its own, with a ViT-B/32 of random weights and the Prompter
+of the recipe `finetune`:
 
 - 32 clients with a picture and 20 boxes each, against one client at a time without batches or a cache;
 - the same pictures again, which are remembered;
@@ -37,6 +38,7 @@ from PIL import Image
 
 from benchmarks.timing import verdict, write_json
 from open_cloc.model.create import ModelConfig, build_model
+from open_cloc.training.recipes import finetune
 
 CLIENTS, BOXES = 32, 20
 JSON = {"content-type": "application/json"}
@@ -139,7 +141,8 @@ def mutated(seed: int, pictures: Sequence[bytes]) -> Request:
 def save_model(folder: Path) -> None:
     """A ViT-B/32 of random weights."""
     torch.manual_seed(0)
-    build_model(ModelConfig(towers="ViT-B-32")).eval().save_pretrained(folder)
+    config = ModelConfig(towers="ViT-B-32", prompter=finetune().model.prompter)
+    build_model(config).eval().save_pretrained(folder)
 
 
 @contextmanager
