@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -24,17 +24,19 @@ GRID = 60  # boxes of a picture: three or four sizes, which the Prompter makes n
 MOST_OF_GRID = 5000
 
 
-def open_regions(spec: str) -> RegionSource:
+def open_regions(spec: str, more: Mapping[str, Callable[..., RegionSource]] | None = None) -> RegionSource:
     """Open a source of regions by `KIND[:WHAT][,name=value...]`.
 
     Args:
         spec: `labels`; `grid:COUNT`; or `package.module:Name`, as everywhere.
+        more: Further kinds of the caller's, functions of (what, **options).
 
     Raises:
         UserError: On an unknown kind or option.
     """
-    kind, what, options = parse_spec(spec, REGIONS)
-    return call_with_options(lookup(REGIONS, kind, "regions"), what, options=options, where=spec)
+    table = {**REGIONS, **(more or {})}
+    kind, what, options = parse_spec(spec, table)
+    return call_with_options(lookup(table, kind, "regions"), what, options=options, where=spec)
 
 
 def from_labels(what: str = "") -> RegionSource:

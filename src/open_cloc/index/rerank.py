@@ -1,4 +1,4 @@
-"""Rank hits again by a phrase: the model looks for the phrase in each hit's picture."""
+"""Rank hits again by texts: the model looks for the texts in each hit's picture."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache
 
-# What a hit gains where the box that the phrase finds is its own, in units of the hits' spread of scores.
+# What a hit gains where the box that a phrase finds is its own, in units of the hits' spread of scores.
 OVERLAP_WEIGHT = 1.0
 
 
-def rerank(predictor: Predictor, tokens: TokenCache | None, hits: Sequence[Hit], phrase: str) -> list[Hit]:
-    """Order hits by how well they fit a phrase and lie where the phrase is found in their pictures.
+def reranked(
+    predictor: Predictor, tokens: TokenCache | None, hits: Sequence[Hit], phrases: Sequence[str]
+) -> list[Hit]:
+    """Order hits by their scores and by how well they lie where phrases are found in their pictures.
 
-    A text-prompted pass over each picture's tokens gives the phrase's box (paper section 3.2). Pictures whose
-    tokens are kept cost no pass through the tower. Hits whose picture is gone keep what they have.
+    A text-prompted pass over each picture's tokens gives each phrase's box (paper section 3.2). Pictures
+    whose tokens are kept cost no pass through the tower. Hits whose picture is gone gain nothing.
 
     Args:
         predictor: The index's model.
         tokens: What it made of the pictures, if that was kept.
         hits: The hits.
-        phrase: What to look for.
+        phrases: What to look for, at least one text.
 
     Returns:
         The same hits with new scores, best first.
 
     Raises:
-        UserError: If the phrase is empty.
+        UserError: If a phrase is empty.
     """
-    scores = np.array([hit.score for hit in hits])
-    features = predictor.encode_text([phrase])[0]
+    spread = float(np.std([hit.score for hit in hits])) if hits else 0.0
     images: dict[str, EncodedImage | None] = {}
     ranked = []
     for hit in hits:
         if hit.content not in images:
             images[hit.content] = _image_of(predictor, tokens, hit)
         image = images[hit.content]
-        own = float(hit.vector @ features)
-        overlap = 0.0 if image is None else _overlap(image, hit, phrase)
-        ranked.append(replace(hit, score=own + OVERLAP_WEIGHT * float(scores.std()) * overlap))
+        gain = 0.0 if image is None else OVERLAP_WEIGHT * spread * _overlap(image, hit, phrases)
+        ranked.append(replace(hit, score=hit.score + gain))
     return sorted(ranked, key=lambda hit: -hit.score)
 
 
@@ -55,9 +55,11 @@ def _image_of(predictor: Predictor, tokens: TokenCache | None, hit: Hit) -> Enco
     path = path_of(hit)
     if known is not None or path is None:
         return known
-    return predictor.encode(path) if tokens is None else tokens.encode([path])[0]
+    return predictor.encode(path) if tokens is None else tokens.encode([path], [hit.content])[0]
 
 
-def _overlap(image: EncodedImage, hit: Hit, phrase: str) -> float:
-    found = image.find([phrase], candidates=0)[0]
-    return float(iou(torch.tensor(found.box), torch.tensor(hit.box)))
+def _overlap(image: EncodedImage, hit: Hit, phrases: Sequence[str]) -> float:
+    """Mean over the phrases of the overlap of a phrase's box and the hit's."""
+    found = image.find(phrases, candidates=0)
+    boxes = torch.tensor([each.box for each in found])
+    return float(iou(boxes, torch.tensor(hit.box)).mean())
