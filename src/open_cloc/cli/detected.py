@@ -6,16 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from open_cloc.errors import SampleError, UserError
 from open_cloc.files import read_text
+from open_cloc.index.regions import RegionSource  # the parser of options reads annotations
 from open_cloc.samples import Region, RegionSample
-
-if TYPE_CHECKING:
-    from open_cloc.index.regions import RegionSource
 
 
 def detectors(device: str | None) -> Callable[..., RegionSource]:

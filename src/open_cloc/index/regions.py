@@ -20,6 +20,7 @@ REGIONS = {
     "labels": "open_cloc.index.regions:from_labels",
     "grid": "open_cloc.index.regions:from_grid",
 }
+OF_GRID = "grid"  # source of its regions
 GRID = 60  # boxes of a picture: three or four sizes, which the Prompter makes nearly free
 MOST_OF_GRID = 5000
 
@@ -63,5 +64,5 @@ def from_grid(what: str = "") -> RegionSource:
     if not 1 <= count <= MOST_OF_GRID:
         raise UserError(f"regions grid:COUNT must be a whole number in 1..{MOST_OF_GRID}; got {what!r}")
     boxes = [tuple(box) for box in candidate_grid(count).double().tolist()]
-    regions = [Region(box, "", float("nan"), "grid") for box in boxes]
+    regions = [Region(box, "", float("nan"), OF_GRID) for box in boxes]
     return lambda sample, pixels: list(regions)
