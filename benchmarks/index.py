@@ -330,7 +330,7 @@ def quality(options: Options) -> list[dict[str, Any]]:
     samples = [data[number] for number in range(options.scenes)]
     texts = np.array([region.text for sample in samples for region in sample.regions])
     ways: dict[str, Callable[[list[np.ndarray]], Sequence[Any]]] = {
-        "prompter": predictor.encode,
+        "prompter": lambda pictures: predictor.encode(list(pictures)),
         "crops": Crops(predictor).encode,
     }
     rows = {}

@@ -241,3 +241,18 @@ def test_phrases_joined_or_in_a_file(tmp_path: Path) -> None:
         from_detector("x", ["a"], "auto", 1.5, 10, "cpu")
     with pytest.raises(UserError, match="lacks its weights"):
         from_detector("", ["a"], "auto", 0.5, 10, "cpu")
+
+
+def test_a_stop_says_what_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_cloc.index.store import Store
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "add", stop)
+    argv = ["--data", folder / "photos", "--weights", folder / "model"]
+    code, out, err = run(capsys, "build", tmp_path / "ix", *argv)
+    assert (code, out) == (130, "")
+    assert err.strip().splitlines()[-1] == "open-cloc index: interrupted; index add goes on with what is left"

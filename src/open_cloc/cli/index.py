@@ -15,7 +15,6 @@ from open_cloc.cli.detected import detectors
 from open_cloc.cli.parse import parse_command
 from open_cloc.cli.predict import parse_box
 from open_cloc.cli.screen import say, say_json
-from open_cloc.config import require
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import listed, tell_opening
 from open_cloc.draw import check_output, write_picture
@@ -126,10 +125,10 @@ def build(
         columns: Metadata to filter by, such as split=text year=number.
         thumbnail: Longer side of the small pictures that the index keeps; 0 keeps none.
     """
-    require("lancedb", "index")
     from open_cloc.index.region_index import RegionIndex, check_thumbnail
-    from open_cloc.index.store import check_place
+    from open_cloc.index.store import check_place, require_lancedb
 
+    require_lancedb()
     kinds = dict(column.partition("=")[::2] for column in columns)
     check_thumbnail(thumbnail)
     check_place(index)
@@ -221,7 +220,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _open(index: str) -> Store:
-    require("lancedb", "index")
     from open_cloc.index.store import Store
 
     return Store.open(index)
@@ -251,13 +249,17 @@ def _add(
     index: RegionIndex, dataset: SampleDataset, sources: Sequence[RegionSource], options: AddOptions
 ) -> int:
     with _progress(len(dataset), "images") as bar:
-        added = index.add(
-            dataset,
-            *sources,
-            batch_size=options.batch_size,
-            max_bad_fraction=options.max_bad_fraction,
-            progress=bar.update,
-        )
+        try:
+            added = index.add(
+                dataset,
+                *sources,
+                batch_size=options.batch_size,
+                max_bad_fraction=options.max_bad_fraction,
+                progress=bar.update,
+            )
+        except KeyboardInterrupt as stop:
+            stop.args = ("index add goes on with what is left",)
+            raise
     known = f"; {added.known} were there" if added.known else ""
     left_out = f"; left out {added.causes.total()} ({listed(added.causes)})" if added.causes else ""
     say(f"added {added.pictures} pictures with {added.regions} regions{known}{left_out}")

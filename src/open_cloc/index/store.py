@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,8 +36,6 @@ MOST_PARTITIONS = 4096
 BATCH = 8192
 KEPT_FOR = timedelta(hours=1)  # what was replaced stays for those who are reading it
 NEWS = timedelta(seconds=1)  # after which an open index sees what other processes have added
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Store:
             ExistingFileError: If something is there.
             UserError: If the extra is not installed, or a column cannot be.
         """
-        lancedb = require("lancedb", EXTRA)
+        lancedb = require_lancedb()
         check_place(place)
         shown = without_secrets(place)
         schema = schema_of(width, about.columns, {ABOUT.decode(): json.dumps(asdict(about))})
@@ -105,7 +103,7 @@ class Store:
             MissingFileError: If there is none.
             UserError: If it is damaged, of a later layout, or the extra is not installed.
         """
-        lancedb = require("lancedb", EXTRA)
+        lancedb = require_lancedb()
         shown = without_secrets(place)
         if not is_url(place) and not (Path(place) / f"{TABLE}.lance").is_dir():
             raise MissingFileError(f"no index at {shown} (open-cloc index build makes one)")
@@ -259,6 +257,17 @@ def check_place(place: str) -> None:
 def is_url(place: str) -> bool:
     """Whether a place is in object storage."""
     return "://" in place
+
+
+def require_lancedb() -> Any:
+    """Import LanceDB.
+
+    Raises:
+        UserError: If the extra is not installed.
+    """
+    # Its own warnings, of clusters that stay empty, are of no use to whoever adds pictures.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    return require("lancedb", EXTRA)
 
 
 def _connect(lancedb: Any, place: str) -> Any:
