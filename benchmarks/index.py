@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -60,6 +60,7 @@ class Options:
     """Attributes:
     only: Which parts.
     model: A trained model's folder.
+    clip: A CLIP's, whose crops are compared as well.
     pictures: Pictures of the first part; the aim speaks of 2,000.
     boxes: Boxes of each.
     regions: Of the index that is searched.
@@ -70,6 +71,7 @@ class Options:
 
     only: tuple[str, ...] = ("speed", "search", "kills", "quality")
     model: Path = Path("runs/demo/cloc/model")
+    clip: Path | None = None
     pictures: int = 40
     boxes: int = 20
     regions: int = 200_000
@@ -325,30 +327,28 @@ def said_until_killed(pipe: Connection, pid: int, draw: random.Random) -> int:
 
 def quality(options: Options) -> list[dict[str, Any]]:
     """Of the regions with a text, how many are among the first ten for it."""
-    predictor = load(options.model, "cpu")
     data = open_reader(f"scenes:test,num_samples={options.scenes}")
     samples = [data[number] for number in range(options.scenes)]
     texts = np.array([region.text for sample in samples for region in sample.regions])
-    ways: dict[str, Callable[[list[np.ndarray]], Sequence[Any]]] = {
-        "prompter": lambda pictures: predictor.encode(list(pictures)),
-        "crops": Crops(predictor).encode,
-    }
+    predictor = load(options.model, "cpu")
+    ways: dict[str, Any] = {"prompter": predictor, "crops": Crops(predictor)}
+    if options.clip is not None:
+        ways["crops, CLIP"] = Crops(load(options.clip, "cpu"))
     rows = {}
-    asked = sorted(set(texts.tolist()))
-    directions = predictor.encode_text(asked)
-    for name, encode in ways.items():
-        images = encode([sample.pixels() for sample in samples])
+    asked = np.array(sorted(set(texts.tolist())))
+    for name, way in ways.items():
+        images = way.encode([sample.pixels() for sample in samples])
         boxes = [np.array([region.box for region in sample.regions]) for sample in samples]
         features = np.concatenate([image.embed(own, normalized=True) for image, own in zip(images, boxes)])
+        own = way.predictor if isinstance(way, Crops) else way
+        directions = own.encode_text(asked.tolist())
         order = np.argsort(-(directions @ features.T), axis=1)[:, :TOP]
-        hits = (texts[order] == np.array(asked)[:, None]).sum(1)
-        there = np.array([(texts == text).sum() for text in asked])
-        found = hits / np.minimum(there, TOP)
-        first = texts[order[:, 0]] == np.array(asked)
+        hits = texts[order] == asked[:, None]
+        found = hits.sum(1) / np.minimum((texts == asked[:, None]).sum(1), TOP)
         rows[name] = {
-            "found in 10": found.mean(),
-            "error": found.std() / len(asked) ** 0.5,
-            "first": first.mean(),
+            "found in 10": float(found.mean()),
+            "error": float(found.std() / len(asked) ** 0.5),
+            "first": float(hits[:, 0].mean()),
         }
     print(f"{len(texts)} regions of {len(samples)} pictures, {len(asked)} texts")
     print_table(rows)
@@ -364,7 +364,8 @@ def main(options: Options) -> int:
     for name in options.only:
         print(f"\n{name}", flush=True)
         aims += PARTS[name](options)
-    print(write_json("index", {"options": {**asdict(options), "model": str(options.model)}, "aims": aims}))
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    print(write_json("index", {"options": told, "aims": aims}))
     return 0
 
 
