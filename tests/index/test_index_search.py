@@ -134,7 +134,7 @@ def test_more_rows_are_asked_for_until_there_are_hits_enough(
     monkeypatch.setattr(index.store, "nearest", spied)
     hits = index.search(Query(vector), 2)
     assert [hit.key for hit in hits] == ["picture 0", "picture 1"]
-    assert asked == [16, 64, 256]
+    assert asked == [8, 32, 128]
     assert len(hits[0].folded) == 99
 
 

@@ -23,7 +23,7 @@ from open_cloc.inference.tokens import content_of
 MOST_OVERLAP = 0.5
 # Regions of two pictures that are so much alike come from copies of one picture.
 COPY = 0.985
-OVERSAMPLE = 8  # rows that are asked for, for each hit
+OVERSAMPLE = 4  # rows that are asked for, for each hit
 MOST_ROWS = 20_000
 
 Rows = Literal["regions", "pictures", "all"]

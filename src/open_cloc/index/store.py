@@ -31,7 +31,7 @@ MIN_APPROXIMATE = 50_000
 MOST_APPROXIMATE = 1000  # rows that are asked for; the parts looked at hold some thousands
 # Parts of the approximate index that are looked at, and how many times the hits are compared exactly: with
 # 200,000 regions ten hits of ten are the true ones (docs/log).
-PROBES, REFINE = 20, 10
+PROBES, REFINE = 20, 5
 MOST_PARTITIONS = 4096
 BATCH = 8192
 KEPT_FOR = timedelta(hours=1)  # what was replaced stays for those who are reading it
