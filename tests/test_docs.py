@@ -131,7 +131,7 @@ def test_options_exist(page: Path) -> None:
     known = {"train": "finetune", "plan": "finetune", "label": "vesl"}
     for words in commands(read(page)):
         verb, what = words[1], words[2] if len(words) > 2 else "--help"
-        of = what if verb in ("data", "mllm") or what in ("diff", "report") else known.get(verb, "")
+        of = what if verb in ("data", "index", "mllm") or what in ("diff", "report") else known.get(verb, "")
         for option in re.findall(r"--[\w.-]+", " ".join(words)):
             assert option in options_of(verb, of) | PLACEHOLDERS, " ".join(words)
 

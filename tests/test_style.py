@@ -36,7 +36,7 @@ RANKS = {area: rank for rank, row in enumerate(ROWS) for area in row}
 
 KINDS = (
     *("READERS", "PROMPTS", "OBJECTIVES", "METHODS", "TASKS", "DETECTORS", "CAPTIONERS"),
-    *("PHRASE_RULES", "TOWERS", "RECIPES"),
+    *("PHRASE_RULES", "TOWERS", "RECIPES", "REGIONS"),
 )
 MAX_LINES, MAX_FUNCTION = 500, 60
 

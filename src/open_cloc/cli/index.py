@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,10 +11,11 @@ import tyro
 from tqdm import tqdm
 
 from open_cloc.cli.data import open_source
+from open_cloc.cli.detected import detectors
 from open_cloc.cli.parse import parse_command
 from open_cloc.cli.predict import parse_box
 from open_cloc.cli.screen import say, say_json
-from open_cloc.config import require
+from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import listed, tell_opening
 from open_cloc.draw import check_output, write_picture
 from open_cloc.errors import UserError
@@ -22,97 +24,47 @@ from open_cloc.inference.predictor import load
 if TYPE_CHECKING:
     from open_cloc.index.query import Query
     from open_cloc.index.region_index import RegionIndex
+    from open_cloc.index.regions import RegionSource
     from open_cloc.index.search import Hit
+    from open_cloc.index.store import Store
 
 Place = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX", help="Its folder or URL.")]
 Data = Annotated[str, tyro.conf.arg(metavar="PATH|FORMAT:PATH", help="Pictures; a folder of them will do.")]
 
 
-def build(
-    index: Place,
-    data: Data,
-    weights: str,
-    regions: tuple[str, ...] = ("labels",),
-    columns: tuple[str, ...] = (),
-    thumbnail: int = 320,
-    tokens: Path | None = None,
-    batch_size: int = 16,
-    max_bad_fraction: float = 0.0,
-    device: str | None = None,
-) -> int:
-    """Make an index of the regions of pictures.
+@dataclass(frozen=True)
+class AddOptions:
+    """Which regions of pictures are added, and how.
 
-    Args:
-        weights: Model folder or hub id.
-        regions: Where regions come from, one or more of labels, grid:COUNT and module:function.
-        columns: Metadata to filter by, such as split=text year=number.
-        thumbnail: Longer side of the small pictures that the index keeps; 0 keeps none.
+    Attributes:
+        data: Pictures.
+        regions: Where regions come from, one or more of labels; grid:COUNT; detector:WEIGHTS,phrases=A,B or a
+            file with one a line; and module:function.
         tokens: Folder that keeps what the tower makes of each picture.
         batch_size: Pictures that go through the tower together.
         max_bad_fraction: Share of unusable pictures to leave out.
         device: cpu, cuda, ...; a GPU if there is one.
     """
-    require("lancedb", "index")
-    from open_cloc.index.region_index import RegionIndex
 
-    kinds = dict(column.partition("=")[::2] for column in columns)
-    if thumbnail < 0:
-        raise UserError(f"--thumbnail must be at least 0; got {thumbnail}")
-    _check_numbers(batch_size, max_bad_fraction)
-    predictor = load(weights, device)
-    known_at = str(Path(weights).resolve()) if Path(weights).is_dir() else weights
-    made = RegionIndex.build(
-        index, predictor, weights=known_at, columns=kinds, thumbnail=thumbnail, tokens=tokens
-    )
-    return _add(made, data, regions, batch_size, max_bad_fraction)
+    data: Data
+    regions: tuple[str, ...] = ("labels",)
+    tokens: Path | None = None
+    batch_size: int = 16
+    max_bad_fraction: float = 0.0
+    device: str | None = None
 
-
-def add(
-    index: Place,
-    data: Data,
-    regions: tuple[str, ...] = ("labels",),
-    weights: str = "",
-    tokens: Path | None = None,
-    batch_size: int = 16,
-    max_bad_fraction: float = 0.0,
-    device: str | None = None,
-) -> int:
-    """Add pictures to an index; those that are there are left, so a stopped run goes on.
-
-    Args:
-        regions: Where regions come from, one or more of labels, grid:COUNT and module:function.
-        weights: Model folder or hub id; the one that the index was made by unless given.
-        tokens: Folder that keeps what the tower makes of each picture.
-        batch_size: Pictures that go through the tower together.
-        max_bad_fraction: Share of unusable pictures to leave out.
-        device: cpu, cuda, ...; a GPU if there is one.
-    """
-    _check_numbers(batch_size, max_bad_fraction)
-    return _add(_open(index, weights, tokens, device), data, regions, batch_size, max_bad_fraction)
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size must be at least 1; got {self.batch_size}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max-bad-fraction must be in [0, 1]; got {self.max_bad_fraction}")
 
 
-def search(
-    index: Place,
-    text: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    minus: tuple[str, ...] = (),
-    image: Path | None = None,
-    box: str = "",
-    like: str = "",
-    limit: int = 10,
-    where: str = "",
-    rows: Literal["auto", "regions", "pictures", "all"] = "auto",
-    exact: bool = False,
-    fold: bool = True,
-    rerank: bool = False,
-    output: Path | None = None,
-    json: bool = False,
-    weights: str = "",
-    tokens: Path | None = None,
-    device: str | None = None,
-) -> int:
-    """Find regions by texts, by a box of a picture, by a picture, or by several of these together.
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is looked for, and what is done with the hits.
 
-    Args:
+    Attributes:
         text: What to look for; several are added up.
         minus: What not to look for; taken away.
         image: A picture to look for others like it, or whose box is looked for.
@@ -130,31 +82,99 @@ def search(
         tokens: Folder that keeps what the tower makes of each picture.
         device: cpu, cuda, ...; a GPU if there is one.
     """
-    if output is not None:
-        check_output(output, [image] if image else [])
-    if not (text or image or like):
-        raise UserError("nothing to look for; give a text, --image (with --box), or --like")
-    if box and image is None:
-        raise UserError("--box needs --image: it is a box of that picture")
-    if rerank and not text:
-        raise UserError("--rerank needs a text to look for")
-    opened = _open(index, weights, tokens, device)
-    query = _query(opened, text, minus, image, box, like)
-    hits = opened.search(
-        query,
-        limit,
-        where=where,
-        rows=None if rows == "auto" else rows,
-        exact=exact,
-        fold=fold,
-        rerank_by=", ".join(text) if rerank else "",
+
+    text: tyro.conf.Positional[tuple[str, ...]] = ()
+    minus: tuple[str, ...] = ()
+    image: Path | None = None
+    box: str = ""
+    like: str = ""
+    limit: int = 10
+    where: str = ""
+    rows: Literal["auto", "regions", "pictures", "all"] = "auto"
+    exact: bool = False
+    fold: bool = True
+    rerank: bool = False
+    output: Path | None = None
+    json: bool = False
+    weights: str = ""
+    tokens: Path | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.text or self.image or self.like):
+            raise UserError("nothing to look for; give a text, --image (with --box), or --like")
+        if self.box and self.image is None:
+            raise UserError("--box needs --image: it is a box of that picture")
+        if self.rerank and not self.text:
+            raise UserError("--rerank needs a text to look for")
+        if self.limit < 1:
+            raise UserError(f"--limit must be at least 1; got {self.limit}")
+
+
+ToAdd = Annotated[AddOptions, tyro.conf.arg(name="")]
+ToSearch = Annotated[SearchOptions, tyro.conf.arg(name="")]
+
+
+def build(
+    index: Place, options: ToAdd, weights: str, columns: tuple[str, ...] = (), thumbnail: int = 320
+) -> int:
+    """Make an index of the regions of pictures.
+
+    Args:
+        weights: Model folder or hub id.
+        columns: Metadata to filter by, such as split=text year=number.
+        thumbnail: Longer side of the small pictures that the index keeps; 0 keeps none.
+    """
+    from open_cloc.index.region_index import RegionIndex, check_thumbnail
+    from open_cloc.index.store import check_place, require_lancedb
+
+    require_lancedb()
+    kinds = dict(column.partition("=")[::2] for column in columns)
+    check_thumbnail(thumbnail)
+    check_place(index)
+    dataset, sources = _opened(options)  # all that may be wrong, before there is an index
+    predictor = load(weights, options.device)
+    known_at = str(Path(weights).resolve()) if Path(weights).is_dir() else weights
+    made = RegionIndex.build(
+        index, predictor, weights=known_at, columns=kinds, thumbnail=thumbnail, tokens=options.tokens
     )
-    if output is not None and hits:
-        write_picture(output, opened.sheet(hits))
-    if json:
+    return _add(made, dataset, sources, options)
+
+
+def add(index: Place, options: ToAdd, weights: str = "") -> int:
+    """Add pictures to an index; those that are there are left, so a stopped run goes on.
+
+    Args:
+        weights: Model folder or hub id; the one that the index was made by unless given.
+    """
+    store = _open(index)
+    dataset, sources = _opened(options)
+    return _add(_with_model(store, weights, options.tokens, options.device), dataset, sources, options)
+
+
+def search(index: Place, options: ToSearch) -> int:
+    """Find regions by texts, by a box of a picture, by a picture, or by several of these together."""
+    if options.output is not None:
+        check_output(options.output, [options.image] if options.image else [])
+    box = parse_box(options.box) if options.box else None
+    store = _open(index)
+    store.count(options.where)  # a wrong filter is told before the model is loaded
+    opened = _with_model(store, options.weights, options.tokens, options.device)
+    hits = opened.search(
+        _query(opened, options, box),
+        options.limit,
+        where=options.where,
+        rows=None if options.rows == "auto" else options.rows,
+        exact=options.exact,
+        fold=options.fold,
+        rerank=options.rerank,
+    )
+    if options.json:
         say_json({"hits": [hit.as_json() for hit in hits]})
     else:
-        say("\n".join(_line(number, hit) for number, hit in enumerate(hits, 1)) or "nothing found")
+        say("\n".join(_line(number, hit) for number, hit in enumerate(hits, 1)) or _nothing(store, options))
+    if options.output is not None and hits:
+        write_picture(options.output, opened.sheet(hits))
     return 0
 
 
@@ -164,12 +184,11 @@ def export(index: Place, output: tyro.conf.Positional[Path]) -> int:
     Args:
         output: New or empty folder.
     """
-    require("lancedb", "index")
+    store = _open(index)
     from open_cloc.index.export import export_index
-    from open_cloc.index.store import Store
+    from open_cloc.index.rows import REGIONS
 
-    store = Store.open(index)
-    with _progress(store.count(), "rows") as bar:
+    with _progress(store.count(REGIONS), "regions") as bar:
         count = export_index(store, output, progress=bar.update)
     say(f"wrote {count} regions to {output}")
     return 0
@@ -177,14 +196,11 @@ def export(index: Place, output: tyro.conf.Positional[Path]) -> int:
 
 def info(index: Place) -> int:
     """Say what an index holds."""
-    require("lancedb", "index")
-    from open_cloc.index.rows import PICTURE
-    from open_cloc.index.store import Store
+    store = _open(index)
+    from open_cloc.index.rows import PICTURES, REGIONS
 
-    store = Store.open(index)
-    pictures = store.count(f"source = '{PICTURE}'")
-    say(f"pictures: {pictures}")
-    say(f"regions: {store.count() - pictures}")
+    say(f"pictures: {store.count(PICTURES)}")
+    say(f"regions: {store.count(REGIONS)}")
     say(f"model: {store.about.weights or store.about.model}")
     columns = ", ".join(f"{name} ({kind})" for name, kind in store.about.columns.items())
     say(f"columns of metadata: {columns or 'none'}")
@@ -203,38 +219,47 @@ def main(argv: Sequence[str]) -> int:
     return parse_command(commands, argv, "open-cloc index", __doc__ or "")()
 
 
-def _check_numbers(batch_size: int, max_bad_fraction: float) -> None:
-    if batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1; got {batch_size}")
-    if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"--max-bad-fraction must be in [0, 1]; got {max_bad_fraction}")
-
-
-def _open(index: str, weights: str, tokens: Path | None, device: str | None) -> RegionIndex:
-    require("lancedb", "index")
-    from open_cloc.index.region_index import RegionIndex
+def _open(index: str) -> Store:
     from open_cloc.index.store import Store
 
-    store = Store.open(index)
+    return Store.open(index)
+
+
+def _with_model(store: Store, weights: str, tokens: Path | None, device: str | None) -> RegionIndex:
+    from open_cloc.index.region_index import RegionIndex
+
     weights = weights or store.about.weights
     if not weights:
         raise UserError("this index does not say where its model is: give --weights")
     return RegionIndex(store, load(weights, device), tokens)
 
 
+def _opened(options: AddOptions) -> tuple[SampleDataset, list[RegionSource]]:
+    """The pictures, and where their regions come from."""
+    from open_cloc.index.regions import open_regions
+
+    sources = [open_regions(spec, {"detector": detectors(options.device)}) for spec in options.regions]
+    dataset = open_source(options.data)
+    hint = "--max-bad-fraction leaves them out"
+    tell_opening(dataset, options.data, options.max_bad_fraction, hint)
+    return dataset, sources
+
+
 def _add(
-    index: RegionIndex, data: str, regions: Sequence[str], batch_size: int, max_bad_fraction: float
+    index: RegionIndex, dataset: SampleDataset, sources: Sequence[RegionSource], options: AddOptions
 ) -> int:
-    dataset = open_source(data)
-    tell_opening(dataset, data, max_bad_fraction, "--max-bad-fraction leaves them out")
     with _progress(len(dataset), "images") as bar:
-        added = index.add(
-            dataset,
-            *regions,
-            batch_size=batch_size,
-            max_bad_fraction=max_bad_fraction,
-            progress=bar.update,
-        )
+        try:
+            added = index.add(
+                dataset,
+                *sources,
+                batch_size=options.batch_size,
+                max_bad_fraction=options.max_bad_fraction,
+                progress=bar.update,
+            )
+        except KeyboardInterrupt as stop:
+            stop.args = ("index add goes on with what is left",)
+            raise
     known = f"; {added.known} were there" if added.known else ""
     left_out = f"; left out {added.causes.total()} ({listed(added.causes)})" if added.causes else ""
     say(f"added {added.pictures} pictures with {added.regions} regions{known}{left_out}")
@@ -246,26 +271,38 @@ def _add(
     return 0
 
 
-def _query(
-    index: RegionIndex, text: Sequence[str], minus: Sequence[str], image: Path | None, box: str, like: str
-) -> Query:
-    parts = [index.text(each) for each in text]
-    if image is not None:
-        parts.append(index.box(image, parse_box(box)) if box else index.picture(image))
-    if like:
-        parts.append(index.row(like))
+def _query(index: RegionIndex, options: SearchOptions, box: Sequence[float] | None) -> Query:
+    parts = [index.text(each) for each in options.text]
+    if options.image is not None:
+        parts.append(index.picture(options.image) if box is None else index.box(options.image, box))
+    if options.like:
+        parts.append(index.row(options.like))
     query = parts[0]
     for part in parts[1:]:
         query = query + part
-    for each in minus:
+    for each in options.minus:
         query = query - index.text(each)
     return query
 
 
 def _line(number: int, hit: Hit) -> str:
     box = ",".join(f"{side:.0f}" for side in hit.box)
+    text = f" {' '.join(hit.text.split())}" if hit.text else ""
     more = f" (+{len(hit.folded)} alike)" if hit.folded else ""
-    return f"{number}. {hit.score:.3f} {hit.path or hit.key} box {box} {hit.text}{more} [{hit.id}]"
+    return f"{number}. {hit.score:.3f} {hit.path or hit.key} box {box}{text}{more} [{hit.id}]"
+
+
+def _nothing(store: Store, options: SearchOptions) -> str:
+    """Why there is no hit, as far as the index knows."""
+    from open_cloc.index.rows import REGIONS
+
+    if not store.count():
+        return "nothing found: the index is empty"
+    if options.where and not store.count(options.where):
+        return f"nothing found: the filter {options.where!r} leaves nothing"
+    if not store.count(REGIONS):
+        return "nothing found: the index has no regions; --rows pictures looks for whole pictures"
+    return "nothing found"
 
 
 def _progress(total: int, unit: str) -> tqdm:

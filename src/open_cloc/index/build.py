@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from open_cloc.data.annotations import Problem, SampleDataset
+from open_cloc.boxes import OK, box_problems
+from open_cloc.data.annotations import Problem, SampleDataset, checked_boxes, clean_sample
 from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
 from open_cloc.index.regions import RegionSource
-from open_cloc.index.rows import picture_id, rows_of, thumbnail_of
-from open_cloc.index.store import Store
+from open_cloc.index.rows import picture_id, rows_of, thumbnail_of, values_of
+from open_cloc.index.store import About, Store
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache, content_of
 from open_cloc.samples import Region, RegionSample
 
-READERS = 2  # threads that read and decode while the tower computes
+READERS = 2  # threads that read, decode and find regions while the tower computes
 ROWS_PER_WRITE = 4096
 SECONDS_PER_WRITE = 20.0
 
@@ -45,16 +46,18 @@ class Added:
 
 
 class _Ready(NamedTuple):
-    """A picture that was read, with the regions to embed; None where it is known or cannot be used."""
+    """A picture that was read, with the regions to embed and what else its rows hold."""
 
     sample: RegionSample
     content: str
     pixels: np.ndarray
     regions: list[Region]
+    values: dict[str, Any]
+    thumbnail: bytes | None
 
 
 class _Read(NamedTuple):
-    """What reading one sample gave."""
+    """What reading one sample gave; `ready` is None where it is known or cannot be used."""
 
     ready: _Ready | None
     is_known: bool
@@ -81,9 +84,9 @@ def add_pictures(
         store: An open index of this model.
         predictor: Embeds.
         dataset: Pictures.
-        regions: Gives the regions of each.
+        regions: Gives the regions of each; two threads call it.
         tokens: Keeps what the tower made of each picture.
-        batch_size: Pictures that go through the tower together.
+        batch_size: Pictures that go through the tower together; about twice as many are held in memory.
         max_bad_fraction: Share of pictures that may be unusable.
         progress: Is told of so many more pictures that are done.
 
@@ -94,6 +97,7 @@ def add_pictures(
     added, bad = Added(), BadSamples(max_bad_fraction, len(dataset))
     with store.writing():
         known = store.pictures()
+        reader = _Reader(dataset, regions, known, store.about)
         rows: list[dict[str, Any]] = []
         done, written_at = 0, time.monotonic()
 
@@ -103,13 +107,13 @@ def add_pictures(
             progress(done)
             rows, done, written_at = [], 0, time.monotonic()
 
-        for batch in _batches(_read_ahead(dataset, regions, known), batch_size):
+        for batch in _batches(_read_ahead(reader, len(dataset), known, batch_size), batch_size):
             for read in batch:
                 added.known += read.is_known
                 bad.add(int(not read.problems), _bad(read.problems))
             ready = [read.ready for read in batch if read.ready is not None]
             for one, image in zip(ready, _encode(predictor, tokens, ready)):
-                new = _rows(one, image, store.about.columns, store.about.thumbnail)
+                new = _rows(one, image)
                 rows += new
                 added.pictures, added.regions = added.pictures + 1, added.regions + len(new) - 1
             done += len(batch)
@@ -129,25 +133,22 @@ def _encode(
     return tokens.encode([one.pixels for one in ready], [one.content for one in ready])
 
 
-def _rows(
-    one: _Ready, image: EncodedImage, columns: Mapping[str, str], thumbnail: int
-) -> list[dict[str, Any]]:
+def _rows(one: _Ready, image: EncodedImage) -> list[dict[str, Any]]:
     boxes = np.array([region.box for region in one.regions], np.float64).reshape(-1, 4)
     vectors = np.concatenate([image.embed()[None], image.embed(boxes, normalized=True)])
-    small = thumbnail_of(one.pixels, thumbnail)
-    return rows_of(one.sample, one.content, image.size_hw, one.regions, vectors, columns, small)
+    return rows_of(one.sample, one.content, image.size_hw, one.regions, vectors, one.values, one.thumbnail)
 
 
-def _read_ahead(dataset: SampleDataset, regions: RegionSource, known: set[str]) -> Iterator[_Read]:
+def _read_ahead(reader: _Reader, count: int, known: set[str], ahead: int) -> Iterator[_Read]:
     """Samples in their order, read by threads a little before they are wanted; none twice."""
     window: list[Future[_Read]] = []
     seen = set(known)
     with ThreadPoolExecutor(READERS) as pool:
-        numbers = iter(range(len(dataset)))
+        numbers = iter(range(count))
         try:
             while True:
-                for number in islice(numbers, 4 * READERS + 16 - len(window)):
-                    window.append(pool.submit(_read, dataset, number, regions, known))
+                for number in islice(numbers, READERS + ahead - len(window)):
+                    window.append(pool.submit(reader.read, number))
                 if not window:
                     return
                 read = window.pop(0).result()
@@ -162,18 +163,45 @@ def _read_ahead(dataset: SampleDataset, regions: RegionSource, known: set[str]) 
                 future.cancel()
 
 
-def _read(dataset: SampleDataset, number: int, regions: RegionSource, known: set[str]) -> _Read:
-    sample, problems = read_usable(dataset, number)
-    if sample is None:
-        return _Read(None, False, problems)
-    try:
-        content = content_of(sample.image)
-        if picture_id(sample.key, content) in known:
-            return _Read(None, True, [])
-        pixels = sample.pixels()
-        return _Read(_Ready(sample, content, pixels, regions(sample, pixels)), False, problems)
-    except (OSError, ValueError) as error:  # of the picture, or of where its regions come from
-        return _Read(None, False, [*problems, problem_of(error, f"sample {sample.key!r}")])
+class _Reader(NamedTuple):
+    """Reads samples by number, all that can be done before the tower."""
+
+    dataset: SampleDataset
+    regions: RegionSource
+    known: set[str]
+    about: About
+
+    def read(self, number: int) -> _Read:
+        sample, problems = read_usable(self.dataset, number)
+        if sample is None:
+            return _Read(None, False, problems)
+        try:
+            content = content_of(sample.image)
+            if picture_id(sample.key, content) in self.known:
+                return _Read(None, True, [])
+            pixels = sample.pixels()
+            regions = _with_area(sample, self.regions(sample, pixels))
+            values = values_of(sample, self.about.columns)
+            small = thumbnail_of(pixels, self.about.thumbnail)
+            return _Read(_Ready(sample, content, pixels, regions, values, small), False, problems)
+        except (OSError, ValueError) as error:  # of the picture, or of where its regions come from
+            return _Read(None, False, [*problems, problem_of(error, f"sample {sample.key!r}")])
+
+
+def _with_area(sample: RegionSample, regions: Sequence[Region]) -> list[Region]:
+    """Regions clipped to the picture, their texts cleaned, those without area left out.
+
+    Raises:
+        SampleError: If a box is not finite, inverted or outside the picture, or a text is none.
+    """
+    regions = clean_sample(replace(sample, regions=tuple(regions))).regions
+    boxes = checked_boxes(replace(sample, regions=regions))
+    has_area = (box_problems(boxes) == OK).tolist()
+    return [
+        replace(region, box=tuple(box))
+        for region, box, kept in zip(regions, boxes.tolist(), has_area)
+        if kept
+    ]
 
 
 def _bad(problems: Sequence[Problem]) -> list[BadSample]:

@@ -14,7 +14,7 @@ from open_cloc.errors import UserError
 from open_cloc.index.build import Added, add_pictures
 from open_cloc.index.query import Query, of_box, of_picture, of_text
 from open_cloc.index.regions import RegionSource, open_regions
-from open_cloc.index.rerank import rerank
+from open_cloc.index.rerank import reranked
 from open_cloc.index.search import Hit, Rows, path_of, search
 from open_cloc.index.store import About, Store
 from open_cloc.inference.encoded import EncodedImage
@@ -24,7 +24,18 @@ from open_cloc.model.identity import identity_of
 from open_cloc.pictures import Picture
 from open_cloc.samples import Region, RegionSample
 
-RERANKED = 100  # hits that a phrase ranks again
+RERANKED = 100  # hits that phrases rank again
+MOST_OF_THUMBNAIL = 2048
+
+
+def check_thumbnail(side: int) -> None:
+    """Refuse a longer side of small pictures that cannot be.
+
+    Raises:
+        UserError: If it is below 0, or large.
+    """
+    if not 0 <= side <= MOST_OF_THUMBNAIL:
+        raise UserError(f"thumbnail must be in 0..{MOST_OF_THUMBNAIL} pixels; got {side}")
 
 
 class RegionIndex:
@@ -80,8 +91,9 @@ class RegionIndex:
 
         Raises:
             ExistingFileError: If something is there.
-            UserError: If a column cannot be, or the extra is not installed.
+            UserError: If a column or the thumbnail's size cannot be, or the extra is not installed.
         """
+        check_thumbnail(thumbnail)
         about = About(identity_of(predictor.model), weights, dict(columns or {}), thumbnail)
         return cls(Store.create(str(place), predictor.model.embed_dim, about), predictor, tokens)
 
@@ -168,7 +180,7 @@ class RegionIndex:
         rows: Rows | None = None,
         exact: bool = False,
         fold: bool = True,
-        rerank_by: str = "",
+        rerank: bool = False,
     ) -> list[Hit]:
         """The regions nearest to a query; see `search`.
 
@@ -179,17 +191,23 @@ class RegionIndex:
             rows: `regions`, `pictures` or `all`.
             exact: Compare with every row.
             fold: Give one hit for what shows the same thing.
-            rerank_by: A phrase by which the best hundred are ranked again; see `rerank`.
+            rerank: Look for the query's texts in the pictures of the best hundred, and rank them again; see
+                `reranked`.
+
+        Raises:
+            UserError: As `search`, and if a query without texts shall be ranked again.
         """
         query = self.text(query) if isinstance(query, str) else query
-        wanted = max(limit, RERANKED) if rerank_by else limit
+        if rerank and not query.phrases:
+            raise UserError("only hits of a text can be ranked again; this query has none")
+        wanted = max(limit, RERANKED) if rerank and limit > 0 else limit
         hits = search(self.store, query, wanted, where=where, rows=rows, exact=exact, fold=fold)
-        if rerank_by:
-            hits = rerank(self.predictor, self.tokens, hits, rerank_by)
+        if rerank:
+            hits = reranked(self.predictor, self.tokens, hits, query.phrases)
         return hits[:limit]
 
     def picture_of(self, hit: Hit) -> Path | bytes | None:
-        """A hit's picture: its file, or the small one that the index keeps; None if there is neither."""
+        """A hit's picture: its file if it is as it was, or the small one that the index keeps, or None."""
         return path_of(hit) or self.thumbnail(hit.picture)
 
     def thumbnail(self, picture: str) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -20,21 +20,24 @@ REGIONS = {
     "labels": "open_cloc.index.regions:from_labels",
     "grid": "open_cloc.index.regions:from_grid",
 }
+OF_GRID = "grid"  # source of its regions
 GRID = 60  # boxes of a picture: three or four sizes, which the Prompter makes nearly free
 MOST_OF_GRID = 5000
 
 
-def open_regions(spec: str) -> RegionSource:
+def open_regions(spec: str, more: Mapping[str, Callable[..., RegionSource]] | None = None) -> RegionSource:
     """Open a source of regions by `KIND[:WHAT][,name=value...]`.
 
     Args:
         spec: `labels`; `grid:COUNT`; or `package.module:Name`, as everywhere.
+        more: Further kinds of the caller's, functions of (what, **options).
 
     Raises:
         UserError: On an unknown kind or option.
     """
-    kind, what, options = parse_spec(spec, REGIONS)
-    return call_with_options(lookup(REGIONS, kind, "regions"), what, options=options, where=spec)
+    table = {**REGIONS, **(more or {})}
+    kind, what, options = parse_spec(spec, table)
+    return call_with_options(lookup(table, kind, "regions"), what, options=options, where=spec)
 
 
 def from_labels(what: str = "") -> RegionSource:
@@ -61,5 +64,5 @@ def from_grid(what: str = "") -> RegionSource:
     if not 1 <= count <= MOST_OF_GRID:
         raise UserError(f"regions grid:COUNT must be a whole number in 1..{MOST_OF_GRID}; got {what!r}")
     boxes = [tuple(box) for box in candidate_grid(count).double().tolist()]
-    regions = [Region(box, "", float("nan"), "grid") for box in boxes]
+    regions = [Region(box, "", float("nan"), OF_GRID) for box in boxes]
     return lambda sample, pixels: list(regions)

@@ -19,12 +19,15 @@ from PIL import Image
 
 from open_cloc.boxes import box_areas, denormalize_boxes
 from open_cloc.config import require
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.samples import Region, RegionSample
+from open_cloc.texts import sound_text
 
 pa = require("pyarrow", "index")
 
 PICTURE = "picture"  # source of the row of a whole picture
+# The two kinds of rows, as filters.
+REGIONS, PICTURES = f"source != '{PICTURE}'", f"source = '{PICTURE}'"
 VECTOR = "vector"
 THUMBNAIL_QUALITY = 80
 
@@ -65,9 +68,13 @@ def schema_of(width: int, columns: Mapping[str, str], about: Mapping[str, str]) 
         UserError: If a column has a name that is taken, or an unknown type.
     """
     for name, kind in columns.items():
-        if name in FIELDS or name == VECTOR or not name.isidentifier():
+        # LanceDB's own columns begin with a stroke, such as `_distance`.
+        if name in FIELDS or name == VECTOR or not name.isidentifier() or name.startswith("_"):
             taken = ", ".join([*FIELDS, VECTOR])
-            raise UserError(f"a column of metadata needs a plain name that is none of {taken}; got {name!r}")
+            raise UserError(
+                "a column of metadata needs a plain name without a stroke at its front that is none of "
+                f"{taken}; got {name!r}"
+            )
         if kind not in TYPES:
             raise UserError(f"column {name!r} must be one of {', '.join(TYPES)}; got {kind!r}")
     own = {name: TYPES[kind] for name, kind in columns.items()}
@@ -78,7 +85,7 @@ def schema_of(width: int, columns: Mapping[str, str], about: Mapping[str, str]) 
 
 def picture_id(key: str, content: str) -> str:
     """A picture's name in an index, of its key and its content: 20 hexadecimal digits."""
-    return hashlib.blake2b(f"{key}\0{content}".encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(f"{key}\0{content}".encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
 def rows_of(
@@ -87,7 +94,7 @@ def rows_of(
     size_hw: tuple[int, int],
     regions: Sequence[Region],
     vectors: np.ndarray,
-    columns: Mapping[str, str],
+    values: Mapping[str, Any],
     thumbnail: bytes | None,
 ) -> list[dict[str, Any]]:
     """The rows of one picture.
@@ -98,23 +105,20 @@ def rows_of(
         size_hw: Its (height, width) in pixels.
         regions: Its regions.
         vectors: (1 + R, D) of unit length: of the whole picture, then of the regions.
-        columns: Columns of metadata and their types.
+        values: What stands in the columns of metadata, by `values_of`.
         thumbnail: A small JPEG of the picture.
-
-    Raises:
-        UserError: If a value of metadata is of another type than its column's.
     """
     height, width = size_hw
     name = picture_id(sample.key, content)
     common = {
         "picture": name,
         "content": content,
-        "key": sample.key,
-        "path": str(sample.image.resolve()) if isinstance(sample.image, Path) else "",
+        "key": sound_text(sample.key),
+        "path": _path_of(sample.image),
         "width": width,
         "height": height,
         "caption": sample.captions[0] if sample.captions else "",
-        **{column: _value(sample, column, kind) for column, kind in columns.items()},
+        **values,
     }
     whole = Region((0.0, 0.0, 1.0, 1.0), "", math.nan, PICTURE)
     boxes = np.array([region.box for region in (whole, *regions)], np.float64)
@@ -132,7 +136,8 @@ def rows_of(
                 "y2": y2,
                 "area": float(areas[number]),
                 "text": region.text,
-                "source": region.source,
+                # A region that calls itself so would be taken for its whole picture.
+                "source": f"{PICTURE} region" if number and region.source == PICTURE else region.source,
                 "score": None if math.isnan(region.score) else region.score,
                 "metadata": "" if number else json.dumps(dict(sample.metadata), default=str),
                 "thumbnail": None if number else thumbnail,
@@ -142,8 +147,30 @@ def rows_of(
     return rows
 
 
+def _path_of(image: object) -> str:
+    """A picture's file; empty where it is none, or has a name that no text holds."""
+    path = str(image.resolve()) if isinstance(image, Path) else ""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return ""
+    return path
+
+
+def values_of(sample: RegionSample, columns: Mapping[str, str]) -> dict[str, Any]:
+    """What a picture's metadata has for each column; None where it has nothing.
+
+    Args:
+        sample: The picture.
+        columns: Columns of metadata and their types.
+
+    Raises:
+        SampleError: If a value is of another type than its column's.
+    """
+    return {column: _value(sample, column, kind) for column, kind in columns.items()}
+
+
 def _value(sample: RegionSample, column: str, kind: str) -> Any:
-    """A picture's own value of a column of metadata; None where it has none."""
     value = sample.metadata.get(column)
     if value is None:
         return None
@@ -153,7 +180,10 @@ def _value(sample: RegionSample, column: str, kind: str) -> Any:
         "bool": isinstance(value, bool),
     }
     if not fits[kind]:
-        raise UserError(f"{column!r} of sample {sample.key!r} must be a {kind}; got {value!r:.60}")
+        raise SampleError(
+            f"column {column!r} must be a {kind}; got {value!r:.60} (sample {sample.key!r})",
+            "metadata of another type",
+        )
     return float(value) if kind == "number" else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from open_cloc.boxes import iou
 from open_cloc.errors import UserError
 from open_cloc.index.query import Query
-from open_cloc.index.rows import PICTURE, VECTOR
+from open_cloc.index.rows import PICTURES, REGIONS, VECTOR
 from open_cloc.index.store import Store
 from open_cloc.inference.answer import Box
+from open_cloc.inference.tokens import content_of
 
 # Boxes of one picture that overlap so much show the same thing.
 MOST_OVERLAP = 0.5
 # Regions of two pictures that are so much alike come from copies of one picture.
 COPY = 0.985
-OVERSAMPLE = 8  # rows that are asked for, for each hit
+OVERSAMPLE = 4  # rows that are asked for, for each hit
 MOST_ROWS = 20_000
 
 Rows = Literal["regions", "pictures", "all"]
@@ -111,12 +113,19 @@ def search(
 
     Raises:
         UserError: If the limit is below 1, the filter cannot be understood, or nothing is left of the query.
+        RunError: If the index cannot be read.
     """
     if limit < 1:
         raise UserError(f"limit must be at least 1; got {limit}")
     rows = rows or ("pictures" if query.of_pictures else "regions")
-    kind = {"regions": f"source != '{PICTURE}'", "pictures": f"source = '{PICTURE}'", "all": ""}[rows]
-    filters = " AND ".join(part for part in (f"({where})" if where else "", kind) if part)
+    kind = {"regions": REGIONS, "pictures": PICTURES, "all": ""}[rows]
+    _check_brackets(where)
+    # By itself first: an error shall speak of what the user wrote.
+    limit = min(limit, store.count(where))
+    if not limit:
+        return []
+    # On a line of its own: it may end in a comment.
+    filters = " AND ".join(part for part in (f"({where}\n)" if where else "", kind) if part)
     direction, asked = query.direction(), limit * (OVERSAMPLE if fold else 1)
     while True:
         found = store.nearest(direction, asked, filters, exact=exact)
@@ -125,6 +134,17 @@ def search(
         if len(kept) == limit or len(hits) < asked or asked >= MOST_ROWS:
             return kept
         asked = min(4 * asked, MOST_ROWS)
+
+
+def _check_brackets(where: str) -> None:
+    """Refuse a filter that ends before its end: LanceDB would not read the rest, nor ours behind it."""
+    depth = 0
+    for sign in re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*", "", where):
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if depth < 0 or sign == ";":
+            raise UserError(
+                f"the filter {where!r:.200} cannot be applied: {sign!r} stands where it ends nothing"
+            )
 
 
 def _hits(found: Any, columns: Mapping[str, str]) -> list[Hit]:
@@ -149,37 +169,33 @@ def _hits(found: Any, columns: Mapping[str, str]) -> list[Hit]:
 
 
 def _folded(hits: Sequence[Hit], limit: int) -> list[Hit]:
-    """The first hits that show different things; the others' names are kept with the one they repeat."""
-    kept: list[Hit] = []
-    others: list[list[str]] = []
-    boxes: list[np.ndarray] = []
-    for hit in hits:
-        own = np.array(hit.box) / (hit.size_hw[::-1] * 2)
-        same = _repeated(hit, own, kept, boxes)
-        if same is not None:
-            others[same].append(hit.id)
+    """The first hits that show different things; the others' names are kept with the one they repeat.
+
+    A hit repeats the first kept one of its own picture whose box overlaps it much, or of another picture with
+    a box at much the same place and almost the same embedding.
+    """
+    if not hits:
+        return []
+    boxes = np.array([hit.box for hit in hits]) / [hit.size_hw[::-1] * 2 for hit in hits]  # normalised
+    places, vectors = torch.from_numpy(boxes), np.stack([hit.vector for hit in hits])
+    kept: list[int] = []
+    others: dict[int, list[str]] = {}
+    for number, hit in enumerate(hits):
+        overlap = iou(places[number], places[kept]).numpy() >= MOST_OVERLAP
+        is_own = np.array([hits[other].picture == hit.picture for other in kept], bool)
+        same = np.flatnonzero(overlap & (is_own | (vectors[kept] @ vectors[number] >= COPY)))
+        if len(same):
+            others[kept[same[0]]].append(hit.id)
         elif len(kept) < limit:
-            kept.append(hit)
-            others.append([])
-            boxes.append(own)
-    return [replace(hit, folded=tuple(names)) for hit, names in zip(kept, others)]
-
-
-def _repeated(hit: Hit, own: np.ndarray, kept: Sequence[Hit], boxes: Sequence[np.ndarray]) -> int | None:
-    """Number of the kept hit that shows the same thing."""
-    if not kept:
-        return None
-    overlaps = iou(torch.from_numpy(own), torch.from_numpy(np.stack(boxes))).numpy()
-    for number, other in enumerate(kept):
-        if other.picture == hit.picture:
-            if overlaps[number] >= MOST_OVERLAP:
-                return number
-        elif overlaps[number] >= MOST_OVERLAP and float(other.vector @ hit.vector) >= COPY:
-            return number
-    return None
+            kept.append(number)
+            others[number] = []
+    return [replace(hits[number], folded=tuple(others[number])) for number in kept]
 
 
 def path_of(hit: Hit) -> Path | None:
-    """The hit's picture, if it is a file that is still there."""
+    """The hit's picture, if it is a file that is still there and still the same."""
     path = Path(hit.path)
-    return path if hit.path and path.is_file() else None
+    try:
+        return path if hit.path and content_of(path) == hit.content else None
+    except (OSError, UserError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from open_cloc.config import from_dict, require
-from open_cloc.errors import ExistingFileError, MissingFileError, RunError, UserError, first_line
+from open_cloc.errors import ExistingFileError, MissingFileError, RunError, UserError
 from open_cloc.files import is_free, locked
-from open_cloc.index.rows import FIELDS, PICTURE, VECTOR, schema_of
+from open_cloc.index.rows import FIELDS, PICTURES, VECTOR, schema_of
 from open_cloc.shown import without_secrets
 
 EXTRA = "index"
@@ -25,16 +25,17 @@ TABLE = "regions"
 ABOUT = b"open_cloc"  # key of the schema's metadata under which `About` stands
 LAYOUT = 1
 
-# Rows from which on a search goes through an approximate index: below, looking at all is quick.
+# Rows from which on a search goes through an approximate index: below, looking at all is quick. What a filter
+# leaves counts, since few of its rows may lie in the parts that would be looked at.
 MIN_APPROXIMATE = 50_000
+MOST_APPROXIMATE = 1000  # rows that are asked for; the parts looked at hold some thousands
 # Parts of the approximate index that are looked at, and how many times the hits are compared exactly: with
 # 200,000 regions ten hits of ten are the true ones (docs/log).
-PROBES, REFINE = 20, 10
+PROBES, REFINE = 20, 5
 MOST_PARTITIONS = 4096
 BATCH = 8192
 KEPT_FOR = timedelta(hours=1)  # what was replaced stays for those who are reading it
-
-logger = logging.getLogger(__name__)
+NEWS = timedelta(seconds=1)  # after which an open index sees what other processes have added
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,18 @@ class Store:
             ExistingFileError: If something is there.
             UserError: If the extra is not installed, or a column cannot be.
         """
-        lancedb = require("lancedb", EXTRA)
+        lancedb = require_lancedb()
+        check_place(place)
         shown = without_secrets(place)
-        if not is_url(place) and not is_free(Path(place)):
-            raise ExistingFileError(f"index must be a new or empty folder; got {shown} (add adds to one)")
         schema = schema_of(width, about.columns, {ABOUT.decode(): json.dumps(asdict(about))})
         with speaking_of_index(shown):
             try:
-                return cls(place, lancedb.connect(place).create_table(TABLE, schema=schema), about)
+                table = _connect(lancedb, place).create_table(TABLE, schema=schema)
             except ValueError as error:
                 if "already exists" not in str(error):
                     raise
                 raise ExistingFileError(f"there is an index at {shown} (add adds to it)") from None
+        return cls(place, table, about)
 
     @classmethod
     def open(cls, place: str) -> Store:
@@ -102,13 +103,13 @@ class Store:
             MissingFileError: If there is none.
             UserError: If it is damaged, of a later layout, or the extra is not installed.
         """
-        lancedb = require("lancedb", EXTRA)
+        lancedb = require_lancedb()
         shown = without_secrets(place)
         if not is_url(place) and not (Path(place) / f"{TABLE}.lance").is_dir():
             raise MissingFileError(f"no index at {shown} (open-cloc index build makes one)")
         with speaking_of_index(shown):
             try:
-                table = lancedb.connect(place).open_table(TABLE)
+                table = _connect(lancedb, place).open_table(TABLE)
             except ValueError as error:
                 if "not found" not in str(error):
                     raise
@@ -138,21 +139,30 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Keep other processes of this machine from adding; readers go on.
 
+        Nothing keeps processes from adding to object storage at once: pictures that two of them add are there
+        twice, and searches fold them.
+
         Raises:
             UserError: If another process adds.
         """
         with nullcontext() if is_url(self.place) else locked(Path(self.place)):
+            with self._speaking():
+                self._table.checkout_latest()  # another may have added since this one opened it
             yield
 
     def count(self, where: str = "") -> int:
-        """Rows, those of whole pictures too, that a filter lets through."""
-        with self._speaking():
+        """Rows, those of whole pictures too, that a filter lets through.
+
+        Raises:
+            UserError: If the filter cannot be understood.
+        """
+        with self._speaking(where):
             return self._table.count_rows(where or None)
 
     def pictures(self) -> set[str]:
         """Names of the pictures that are there, each with all of its rows."""
         with self._speaking():
-            found = self._table.search().where(f"source = '{PICTURE}'").select(["picture"]).to_arrow()
+            found = self._table.search().where(PICTURES).select(["picture"]).to_arrow()
         return set(found["picture"].to_pylist())
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -193,13 +203,23 @@ class Store:
         Raises:
             UserError: If the filter cannot be understood.
         """
+        found = None
+        if not exact and limit <= MOST_APPROXIMATE and self._is_approximate(where):
+            found = self._nearest(vector, limit, where, is_exact=False)
+        if found is None or found.num_rows < limit:
+            found = self._nearest(vector, limit, where, is_exact=True)
+        return found
+
+    def _is_approximate(self, where: str) -> bool:
+        return self._is_indexed() and self.count(where) >= MIN_APPROXIMATE
+
+    def _nearest(self, vector: np.ndarray, limit: int, where: str, *, is_exact: bool) -> Any:
         columns = [name for name in self._table.schema.names if name != "thumbnail"]
         with self._speaking(where):
             query = self._table.search(vector.astype(np.float32), vector_column_name=VECTOR)
             query = query.distance_type("cosine").limit(limit).select([*columns, "_distance"])
-            if where:
-                query = query.where(where, prefilter=True)
-            if exact or not self._is_indexed():
+            query = query.where(where, prefilter=True) if where else query
+            if is_exact:
                 return query.bypass_vector_index().to_arrow()
             return query.nprobes(PROBES).refine_factor(REFINE).to_arrow()
 
@@ -224,13 +244,44 @@ class Store:
         return speaking_of_index(without_secrets(self.place), where)
 
 
+def check_place(place: str) -> None:
+    """Refuse a folder for a new index in which something is.
+
+    Raises:
+        ExistingFileError: If something is there.
+    """
+    if not is_url(place) and not is_free(Path(place)):
+        raise ExistingFileError(f"index must be a new or empty folder; got {place} (add adds to one)")
+
+
 def is_url(place: str) -> bool:
     """Whether a place is in object storage."""
     return "://" in place
 
 
-# What LanceDB's errors say where a filter is at fault, and no file.
-OF_FILTERS = re.compile(r"Schema error|No field named|SQL|parse|type_coercion|Invalid user input|Cast error")
+def require_lancedb() -> Any:
+    """Import LanceDB.
+
+    Raises:
+        UserError: If the extra is not installed.
+    """
+    # Its own warnings, of clusters that stay empty, are of no use to whoever adds pictures.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    return require("lancedb", EXTRA)
+
+
+def _connect(lancedb: Any, place: str) -> Any:
+    return lancedb.connect(place, read_consistency_interval=NEWS)
+
+
+# How LanceDB's errors begin where a filter is at fault, and no file.
+OF_FILTERS = re.compile(r"Invalid (user )?input|Schema error|SQL|type_coercion|Cast error", re.IGNORECASE)
+# What stands before the reason itself in them: the filter as it was rewritten, and whose error it is.
+BEFORE_REASON = re.compile(
+    r".*(sql parser error|Invalid user input|Invalid SQL predicate|Error during planning|Schema error): ",
+    re.IGNORECASE,
+)
+OF_RUST = re.compile(r",? ?\S*/(src|rust)/\S+\.rs:\d+(:\d+)?")
 
 
 @contextmanager
@@ -240,13 +291,24 @@ def speaking_of_index(place: str, where: str = "") -> Iterator[None]:
     Args:
         place: The index, as it may be shown.
         where: The filter that is at work, if any.
+
+    Raises:
+        UserError: If the filter is at fault.
+        RunError: On any other error of LanceDB.
     """
     try:
         yield
     except (UserError, RunError):
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        reason = re.sub(r",? ?/?[\w./-]*/(src|rust)/[\w./-]+:\d+:\d+", "", first_line(error))[:300]
-        if where and OF_FILTERS.search(reason):
-            raise UserError(f"the filter {where!r} cannot be applied: {reason}") from error
-        raise RunError(f"index {place}: {reason}") from error
+        said = OF_RUST.sub("", str(error)).strip().partition("\n")[0] or type(error).__name__
+        if where and OF_FILTERS.search(said):
+            raise UserError(f"the filter {where!r:.200} cannot be applied: {_of_filter(said)}") from error
+        raise RunError(f"index {place}: {said[:300]}") from error
+
+
+def _of_filter(said: str) -> str:
+    """Why a filter cannot be applied, without LanceDB's own rewriting of it."""
+    reason = BEFORE_REASON.sub("", said).rstrip(" )")
+    unknown = re.match(r"No field named (.+?)\. ", reason)
+    return f"no column is named {unknown[1]}" if unknown else reason.removeprefix("Invalid input, ")[:200]

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
@@ -89,13 +90,14 @@ class TokenCache:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads(file.metadata()["picture"])
                 features, tokens = file.get_tensor("image_features"), file.get_tensor("image_tokens")
+            (height, width), (rows, columns) = about["size_hw"], about["grid_size"]
+            if about["checksum"] != _checksum(features, tokens):
+                raise ValueError("its numbers are not those that were written")
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged, and is made anew: %s", path, error)
             return None
-        height, width = about["size_hw"]
-        rows, columns = about["grid_size"]
         return self.predictor.restore((height, width), features, tokens.float(), (rows, columns))
 
     def put(self, content: str, image: EncodedImage) -> None:
@@ -109,16 +111,25 @@ class TokenCache:
             OSError: If it cannot be written.
         """
         tokens = image.state.image_tokens[0]
-        if float(tokens.abs().max()) > MOST_OF_HALF:
+        if not float(tokens.abs().max()) <= MOST_OF_HALF:  # also where one is no number
             logger.warning("a picture is not kept: its tokens are past what float16 holds")
             return
         tensors: dict[str, Tensor] = {
             "image_features": image.state.image_features[0].float().cpu().contiguous(),
             "image_tokens": tokens.half().cpu().contiguous(),
         }
-        about = {"size_hw": list(image.size_hw), "grid_size": list(image.state.grid_size)}
+        about = {
+            "size_hw": list(image.size_hw),
+            "grid_size": list(image.state.grid_size),
+            "checksum": _checksum(**tensors),
+        }
         with write_whole(self._path(content)) as part:
             save_file(tensors, part, {"picture": json.dumps(about)})
 
     def _path(self, content: str) -> Path:
         return self.folder / content[:2] / f"{content}.safetensors"
+
+
+def _checksum(image_features: Tensor, image_tokens: Tensor) -> int:
+    """Of all bytes: safetensors has none, and a damaged number would be a wrong answer that nobody sees."""
+    return crc32(image_tokens.numpy().tobytes(), crc32(image_features.numpy().tobytes()))
