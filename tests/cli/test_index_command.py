@@ -41,6 +41,11 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, st
 
 def test_build_says_what_it_made(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--data", folder / "photos", "--weights", folder / "model"]
+    code, out, err = run(capsys, "build", tmp_path / "grid", *argv)
+    assert "has no boxes of its own: a grid" in err
+    assert out.startswith("added 4 pictures with ")
+    assert " 0 regions" not in out
+    argv += ["--regions", "labels"]
     code, out, err = run(capsys, "build", tmp_path / "ix", *argv)
     assert (code, out) == (0, "added 4 pictures with 0 regions\n")
     assert "--regions grid makes boxes" in err
@@ -58,7 +63,7 @@ def test_add_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     argv = ["--data", folder / "photos", "--regions", "grid:20"]
     assert run(capsys, "build", tmp_path / "ix", *argv, "--weights", folder / "model")[0] == 0
     code, out, _ = run(capsys, "add", tmp_path / "ix", *argv)
-    assert (code, out) == (0, "added 0 pictures with 0 regions; 4 were there\n")
+    assert (code, out) == (0, "added 0 pictures with 0 regions; 4 known already, left as they are\n")
     code, out, _ = run(capsys, "info", tmp_path / "ix")
     lines = out.splitlines()
     assert lines[0] == "pictures: 4"
@@ -97,7 +102,7 @@ def test_search_by_sums_and_differences(folder: Path, capsys: pytest.CaptureFixt
     predictor = load(folder / "model", "cpu")
     dog, mat, cat = predictor.encode_text(["a dog", "a mat", "a cat"])
     like = predictor.encode(hits[0]["path"]).embed([hits[0]["box"]])[0]
-    query = dog + mat - cat + predictor.encode(photo).embed([[5.5, 3, 60, 40]])[0] + like
+    query = dog + mat - 0.5 * cat + predictor.encode(photo).embed([[5.5, 3, 60, 40]])[0] + like
     query /= np.linalg.norm(query)
     for hit in found:
         own = predictor.encode(hit["path"]).embed([hit["box"]])[0]

@@ -53,7 +53,7 @@ def test_the_pages_examples(serving: tuple[subprocess.Popen[str], str], tmp_path
     """Of docs/guides/serve.md, in Python and by curl, asked of the server that runs here."""
     page = (Path(__file__).parents[2] / "docs" / "guides" / "serve.md").read_text(encoding="utf-8")
     (python,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    (curl,) = re.findall(r"^curl .*$", page, flags=re.MULTILINE)
+    curl, _ = re.findall(r"^curl .*$", page, flags=re.MULTILINE)
     (tmp_path / "photo.jpg").write_bytes(png(picture()))
     found = []
     for command in ([sys.executable, "-c", at(serving[1], python)], shlex.split(at(serving[1], curl))):

@@ -16,7 +16,7 @@ from open_cloc.cli.parse import parse_command
 from open_cloc.cli.predict import parse_box
 from open_cloc.cli.screen import say, say_json
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.data.bad_samples import listed, tell_opening
+from open_cloc.data.bad_samples import listed, read_usable, tell_opening
 from open_cloc.draw import check_output, write_picture
 from open_cloc.errors import UserError
 from open_cloc.inference.predictor import load
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from open_cloc.index.store import Store
 
 Place = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX", help="Its folder or URL.")]
+LOOKED_AT = 100  # samples, to see whether data has boxes
+
 Data = Annotated[str, tyro.conf.arg(metavar="PATH|FORMAT:PATH", help="Pictures; a folder of them will do.")]
 
 
@@ -39,7 +41,7 @@ class AddOptions:
     Attributes:
         data: Pictures.
         regions: Where regions come from, one or more of labels; grid:COUNT; detector:WEIGHTS,phrases=A,B or a
-            file with one a line; and module:function.
+            file with one a line; and module:function. Unless given, labels, or a grid where there are none.
         tokens: Folder that keeps what the tower makes of each picture.
         batch_size: Pictures that go through the tower together.
         max_bad_fraction: Share of unusable pictures to leave out.
@@ -47,7 +49,7 @@ class AddOptions:
     """
 
     data: Data
-    regions: tuple[str, ...] = ("labels",)
+    regions: tuple[str, ...] = ()
     tokens: Path | None = None
     batch_size: int = 16
     max_bad_fraction: float = 0.0
@@ -66,7 +68,7 @@ class SearchOptions:
 
     Attributes:
         text: What to look for; several are added up.
-        minus: What not to look for; taken away.
+        minus: What not to look for; half of it is taken away.
         image: A picture to look for others like it, or whose box is looked for.
         box: Box of --image, four pixel numbers joined by commas: 10,20,200,180.
         like: A region of the index to look for others like it, by its id.
@@ -175,6 +177,7 @@ def search(index: Place, options: ToSearch) -> int:
         say("\n".join(_line(number, hit) for number, hit in enumerate(hits, 1)) or _nothing(store, options))
     if options.output is not None and hits:
         write_picture(options.output, opened.sheet(hits))
+        say(f"drew the hits on {options.output}", to_errors=True)
     return 0
 
 
@@ -240,9 +243,24 @@ def _opened(options: AddOptions) -> tuple[SampleDataset, list[RegionSource]]:
 
     sources = [open_regions(spec, {"detector": detectors(options.device)}) for spec in options.regions]
     dataset = open_source(options.data)
+    if not sources:
+        spec = "labels" if _has_regions(dataset) else "grid"
+        if spec == "grid":
+            say(
+                f"{options.data} has no boxes of its own: a grid of boxes is laid over each picture",
+                to_errors=True,
+            )
+        sources = [open_regions(spec)]
     hint = "--max-bad-fraction leaves them out"
     tell_opening(dataset, options.data, options.max_bad_fraction, hint)
     return dataset, sources
+
+
+def _has_regions(dataset: SampleDataset) -> bool:
+    """Whether any of a hundred samples, evenly spaced, has a box; a folder of pictures has none."""
+    step = max(1, len(dataset) // LOOKED_AT)
+    samples = (read_usable(dataset, number)[0] for number in range(0, len(dataset), step))
+    return any(sample is not None and sample.regions for sample in samples)
 
 
 def _add(
@@ -260,7 +278,7 @@ def _add(
         except KeyboardInterrupt as stop:
             stop.args = ("index add goes on with what is left",)
             raise
-    known = f"; {added.known} were there" if added.known else ""
+    known = f"; {added.known} known already, left as they are" if added.known else ""
     left_out = f"; left out {added.causes.total()} ({listed(added.causes)})" if added.causes else ""
     say(f"added {added.pictures} pictures with {added.regions} regions{known}{left_out}")
     if added.pictures and not added.regions:
@@ -272,6 +290,8 @@ def _add(
 
 
 def _query(index: RegionIndex, options: SearchOptions, box: Sequence[float] | None) -> Query:
+    from open_cloc.index.query import MINUS
+
     parts = [index.text(each) for each in options.text]
     if options.image is not None:
         parts.append(index.picture(options.image) if box is None else index.box(options.image, box))
@@ -281,7 +301,7 @@ def _query(index: RegionIndex, options: SearchOptions, box: Sequence[float] | No
     for part in parts[1:]:
         query = query + part
     for each in options.minus:
-        query = query - index.text(each)
+        query = query - MINUS * index.text(each)
     return query
 
 

@@ -11,6 +11,9 @@ from open_cloc.errors import UserError
 from open_cloc.inference.predictor import Predictor
 from open_cloc.pictures import Picture
 
+# How much of a text is taken away: of two texts that are near, the whole would leave nothing but noise.
+MINUS = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Query:

@@ -119,6 +119,8 @@ class Service:
         self.limits.check_texts([text for text in (form.text, form.minus) if text is not None], "texts")
         if len(form.where) > MOST_FILTER or PRIVATE.search(form.where):
             raise RefusedError(422, f"where must have at most {MOST_FILTER} characters, and not ask for path")
+        from open_cloc.index.query import MINUS  # the extra index, which is there by now
+
         parts = []
         if form.text is not None:
             parts.append(await self.compute(index.text, form.text))
@@ -135,7 +137,7 @@ class Service:
         for part in parts[1:]:
             query = query + part
         if form.minus is not None:
-            query = query - await self.compute(index.text, form.minus)
+            query = query - MINUS * await self.compute(index.text, form.minus)
         rows = None if form.rows == "auto" else form.rows
         hits = await self.beside(index.search, query, form.limit, where=form.where, rows=rows)
         return [hit_as_json(hit.as_json(), hit.picture) for hit in hits]

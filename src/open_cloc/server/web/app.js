@@ -343,7 +343,10 @@ function drawHit(hit) {
   const name = hit.text || hit.caption || hit.key;
   const frame = element("span", { class: "frame" });
   const button = element("button", { type: "button", "aria-label": `${name}, score ${hit.score.toFixed(2)}: more like this box` }, frame);
-  button.addEventListener("click", () => search({ like: hit.id }, null, `more like ${name}`));
+  button.addEventListener("click", () => {
+    $("query").value = ""; // it is no longer what the hits are for
+    search({ like: hit.id }, null, `more like ${name}`);
+  });
   const what = element("span", { class: "what", title: hit.key }, name);
   return element("li", { class: "hit" }, button, element("p", {}, what, element("span", { class: "score" }, hit.score.toFixed(2))));
 }
@@ -422,6 +425,7 @@ $("find-form").addEventListener("submit", find);
 $("search-form").addEventListener("submit", searchWords);
 $("search-box").addEventListener("click", () => {
   const own = state.boxes[state.selected];
+  $("query").value = "";
   search({ box: own.box }, state.file, own.text ? `the box of “${own.text}”` : "the box");
 });
 for (const name of ["picture", "search"]) {
