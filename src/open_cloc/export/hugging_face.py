@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from open_cloc.errors import UserError
 from open_cloc.export.compare import Difference, Inputs, compare, unit
 from open_cloc.export.open_clip import at_canvas_size
 from open_cloc.model.cloc import CLOC
+from open_cloc.model.foreign import quietly
 from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.hugging_face import (
     reason_against_text,
@@ -47,7 +46,7 @@ def export_clip(model: CLOC, folder: Path, inputs: Inputs) -> list[Difference]:
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=model.embed_dim)
     theirs = CLIPModel(config).eval()
     theirs.load_state_dict(to_hugging_face(clip))
-    with _quietly():
+    with quietly():
         theirs.save_pretrained(folder)
     processor = CLIPProcessor(image_processor(model), clip_tokenizer(model))
     processor.save_pretrained(folder)
@@ -77,7 +76,7 @@ def export_llava(model: CLOC, folder: Path, inputs: Inputs) -> list[Difference]:
         if name.startswith(prefix)
     }
     theirs.load_state_dict(state)
-    with _quietly():
+    with quietly():
         theirs.save_pretrained(folder)
     image_processor(model).save_pretrained(folder)
     return _compare_layers(clip, folder, inputs)
@@ -129,23 +128,7 @@ def clip_tokenizer(model: CLOC) -> Any:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=model.tokenize.context_length)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the library's bars, and its list of the text tower's weights that an image tower has not."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@_quietly()
+@quietly()
 @torch.inference_mode()
 def _compare_clip(folder: Path, inputs: Inputs) -> list[Difference]:
     from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
@@ -173,7 +156,7 @@ def _text_features(theirs: Any, texts: Any) -> Tensor:
     return unit(getattr(found, "pooler_output", found))
 
 
-@_quietly()
+@quietly()
 @torch.inference_mode()
 def _compare_layers(clip: Any, folder: Path, inputs: Inputs) -> list[Difference]:
     """LLaVA reads the tokens before the last block."""

@@ -23,7 +23,8 @@ from open_cloc.config import from_dict
 from open_cloc.devices import choose_device
 from open_cloc.errors import ExistingFileError, MissingFileError, UserError
 from open_cloc.files import is_free, read_json, write_json, write_whole
-from open_cloc.mllm.language_model import open_language_model, quiet
+from open_cloc.mllm.language_model import open_language_model
+from open_cloc.model.foreign import quietly
 from open_cloc.model.load import load_model
 from open_cloc.model.weights import load_strictly, read_state
 
@@ -36,7 +37,7 @@ def save(model: Any, folder: Path, tower: str = "") -> None:
     """Write a `RegionLM`; see its `save_pretrained`."""
     if not is_free(folder):
         raise ExistingFileError(f"a language model's folder must be new or empty; got {folder}")
-    with quiet():
+    with quietly():
         model.lm.save_pretrained(folder / LM)
         model.tokenizer.save_pretrained(folder / LM)
     with write_whole(folder / PROJECTORS) as part:

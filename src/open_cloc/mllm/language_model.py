@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from open_cloc.errors import MissingFileError, UserError, first_line
+from open_cloc.model.foreign import quietly
 
 
 def check_language_model(lm: Any, tokenizer: Any) -> int:
@@ -70,7 +70,7 @@ def open_language_model(name: str | Path, dtype: Any = "auto") -> tuple[Any, Any
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with quiet():
+        with quietly():
             lm, told = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -90,19 +90,3 @@ def _refuse_untrained(told: Mapping[str, Any], name: str | Path) -> None:
         found = sorted(map(str, told.get(kind) or ()))
         if found:
             raise UserError(f"the language model {name} is of another shape than its config: {found[0]}")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +160,19 @@ def _check_tokenizer_config(path: Path) -> None:
         named = os.path.normpath(os.path.join(folder, value))
         if os.path.exists(named) and not Path(named).is_relative_to(folder):
             raise UserError(f"{path}: {key} is {value!r:.60}, which lies outside of the folder")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' bars and warnings, such as of weights that a part of a model does not take."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

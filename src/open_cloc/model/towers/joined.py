@@ -12,7 +12,7 @@ import timm
 from torch import Tensor, nn
 
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.model.foreign import open_model
+from open_cloc.model.foreign import open_model, quietly
 from open_cloc.model.towers.build import check_text_tower
 from open_cloc.model.towers.text_dropout import with_dropout
 from open_cloc.model.towers.tower import StartingTowers
@@ -127,12 +127,12 @@ def load_text_tower(transformer: nn.Module, folder: str) -> None:
     Raises:
         UserError: If they are of another architecture.
     """
-    import transformers
     from transformers import AutoModel
 
-    # A pooler in the file that this tower lacks is no news.
-    transformers.logging.set_verbosity_error()
-    loaded, report = open_model(AutoModel, Path(folder), add_pooling_layer=False, output_loading_info=True)
+    with quietly():  # a pooler in the file that this tower lacks is no news
+        loaded, report = open_model(
+            AutoModel, Path(folder), add_pooling_layer=False, output_loading_info=True
+        )
     if missing := sorted(report["missing_keys"]):  # transformers would start them at random
         raise UserError(
             f"weights of another architecture: {folder} lack {len(missing)} tensors such as {missing[0]!r}"
