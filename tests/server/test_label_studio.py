@@ -75,3 +75,23 @@ def test_the_routes_are_there_only_if_asked_for(predictor: Predictor) -> None:
 
     with TestClient(create_app(predictor)) as client:
         assert client.post("/predict", json={"tasks": []}).status_code == 404
+
+
+def test_a_token_goes_to_no_other_host(client: Any, photo: bytes) -> None:
+    """Than the one that it came with: whoever calls /setup next does not inherit it."""
+    sent: list[tuple[str, Any]] = []
+
+    async def fetch(url: str, headers: Any = None) -> bytes:
+        sent.append((url, headers))
+        return photo
+
+    client.app.state.service.fetch = fetch
+    asked = {"tasks": [{"id": 1, "data": {"photo": "/data/a.png"}}], "label_config": CONFIG}
+    client.post("/setup", json={"hostname": "http://ours", "access_token": "secret"})
+    assert client.post("/predict", json=asked).status_code == 200
+    client.post("/setup", json={"hostname": "http://theirs"})
+    assert client.post("/predict", json=asked).status_code == 200
+    assert sent == [
+        ("http://ours/data/a.png", {"Authorization": "Token secret"}),
+        ("http://theirs/data/a.png", None),
+    ]

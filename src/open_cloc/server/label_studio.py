@@ -83,10 +83,10 @@ def add_label_studio(
     async def setup(request: Any) -> dict[str, str]:
         """Take a project's address; its configuration comes with each request."""
         body = (await read_request(request, Setup, service.limits)).form
-        if body.hostname:
-            known["hostname"] = body.hostname
-        if body.access_token:
-            known["token"] = body.access_token
+        # Both at once: a token goes to no other host than the one that it came with.
+        given = {"hostname": body.hostname, "token": body.access_token}
+        known.clear()
+        known.update({name: value for name, value in given.items() if value})
         return {"model_version": name}
 
     async def predict(request: Any) -> dict[str, Any]:
