@@ -290,19 +290,14 @@ def _add(
 
 
 def _query(index: RegionIndex, options: SearchOptions, box: Sequence[float] | None) -> Query:
-    from open_cloc.index.query import MINUS
+    from open_cloc.index.query import total
 
     parts = [index.text(each) for each in options.text]
     if options.image is not None:
         parts.append(index.picture(options.image) if box is None else index.box(options.image, box))
     if options.like:
         parts.append(index.row(options.like))
-    query = parts[0]
-    for part in parts[1:]:
-        query = query + part
-    for each in options.minus:
-        query = query - MINUS * index.text(each)
-    return query
+    return total(parts, [index.text(each) for each in options.minus])
 
 
 def _line(number: int, hit: Hit) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from open_cloc.errors import UserError
+from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
-from open_cloc.pictures import Picture
 
 # How much of a text is taken away: of two texts that are near, the whole would leave nothing but noise.
 MINUS = 0.5
@@ -61,19 +61,29 @@ def of_text(predictor: Predictor, *texts: str) -> Query:
     return Query(predictor.encode_text(texts).sum(0), tuple(texts))
 
 
-def of_box(
-    predictor: Predictor,
-    picture: Picture,
-    box: Sequence[float],
+def of_image(
+    image: EncodedImage,
+    box: Sequence[float] | None = None,
     *,
     box_format: str = "xyxy",
     normalized: bool = False,
 ) -> Query:
-    """Regions that look like a box of a picture; raises as `EncodedImage.embed`."""
-    image = predictor.encode(picture)
+    """Regions that look like a box of a picture, or pictures like it; raises as `EncodedImage.embed`."""
+    if box is None:
+        return Query(image.embed(), of_pictures=True)
     return Query(image.embed([box], box_format=box_format, normalized=normalized)[0])
 
 
-def of_picture(predictor: Predictor, picture: Picture) -> Query:
-    """Pictures that look like this one; raises as `Predictor.encode`."""
-    return Query(predictor.encode(picture).embed(), of_pictures=True)
+def total(wanted: Sequence[Query], unwanted: Iterable[Query] = ()) -> Query:
+    """All that is wanted together, less a share of what is not.
+
+    Args:
+        wanted: At least one.
+        unwanted: What is taken away.
+    """
+    query = wanted[0]
+    for other in wanted[1:]:
+        query = query + other
+    for other in unwanted:
+        query = query - MINUS * other
+    return query

@@ -12,12 +12,11 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.draw import contact_sheet
 from open_cloc.errors import UserError
 from open_cloc.index.build import Added, add_pictures
-from open_cloc.index.query import Query, of_box, of_picture, of_text
+from open_cloc.index.query import Query, of_image, of_text
 from open_cloc.index.regions import RegionSource, open_regions
 from open_cloc.index.rerank import reranked
 from open_cloc.index.search import Hit, Rows, path_of, search
 from open_cloc.index.store import About, Store
-from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache
 from open_cloc.model.identity import identity_of
@@ -145,18 +144,12 @@ class RegionIndex:
         self, picture: Picture, box: Sequence[float], *, box_format: str = "xyxy", normalized: bool = False
     ) -> Query:
         """Regions that look like a box of a picture; raises as `EncodedImage.embed`."""
-        return of_box(self.predictor, picture, box, box_format=box_format, normalized=normalized)
+        image = self.predictor.encode(picture)
+        return of_image(image, box, box_format=box_format, normalized=normalized)
 
     def picture(self, picture: Picture) -> Query:
         """Pictures that look like this one; raises as `Predictor.encode`."""
-        return of_picture(self.predictor, picture)
-
-    @staticmethod
-    def of_image(image: EncodedImage, box: Sequence[float] | None = None) -> Query:
-        """Regions that look like a box of a picture that was looked at; pictures like it without a box."""
-        if box is None:
-            return Query(image.embed(), of_pictures=True)
-        return Query(image.embed([list(box)])[0])
+        return of_image(self.predictor.encode(picture))
 
     def row(self, name: str) -> Query:
         """Regions that look like a row of the index, by its `id`.

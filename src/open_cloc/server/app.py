@@ -295,8 +295,8 @@ def _add_questions(app: Any, service: Service) -> None:
         limits.check_texts(form.labels, "labels")
         limits.check_count(len(form.boxes or ()), limits.boxes, "boxes")
         image = await service.image(asked)
-        named = await service.classify(
-            image,
+        named = await compute(
+            image.classify,
             form.labels,
             form.boxes,
             box_format=form.box_format,
@@ -346,19 +346,14 @@ def _add_search(app: Any, service: Service) -> None:
 def _add_page(app: Any) -> None:
     folder = resources.files("open_cloc.server") / "web"
     for path, file in PAGE.items():
-        content = (folder / file).read_bytes()
         kind = TYPES[file.rpartition(".")[2]]
-
-        async def page(content: bytes = content, kind: str = kind) -> Any:
-            return responses.Response(content, media_type=kind)
-
-        app.add_api_route(path, _without_arguments(page), include_in_schema=False)
+        app.add_api_route(path, _route_to((folder / file).read_bytes(), kind), include_in_schema=False)
 
 
-def _without_arguments(function: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-    """FastAPI takes a function's defaults for what clients send."""
+def _route_to(content: bytes, kind: str) -> Callable[[], Awaitable[Any]]:
+    """What answers with a file of the page."""
 
-    async def call() -> Any:
-        return await function()
+    async def answer() -> Any:
+        return responses.Response(content, media_type=kind)
 
-    return call
+    return answer

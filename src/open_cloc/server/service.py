@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from open_cloc.inference.answer import NamedRegion
+from open_cloc.index.query import of_image, total
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import content_of
@@ -104,12 +104,6 @@ class Service:
             await self.beside(check_picture, encoded, self.limits)
         return await self.images(content, lambda: self.beside(read_pixels, encoded, "image"))
 
-    async def classify(
-        self, image: EncodedImage, labels: list[str], boxes: list[list[float]] | None, **named: Any
-    ) -> list[NamedRegion]:
-        """Name boxes, or the picture."""
-        return await self.compute(image.classify, labels, boxes, **named)
-
     async def search(self, asked: Asked) -> list[dict[str, Any]]:
         """Hits of a request as plain JSON types, without the machine's paths."""
         form, index = asked.form, self.index
@@ -119,25 +113,20 @@ class Service:
         self.limits.check_texts([text for text in (form.text, form.minus) if text is not None], "texts")
         if len(form.where) > MOST_FILTER or PRIVATE.search(form.where):
             raise RefusedError(422, f"where must have at most {MOST_FILTER} characters, and not ask for path")
-        from open_cloc.index.query import MINUS  # the extra index, which is there by now
-
         parts = []
         if form.text is not None:
             parts.append(await self.compute(index.text, form.text))
         if asked.image is not None or form.image is not None:
             image = await self.image(asked)
-            parts.append(await self.compute(index.of_image, image, form.box))
+            parts.append(await self.compute(of_image, image, form.box))
         elif form.box is not None:
             raise RefusedError(422, "box needs an image: it is a box of that picture")
         if form.like is not None:
             parts.append(await self.beside(index.row, form.like))
         if not parts:
             raise RefusedError(422, "nothing to look for; give text, image (with box) or like")
-        query = parts[0]
-        for part in parts[1:]:
-            query = query + part
-        if form.minus is not None:
-            query = query - MINUS * await self.compute(index.text, form.minus)
+        unwanted = [] if form.minus is None else [await self.compute(index.text, form.minus)]
+        query = total(parts, unwanted)
         rows = None if form.rows == "auto" else form.rows
         hits = await self.beside(index.search, query, form.limit, where=form.where, rows=rows)
         return [hit_as_json(hit.as_json(), hit.picture) for hit in hits]
