@@ -38,6 +38,11 @@ def fused(left: Tensor, right: Tensor, mask: Tensor, *rest: Any, **options: Any)
     return fused_pairs(left.to(DEVICE), right.to(DEVICE), mask.to(DEVICE), *rest, **options)
 
 
+def on_device(*args: Any, **options: Any) -> dict[str, Tensor]:
+    """Results of the fused form."""
+    return results(fused_pairs, *args, device=DEVICE, **options)
+
+
 def summed(grads: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
     """A repeated text's gradient goes to one of its copies: sums over copies are compared."""
     right = grads["right"].double()
@@ -51,7 +56,7 @@ def test_fused_equals_dense(kind: str, threshold: float | None, mask: str) -> No
     left, right, _ = phrases(71, 24)
     real = masks(71)[mask]
     expected = results(dense_pairs, kind, left, right, real, threshold)
-    got = results(fused, kind, left.float(), right.float(), real, threshold)
+    got = on_device(kind, left.float(), right.float(), real, threshold)
     found = errors(got, expected)
     if mask in ("all", "ragged"):
         assert max(found.values()) < 2e-6, found
@@ -72,7 +77,7 @@ def test_repeated_texts_are_one_column_with_a_count(kind: str, mask: str) -> Non
     layout = fused_pairs(left, right, real, 0, 0.9, hashed).layout
     assert int(layout.num_columns) == len(ids[real].unique()) < 0.9 * real.sum()
     assert layout.counts.sum() == real.sum()
-    got = results(fused, kind, left.float(), right.float(), real, text_ids=hashed)
+    got = on_device(kind, left.float(), right.float(), real, text_ids=hashed)
     assert int((got["right"] != 0).any(1).sum()) <= layout.num_columns
     found = errors(summed(got, ids), expected)
     assert max(found.values()) < 2e-6, found
@@ -88,7 +93,7 @@ def check_digits(found: dict[str, float]) -> None:
 def test_errors_against_float64(kind: str, scale: float) -> None:
     left, right, ids = phrases(96, 64)
     expected = summed(results(dense_pairs, kind, left, right, scale=scale), ids)
-    got = results(fused, kind, left.float(), right.float(), scale=scale, text_ids=ids)
+    got = on_device(kind, left.float(), right.float(), scale=scale, text_ids=ids)
     found = errors(summed(got, ids), expected)
     if scale < 100:
         assert max(found.values()) < 3e-6, found
@@ -124,14 +129,14 @@ def test_a_solved_batch_and_a_lone_outlier_lose_no_digits() -> None:
     left[1:] = right[1:] + 0.02 * left[1:]  # found at once, all but the first
     left[0] = right[5]
     expected = results(dense_pairs, "softmax", left, right, scale=60.0, threshold=None)
-    got = results(fused, "softmax", left.float(), right.float(), scale=60.0, threshold=None)
+    got = on_device("softmax", left.float(), right.float(), scale=60.0, threshold=None)
     check_digits(errors(got, expected))
 
 
 def test_where_all_texts_are_the_same_there_is_no_negative() -> None:
     left, right, _ = phrases(40, 24)
     same = right[:1].expand(40, -1).contiguous()
-    got = results(fused, "softmax", left.float(), same.float())
+    got = on_device("softmax", left.float(), same.float())
     assert got["loss"] == 0
     assert got["share"] == 1
     assert not got["left"].any()

@@ -61,22 +61,27 @@ def results(
     mask: Tensor | None = None,
     threshold: float | None = 0.9,
     scale: float = 14.3,
+    device: str = "cpu",
     **options: Any,
 ) -> dict[str, Tensor]:
     """The loss and its gradients for features, scale and bias."""
-    left, right = (x.clone().requires_grad_() for x in (left, right))
-    scalars = [torch.tensor([x], dtype=left.dtype, requires_grad=True) for x in (scale, -5.0)]
+    left, right = (x.to(device, copy=True).requires_grad_() for x in (left, right))
+    scalars = [torch.tensor([x], dtype=left.dtype, device=device, requires_grad=True) for x in (scale, -5.0)]
     mask = torch.ones(len(left), dtype=torch.bool) if mask is None else mask
-    pairs = form(left, right, mask, 0, threshold, **options)
+    given = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()
+    }
+    pairs = form(left, right, mask.to(device), 0, threshold, **given)
     loss = softmax_loss(pairs, scalars[0]) if kind == "softmax" else sigmoid_loss(pairs, *scalars)
     loss.backward()
-    return {
+    found = {
         "loss": loss.detach(),
         "left": left.grad,
         "right": right.grad,
         "scale": scalars[0].grad,
         "share": filtered_share(pairs),
     } | ({"bias": scalars[1].grad} if kind == "sigmoid" else {})
+    return {name: value.cpu() for name, value in found.items() if value is not None}
 
 
 def masks(count: int) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from open_cloc.objectives.pairs.layout import Layout, lay_out
 from open_cloc.objectives.pairs.sums import CountedPairs
@@ -20,11 +19,11 @@ from open_cloc.objectives.pairs.sums import CountedPairs
 
 @dataclass(frozen=True)
 class FusedPairs(CountedPairs):
-    """As `DensePairs`: rows and texts that do not count are there, as zeros.
+    """As `DensePairs`, but that features are as they were given: the kernels make unit vectors of them.
 
     Attributes:
-        left: (n, D) unit rows; zeros where they do not count.
-        right: (m, D) unit texts; zeros where they do not count.
+        left: (n, D) features of rows.
+        right: (m, D) features of texts.
         mask: (m,) True for texts that count, and with them for their rows.
         first: Row i's text is text `first + i`.
         layout: In which order the kernels see them.
@@ -68,7 +67,7 @@ def fused_pairs(
     threshold: float | None,
     text_ids: Tensor | None = None,
 ) -> FusedPairs:
-    """Normalise features, and find which texts are copies.
+    """Find which texts are copies.
 
     Args:
         left: (n, D) features of this rank's rows.
@@ -80,8 +79,4 @@ def fused_pairs(
     """
     row_mask = mask[first : first + len(left)]
     layout = lay_out(mask, row_mask, first, threshold, text_ids)
-    return FusedPairs(_unit(left, row_mask), _unit(right, mask), mask, first, layout)
-
-
-def _unit(features: Tensor, mask: Tensor) -> Tensor:
-    return F.normalize(features.float().masked_fill(~mask[:, None], 0.0), dim=-1)
+    return FusedPairs(left, right, mask, first, layout)

@@ -45,9 +45,8 @@ def lay_out(
     earliest = places if text_ids is None else _earliest_copies(text_ids, mask)
     counts = torch.zeros(len(mask), device=mask.device).index_add_(0, earliest, mask.float())
     is_first = mask & (earliest == places)
-    columns = (~is_first).byte().argsort(stable=True)
-    place = torch.empty_like(columns).index_copy_(0, columns, places)
-    rows = (~row_mask).byte().argsort(stable=True)
+    columns, place = _those_first(is_first)
+    rows, _ = _those_first(row_mask)
     text_index = place[earliest]
     return Layout(
         rows=rows,
@@ -61,13 +60,18 @@ def lay_out(
     )
 
 
+def _those_first(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands at each place where all of (m,) that are wanted come first, and the place of each."""
+    place = torch.where(wanted, wanted.cumsum(0) - 1, wanted.sum() + (~wanted).cumsum(0) - 1)
+    return torch.empty_like(place).index_copy_(0, place, torch.arange(len(place), device=place.device)), place
+
+
 def _earliest_copies(text_ids: Tensor, mask: Tensor) -> Tensor:
     """(m,) the first real text that is the same as each real one; of others, whatever."""
-    order = text_ids.argsort(stable=True)
-    order = order[(~mask[order]).byte().argsort(stable=True)]  # real ones first, copies side by side
-    ids, is_real = text_ids[order], mask[order]
-    starts = torch.ones_like(mask)
-    starts[1:] = (ids[1:] != ids[:-1]) | (is_real[1:] != is_real[:-1])
-    places = torch.arange(len(mask), device=mask.device)
-    start = torch.where(starts, places, 0).cummax(0).values
-    return torch.empty_like(order).index_copy_(0, order, order[start])
+    ids, order = text_ids.sort()
+    group = torch.zeros_like(order)
+    group[1:] = (ids[1:] != ids[:-1]).cumsum(0)
+    last = len(order) - 1
+    real = torch.where(mask[order], order, last)
+    earliest = torch.full_like(order, last).scatter_reduce(0, group, real, "amin")
+    return torch.empty_like(order).index_copy_(0, order, earliest[group])
