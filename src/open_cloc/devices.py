@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionBatch, map_tensors
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # no call: compiled code asks for it
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -57,9 +59,4 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 def runs_triton(device: torch.device) -> bool:
     """Whether kernels in Triton run there: on GPUs of CUDA, whose builds of torch bring it."""
-    return device.type == "cuda" and _has_triton()
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and HAS_TRITON

@@ -52,7 +52,7 @@ def test_values_and_gradients_equal_float64(
     mask = torch.rand(images, tokens, device=DEVICE) > 0.3
     mask[0, 0] = False
     upstream = torch.randn(images, prompts, width, device=DEVICE)
-    total = fused.GeluSumTriton.apply(*given, mask)
+    total = fused.gelu_sum_triton(*given, mask)
     total.backward(upstream)
     exact = [tensor.detach().double().requires_grad_() for tensor in given]
     expected = gelu_sum(*exact, mask)
@@ -69,11 +69,11 @@ def test_values_and_gradients_equal_float64(
 
 def test_nothing_to_sum(fused: ModuleType) -> None:
     given = inputs(2, 0, 3, 2, 8, torch.float32)
-    total = fused.GeluSumTriton.apply(*given, torch.ones(2, 3, dtype=torch.bool, device=DEVICE))
+    total = fused.gelu_sum_triton(*given, torch.ones(2, 3, dtype=torch.bool, device=DEVICE))
     assert total.shape == (2, 0, 8)
     total.sum().backward()
     masked = inputs(1, 2, 3, 2, 8, torch.float32)
-    total = fused.GeluSumTriton.apply(*masked, torch.zeros(1, 3, dtype=torch.bool, device=DEVICE))
+    total = fused.gelu_sum_triton(*masked, torch.zeros(1, 3, dtype=torch.bool, device=DEVICE))
     assert not total.any()
     total.sum().backward()
     assert all(tensor.grad is not None and not tensor.grad.any() for tensor in masked)

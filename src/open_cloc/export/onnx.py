@@ -25,6 +25,7 @@ from open_cloc.errors import UserError
 from open_cloc.export.compare import Difference, Inputs, compare, unit
 from open_cloc.files import write_text
 from open_cloc.model.cloc import CLOC
+from open_cloc.model.gelu_sum import exporting
 from open_cloc.model.towers import image_tower_of, text_tower_of
 
 EXTRA = "onnx"
@@ -163,7 +164,7 @@ def _write(part: Part, path: Path) -> None:
         name: {axis: torch.export.Dim(count, min=2, max=2**20) for axis, count in part.varies[name].items()}
         for name in part.example
     }
-    with _quietly():
+    with _quietly(), exporting():
         torch.onnx.export(
             part.module.eval(),
             tuple(part.example.values()),

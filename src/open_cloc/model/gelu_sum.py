@@ -10,6 +10,7 @@ Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, H hi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,18 +51,29 @@ def gelu_sum(
     """
     with torch.autocast(residual.device.type, enabled=False):
         inputs = (residual, attended, prompt, share, weights, scale, bias, mask)
-        if torch.compiler.is_exporting():  # a graph of any number of prompts has no tiles
+        if _exporting:
             return _whole(inputs)
-        return _form(inputs).apply(*inputs)
+        # One kernel where Triton runs, which knows no float64; else tiles.
+        if not runs_triton(residual.device) or _dtype(inputs) == torch.float64:
+            return _GeluSum.apply(*inputs)
+        from open_cloc.model.gelu_sum_triton import gelu_sum_triton
+
+        return gelu_sum_triton(*inputs)
 
 
-def _form(inputs: tuple[Tensor, ...]) -> Any:
-    """What computes it: one kernel where Triton runs, which knows no float64; else tiles."""
-    if not runs_triton(inputs[0].device) or _dtype(inputs) == torch.float64:
-        return _GeluSum
-    from open_cloc.model.gelu_sum_triton import GeluSumTriton
+# torch's own `is_exporting` says so in all compiled code of versions before 2.14.
+_exporting = False
 
-    return GeluSumTriton
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Without tiles: an exported graph takes any number of prompts."""
+    global _exporting
+    before, _exporting = _exporting, True
+    try:
+        yield
+    finally:
+        _exporting = before
 
 
 def _whole(inputs: tuple[Tensor, ...]) -> Tensor:

@@ -170,7 +170,9 @@ class PromptLayer(nn.Module):
         weights = torch.cat([to_image, to_prompt], dim=-1).softmax(-1)
         num_tokens = image.keys.shape[1]
         attended = torch.einsum("brkn,bnc->brkc", weights[..., :num_tokens], image.values)
-        attended = attended + weights[..., num_tokens:] @ prompts.values
+        # Products of K x K matrices are too small for a library of matrix products.
+        from_prompt = weights[..., num_tokens:, None] * prompts.values[..., None, :, :]  # (B, R, K, K, C)
+        attended = attended + from_prompt.sum(-2).to(attended.dtype)
         return prompts.content + self.dropout(self.out(attended))
 
     def _hidden(self, tokens: Tensor) -> Tensor:
@@ -232,7 +234,7 @@ class PromptLayer(nn.Module):
         kept = image.mask.to(share.dtype)[:, None]  # (B, 1, N)
         total = (image.mask[..., None] * mean.residual).sum(1, keepdim=True)
         total = total + (kept * share).to(mean.attended.dtype) @ mean.attended  # (B, R, C)
-        total = total + torch.einsum("brnk,brkc->brc", kept[..., None] * weights, values)
+        total = total + torch.einsum("brnk,brkc->brc", (kept[..., None] * weights).to(values.dtype), values)
         own = self._attend_from_prompts(image, prompts, prior)  # (B, R, K, C)
         hidden = hidden + self._hidden(own).sum(2)
         count = kept.sum(-1, keepdim=True) + own.shape[2]

@@ -48,7 +48,9 @@ def compile_blocks(model: CLOC, wanted: Compile, device: torch.device) -> bool:
         block.compile(backend=BACKEND)
     for block in repeated_blocks(model.clip.text):
         block.compile(backend=BACKEND, dynamic=True)  # numbers and lengths of texts vary
-    model.prompter.layer.compile(backend=BACKEND)
+    layer = model.prompter.layer
+    layer.compile(backend=BACKEND)
+    layer.prepare = torch.compile(layer.prepare, backend=BACKEND)  # type: ignore[method-assign]
     return True
 
 
