@@ -165,7 +165,7 @@ def test_many_boxes_in_chunks_equal_one_by_one(prompter: str, monkeypatch: pytes
     predictor = Predictor(tiny_model(prompter))
     pixels = picture(50, 90)
     whole = predictor.encode_regions(BOXES * 7, image=pixels)
-    monkeypatch.setattr(embed, "MAX_FLOATS", 1)  # a chunk per box
+    monkeypatch.setattr(embed, "most_floats", lambda device: 1)  # a chunk per box
     np.testing.assert_allclose(predictor.encode_regions(BOXES * 7, image=pixels), whole, atol=1e-5)
     assert predictor.encode_regions([], image=pixels).shape == (0, 32)
     assert predictor.classify_regions(np.zeros((0, 4)), ["a"], image=pixels) == []

@@ -46,7 +46,7 @@ def test_several_kinds_in_chunks_follow_one_another(monkeypatch: pytest.MonkeyPa
         whole = embed_regions(model, state, {"mask": masks, "box": boxes})
         assert whole.shape == (2, 5, 32)
         torch.testing.assert_close(whole[:, 3:], embed_regions(model, state, {"box": boxes}))
-        monkeypatch.setattr(embed, "MAX_FLOATS", 1)  # a chunk per prompt
+        monkeypatch.setattr(embed, "most_floats", lambda device: 1)  # a chunk per prompt
         chunked = embed_regions(model, state, {"mask": masks, "box": boxes})
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
         assert embed_regions(model, state, {}).shape == (2, 0, 32)

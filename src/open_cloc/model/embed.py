@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from open_cloc.devices import runs_triton
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.prompts.box import ROI_SIZE
 
 TEXTS_PER_CHUNK = 256
 SHOWN = 80  # characters of a text in a message
-# Of the largest intermediate of one chunk of regions: 128 MiB.
-MAX_FLOATS = 2**25
+# Of the largest intermediate of one chunk of regions: 128 MiB, and 512 where starting a chunk costs most.
+MAX_FLOATS = {"cpu": 2**25, "other": 2**27}
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def embed_regions(model: CLOC, state: ImageState, prompts: Mapping[str, Tensor])
     Raises:
         UserError: If there is no such kind.
     """
-    size = max(1, MAX_FLOATS // _floats_per_prompt(model, state))
+    size = max(1, most_floats(state.image_tokens.device) // _floats_per_prompt(model, state))
     chunks = [
         F.normalize(model.encode_regions(state, {kind: chunk}).float(), dim=-1)
         for kind, given in prompts.items()
@@ -72,6 +73,11 @@ def embed_regions(model: CLOC, state: ImageState, prompts: Mapping[str, Tensor])
     return torch.cat(chunks, dim=1)
 
 
+def most_floats(device: torch.device) -> int:
+    """Numbers that the largest tensor of a chunk may have on a device."""
+    return MAX_FLOATS.get(device.type, MAX_FLOATS["other"])
+
+
 def _floats_per_prompt(model: CLOC, state: ImageState) -> int:
     """Size of the largest tensor that one prompt per image makes the model allocate."""
     num_images, num_tokens, tower_width = state.image_tokens.shape
@@ -79,8 +85,8 @@ def _floats_per_prompt(model: CLOC, state: ImageState) -> int:
     width = config.width or tower_width
     if config.regions == "roialign":
         per_image = ROI_SIZE**2 * tower_width
-    elif config.readout == "mean":
-        # Each prompt has its own N + K outputs, and the MLP's hidden layer of them.
+    elif config.readout == "mean" and not runs_triton(state.image_tokens.device):
+        # Each prompt has N + K outputs of its own, and a hidden layer of them, which a kernel never holds.
         per_image = int(num_tokens * width * max(config.mlp_ratio, 1))
     else:
         per_image = max(4 * num_tokens, int(2 * width * max(config.mlp_ratio, 1)))

@@ -26,6 +26,6 @@ def test_pooled_regions_equal_torchvisions_and_the_towers_head(
         visual = model.clip.visual
         features = visual.ln_post(pooled) if visual.final_ln_after_pool else pooled
         torch.testing.assert_close(found, F.normalize(features @ visual.proj, dim=-1), atol=1e-5, rtol=0)
-        monkeypatch.setattr(roialign, "MAX_FLOATS", 2 * 49 * 64)
+        monkeypatch.setattr(roialign, "most_floats", lambda device: 2 * 49 * 64)
         torch.testing.assert_close(embed_pooled(model, state, boxes)[0], found, atol=1e-5, rtol=0)
         assert embed_pooled(model, state, boxes[:, :0]).shape == (1, 0, 32)

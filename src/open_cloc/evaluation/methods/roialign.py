@@ -16,7 +16,7 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
-from open_cloc.model.embed import MAX_FLOATS
+from open_cloc.model.embed import most_floats
 from open_cloc.model.prompts.box import ROI_SIZE
 
 
@@ -53,7 +53,7 @@ def embed_pooled(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
         (B, R, D) float32 of unit length.
     """
     num_images, _, width = state.image_tokens.shape
-    size = max(1, MAX_FLOATS // (num_images * ROI_SIZE**2 * width))
+    size = max(1, most_floats(boxes.device) // (num_images * ROI_SIZE**2 * width))
     chunks = [
         F.normalize(model.pool_regions(state, chunk).float(), dim=-1)
         for chunk in boxes.split(size, dim=1)

@@ -36,7 +36,7 @@ class PromptTokens:
             Prompter's learned blank token, which it has under `box_content="none"`: then the prompt is in the
             question and nowhere else.
         coverage: (B, R, N) share of each patch that the prompt covers, in [0, 1]; None for prompts that have
-            no place in the image.
+            no place in the image, or where the Prompter asks for none.
         pooled: (B, R, tower width) image tokens as the kind pools them; None takes the mean of the tower's
             tokens under the coverage.
     """

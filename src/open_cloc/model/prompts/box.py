@@ -55,11 +55,14 @@ class BoxPrompt(nn.Module):
         self.corner = nn.Parameter(torch.randn(TOKENS_PER_BOX, width) * 0.02)
         self.carries_code = config.box_content == "code"
         self.pools = config.regions == "roialign"
+        self.covers = config.box_prior or config.pooled_residual
 
     def forward(self, boxes: Tensor, image: PromptedImage, kinds: Mapping[str, Any]) -> PromptTokens:
         """Boxes (B, R, 4) normalised `xyxy` of the canvas -> their tokens."""
         code = self.code(boxes)
-        coverage = overlap_fraction(boxes.float(), grid_cells(image.grid_size, boxes.device))
+        coverage = None
+        if self.covers:
+            coverage = overlap_fraction(boxes.float(), grid_cells(image.grid_size, boxes.device))
         pooled = pool_boxes(image.tower_tokens, image.grid_size, boxes).mean(-2) if self.pools else None
         return PromptTokens(code, code if self.carries_code else None, coverage, pooled)
 
