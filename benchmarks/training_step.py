@@ -24,6 +24,7 @@ from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.prompt_layer import PromptLayer
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import Objectives
+from open_cloc.packing import pack_texts
 from open_cloc.samples import RegionBatch
 
 CONTEXT, START, END = 77, 49406, 49407
@@ -101,6 +102,7 @@ def make_batch(options: Options, seed: int = 0) -> tuple[RegionBatch, Tensor, Te
         region_text_index=place[size:][row].view(size, NUM_REGIONS),
         region_mask=torch.ones(size, NUM_REGIONS, dtype=torch.bool),
         text_lengths=tuple(lengths[order].tolist()),
+        packing=pack_texts(lengths[order].tolist(), CONTEXT),
     )
     return batch, captions, phrases
 
@@ -116,6 +118,7 @@ def captions_at_full_length(batch: RegionBatch) -> RegionBatch:
         batch,
         texts=batch.texts[order],
         text_lengths=tuple(CONTEXT if caption else longest for caption in is_caption[order]),
+        packing=None,
         caption_index=place[batch.caption_index],
         region_text_index=place[batch.region_text_index],
     )
@@ -128,6 +131,7 @@ def build_steps(options: Options) -> dict[str, tuple[Callable[[], object], CLOC]
         batch,
         texts=torch.cat([captions, phrases]),
         text_lengths=(),
+        packing=None,
         caption_index=torch.arange(len(captions)),
         region_text_index=len(captions) + torch.arange(len(phrases)).view_as(batch.region_text_index),
     )

@@ -17,6 +17,7 @@ from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
 from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
 from open_cloc.data.workers import default_workers
 from open_cloc.errors import UserError
+from open_cloc.packing import pack_texts
 from open_cloc.samples import RegionBatch, RegionSample, Wants
 from open_cloc.texts import text_id
 
@@ -127,12 +128,14 @@ def collate(
     texts = tokenize(list(rows) or [""])  # an index of 0 must point somewhere, even in a batch without text
     lengths = tokenize.lengths(texts)
     order = lengths.argsort(stable=True)
+    text_lengths = tuple(lengths[order].tolist())
     place = order.argsort()  # where each text has gone
     return RegionBatch(
         images=images.permute(0, 3, 1, 2).contiguous(),
         content_boxes=torch.tensor([sample.content_box for sample in samples]),
         texts=texts[order],
-        text_lengths=tuple(lengths[order].tolist()),
+        text_lengths=text_lengths,
+        packing=pack_texts(text_lengths, texts.shape[1]),
         caption_index=torch.where(caption_index < 0, caption_index, place[caption_index]),
         boxes=boxes,
         region_text_index=torch.where(mask, place[text_index], 0),

@@ -144,7 +144,10 @@ def _distinct_texts(
 
 
 def encode_distinct_texts(model: Encoder, batch: RegionBatch) -> Tensor:
-    """(U, D), texts of like length together."""
+    """(U, D), of one pass over packed texts; else texts of like length together."""
+    tower = text_tower_of(model.clip.text)
+    if batch.packing is not None and tower.packs:
+        return tower.encode_packed(batch.texts, batch.packing)
     if not batch.text_lengths:
         return model.encode_text(batch.texts)
     features, start = [], 0

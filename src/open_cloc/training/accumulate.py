@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from open_cloc.objectives.teacher import Teacher
+from open_cloc.packing import pack_texts
 from open_cloc.precision import Precision, autocast
 from open_cloc.samples import Features, RegionBatch, map_tensors
 from open_cloc.training.gather import Begun
 
-NOT_PER_IMAGE = ("texts", "text_lengths", "bad")  # fields of RegionBatch
+NOT_PER_IMAGE = ("texts", "text_lengths", "packing", "bad")  # fields of RegionBatch
 SCALARS = ("logit_scale", "logit_bias")  # fields of Features
 
 
@@ -56,7 +57,9 @@ def _cut(batch: RegionBatch, rows: slice) -> RegionBatch:
     per_image |= {"caption_index": captions, "region_text_index": regions}
     per_image["role_index"] = dict(zip(per_image["role_index"], roles))
     lengths = tuple(batch.text_lengths[row] for row in used.tolist()) if batch.text_lengths else ()
-    return replace(batch, **per_image, keys=batch.keys[rows], texts=batch.texts[used], text_lengths=lengths)
+    packing = pack_texts(lengths, batch.texts.shape[1]) if batch.packing else None
+    per_image |= {"keys": batch.keys[rows], "texts": batch.texts[used]}
+    return replace(batch, **per_image, text_lengths=lengths, packing=packing)
 
 
 def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:

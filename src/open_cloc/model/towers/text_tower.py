@@ -12,6 +12,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from open_cloc.model.towers.tower import TextTokens
+from open_cloc.packing import Packing
 
 
 class OpenClipTextTower:
@@ -32,6 +33,25 @@ class OpenClipTextTower:
 
     def encode(self, token_ids: Tensor) -> Tensor:
         return self._project(self._pool(self._run(token_ids), token_ids))
+
+    @property
+    def packs(self) -> bool:
+        return self.padding_id is not None
+
+    def encode_packed(self, token_ids: Tensor, packing: Packing) -> Tensor:
+        text = self.text
+        dtype = text.transformer.get_cast_dtype()
+        x = text.token_embedding(token_ids.flatten()[packing.source]).to(dtype)  # (P, L, width)
+        x = x + text.positional_embedding[packing.position].to(dtype)
+        x = text.transformer(x, attn_mask=own_text_mask(packing.text, text.heads, x.dtype))
+        x = text.ln_final(x).flatten(0, 1)[packing.first + self._last(token_ids)]
+        return self._project(x)
+
+    def _last(self, token_ids: Tensor) -> Tensor:
+        """(U,) the place of the end-of-text token, at which features are pooled."""
+        if self.text.pool_type == "argmax":
+            return token_ids.argmax(1)
+        return (token_ids == self.text.eos_id).int().argmax(1)
 
     def encode_tokens(self, token_ids: Tensor) -> TextTokens:
         x = self._run(token_ids)
@@ -82,6 +102,13 @@ class HuggingFaceTextTower:
     def encode(self, token_ids: Tensor) -> Tensor:
         return self.text(token_ids)
 
+    @property
+    def packs(self) -> bool:
+        return False  # their masks know padding and nothing else
+
+    def encode_packed(self, token_ids: Tensor, packing: Packing) -> Tensor:
+        raise NotImplementedError
+
     def encode_tokens(self, token_ids: Tensor) -> TextTokens:
         text = self.text
         attention_mask = (token_ids != text.config.pad_token_id).long()
@@ -94,6 +121,19 @@ class HuggingFaceTextTower:
         tower, verb = self.text.transformer, "enable" if enable else "disable"
         old, new = f"gradient_checkpointing_{verb}", f"activation_checkpointing_{verb}"
         getattr(tower, new if hasattr(tower, new) else old)()
+
+
+def own_text_mask(text: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """What is added to attention so that a token sees its own text up to itself: (P * heads, L, L).
+
+    Args:
+        text: (P, L) the text of each token; what belongs to none sees others of its kind.
+        heads: Of the attention, each with a mask of its own as `nn.MultiheadAttention` wants them.
+        dtype: Of the result.
+    """
+    seen = (text[:, :, None] == text[:, None, :]).tril()  # (P, L, L)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=text.device).masked_fill(~seen, -torch.inf)
+    return mask[:, None].expand(-1, heads, -1, -1).flatten(0, 1)
 
 
 def _inner(attention_mask: Tensor) -> Tensor:
