@@ -10,21 +10,33 @@ import torch
 
 
 def take_turns(
-    competitors: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 3
+    competitors: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 3,
+    calls: int = 1,
 ) -> dict[str, float]:
-    """Median milliseconds of each competitor, after some calls of each to warm up."""
+    """Median milliseconds of each competitor, after some calls of each to warm up.
+
+    Args:
+        competitors: What is called.
+        device: Where it runs.
+        rounds: How often each is timed.
+        warmup: Calls of each before.
+        calls: So many of one competitor are timed as one, one behind the other as the steps of a run are.
+    """
     for run in competitors.values():
         for _ in range(warmup):
             run()
     times: dict[str, list[float]] = {name: [] for name in competitors}
     for _ in range(rounds):
         for name, run in competitors.items():
-            times[name].append(milliseconds(run, device))
+            times[name].append(milliseconds(run, device, calls))
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long the device works on one call, waits for the host included."""
+def milliseconds(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """How long the device works on one call of several, waits for the host included."""
     if device.type != "cuda":
         started = time.perf_counter()
         run()
@@ -32,10 +44,11 @@ def milliseconds(run: Callable[[], object], device: torch.device) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     begin.record()
-    run()
+    for _ in range(calls):
+        run()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    return begin.elapsed_time(end) / calls
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

@@ -59,30 +59,41 @@ def photos(count: int) -> Iterator[RegionSample]:
         yield replace(scene, image=buffer.getvalue())
 
 
-def measure_train(sizes: Sizes, device: torch.device, num_regions: int) -> dict[str, float]:
-    """Images a second of `open-cloc train` on shards of pictures of 256 pixels, past its first steps."""
+def measure_train(sizes: Sizes, device: torch.device) -> dict[str, dict[str, float]]:
+    """Images a second of `open-cloc train`, CLOC and CLIP, on shards of pictures of 256 pixels."""
     with tempfile.TemporaryDirectory() as made:
-        folder, steps = Path(made), sizes.train_steps
+        folder = Path(made)
         write_shards(photos(sizes.shard_samples), folder / "shards", samples_per_shard=256)
-        command(
-            "train", "benchmarks.gpu.runs:tiny" if sizes.towers is TINY else "paper-vit-b16",
-            "--data.train", f"shards:{folder / 'shards'}",
-            "--data.loader.num-regions", str(num_regions),
-            "--model.prompter.readout", "prompt",
-            "--optim.warmup", str(max(1, steps // 4)),
-            "--run.global-batch-size", str(sizes.batch_size),
-            "--run.samples", str(steps * sizes.batch_size),
-            "--run.device", device.type,
-            "--run.log-steps", str(max(1, steps // 6)),
-            "--run.save-minutes", "1000",
-            "--run.output", str(folder / "run"),
-        )  # fmt: skip
-        lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-        settled = [line for line in lines if line["step"] > SETTLED] or lines[-1:]
-        mean = {
-            name: sum(line[name] for line in settled) / len(settled) for name in ("images_per_s", "data_time")
+        return {
+            name: train_on(folder / "shards", folder / name, sizes, device, num_regions)
+            for name, num_regions in {"cloc": 4, "clip": 0}.items()
         }
-        return {**mean, "graphs": lines[-1].get("graphs", 0)}
+
+
+def train_on(
+    shards: Path, output: Path, sizes: Sizes, device: torch.device, num_regions: int
+) -> dict[str, float]:
+    """What a run's log says past its first steps."""
+    steps = sizes.train_steps
+    command(
+        "train", "benchmarks.gpu.runs:tiny" if sizes.towers is TINY else "paper-vit-b16",
+        "--data.train", f"shards:{shards}",
+        "--data.loader.num-regions", str(num_regions),
+        "--model.prompter.readout", "prompt",
+        "--optim.warmup", str(max(1, steps // 4)),
+        "--run.global-batch-size", str(sizes.batch_size),
+        "--run.samples", str(steps * sizes.batch_size),
+        "--run.device", device.type,
+        "--run.log-steps", str(max(1, steps // 6)),
+        "--run.save-minutes", "1000",
+        "--run.output", str(output),
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    settled = [line for line in lines if line["step"] > SETTLED] or lines[-1:]
+    mean = {
+        name: sum(line[name] for line in settled) / len(settled) for name in ("images_per_s", "data_time")
+    }
+    return {**mean, "graphs": lines[-1].get("graphs", 0)}
 
 
 def measure_demo(sizes: Sizes) -> dict[str, Any]:

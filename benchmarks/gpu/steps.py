@@ -25,6 +25,7 @@ from open_cloc.training.loop import Run, build_objectives, prepare_model, train_
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Compile, DataConfig, Recipe, RunConfig
 
+CALLS = 4  # steps in a row: a run's host is a step ahead of its device
 EAGER, COMPILED = "CLIP, open_clip's eager step", "CLIP, our compiled blocks"
 
 
@@ -92,7 +93,7 @@ def measure_steps(
         run = make_run(towers, "prompt", device, "off" if name == EAGER else "auto")
         batch, captions = make_batch(run.model, batch_size, 0)
         step = clip_step(run.model, batch, captions, device)
-        times |= take_turns({name: step}, device, rounds)
+        times |= take_turns({name: step}, device, rounds, calls=CALLS)
         memory[name] = peak_bytes(step, device)
         del run, step
     for readout in readouts:
@@ -102,7 +103,7 @@ def measure_steps(
         def own(run: Run = run, batch: RegionBatch = batch) -> None:
             train_step(run, batch, 1)
 
-        times |= take_turns({readout: own}, device, rounds)
+        times |= take_turns({readout: own}, device, rounds, calls=CALLS)
         memory[readout] = peak_bytes(own, device)
         del run, own
         if device.type == "cuda":
@@ -124,5 +125,5 @@ def measure_varied(
         "same": lambda: train_step(run, made[0], 1),
         "varied": lambda: train_step(run, next(turns), 1),
     }
-    times = take_turns(competitors, device, max(rounds, min(batches, 12)))
+    times = take_turns(competitors, device, rounds, calls=batches)
     return {**times, "graphs": float(num_graphs()), "recompiled": float(num_graphs() - before)}
