@@ -8,7 +8,6 @@ import pickle
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.remote import RemoteShards, open_shards
 from open_cloc.data.shards.write import write_shards
 from tests.data.shards.serving import NUM_SHARDS, PER_SHARD, Server, numbered_samples, opened, serving
-from tests.processes import CONTEXT
+from tests.processes import CONTEXT, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +139,7 @@ def test_processes_share_one_copy(server: Server, tmp_path: Path) -> None:
     dataset = opened(server.url, tmp_path / "cache")
     with CONTEXT.Pool(4) as pool:
         jobs = [pool.apply_async(dataset.__getitem__, (index,)) for index in (0, 1, 2, 3) * 2]
-        while not server.asked["00000.tar"]:
-            threading.Event().wait(0.01)
+        wait_until(lambda: server.asked["00000.tar"])
         server.hold.set()
         keys = [job.get(60).key for job in jobs]
     assert keys == ["k000", "k001", "k002", "k003"] * 2
@@ -153,11 +151,8 @@ def test_prefetching_happens_in_the_background(server: Server, tmp_path: Path) -
     dataset = opened(server.url, tmp_path / "cache")
     dataset.prefetch([3, 1])  # returns while the server still waits
     server.hold.set()
-    deadline = time.monotonic() + 10
     paths = [dataset.cache.path(dataset.urls[shard]) for shard in (1, 3)]
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
+    wait_until(lambda: all(path.exists() for path in paths))
     assert server.asked == {"sizes.json": 1, "00001.tar": 1, "00003.tar": 1}
     order = order_of(dataset, (0,), True, 2)
     assert isinstance(order, WindowedOrder)
@@ -226,22 +221,20 @@ def test_a_command_that_fails_gives_its_last_words(tmp_path: Path) -> None:
 def test_a_kill_while_fetching_leaves_no_half_shard(shards: Path, tmp_path: Path) -> None:
     """Nor does the command that outlives its process write into the shard that is fetched next."""
     go, started, late = tmp_path / "go", tmp_path / "started", tmp_path / "late"
-    command = f"pipe:head -c 2000 {shards}/00000.tar; touch {started}; "
-    command += f"if ! test -e {go}; then sleep 2; head -c 3000 /dev/zero; touch {late}; exit; fi; "
+    command = f"pipe:head -c 2000 {shards}/00000.tar; if ! test -e {go}; then touch {started}; "
+    command += f"sleep 2; head -c 3000 /dev/zero; touch {late}; exit; fi; "
     command += f"tail -c +2001 {shards}/00000.tar"
     cache = ShardCache(tmp_path / "cache", 1e9)
     process = CONTEXT.Process(target=cache.fetch, args=(command,))
     process.start()
-    while not started.exists():
-        threading.Event().wait(0.01)
+    wait_until(started.exists)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not cache.path(command).exists()
     go.touch()
     assert opened(command, tmp_path / "cache")[3].key == "k003"
-    while not late.exists():
-        threading.Event().wait(0.01)
+    wait_until(late.exists)
     assert cache.path(command).read_bytes() == (shards / "00000.tar").read_bytes()
 
 

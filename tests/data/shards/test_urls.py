@@ -13,6 +13,7 @@ from open_cloc.data.shards import urls
 from open_cloc.data.shards.cache import ShardCache
 from open_cloc.data.shards.urls import Bounds, download, lasting, one_line, shown
 from open_cloc.errors import UserError
+from tests.processes import wait_until
 
 SECRETS = (
     "https://me:hunter2@host.invalid/{0..1}.tar",
@@ -67,8 +68,7 @@ def test_a_command_that_is_stopped_ends_with_all_that_it_started(
     pid = tmp_path / "pid"
 
     def interrupted(self: Any, received: int) -> None:
-        while not pid.exists() or not pid.read_text():
-            time.sleep(0.01)
+        wait_until(lambda: pid.exists() and pid.read_text())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Bounds, "check", interrupted)
