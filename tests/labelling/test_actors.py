@@ -48,6 +48,26 @@ def test_all_actors_find_a_place(kind: str, detectors: int, cpus: int, gpus: int
     assert [step[1][-1] for step in (actors[0].steps[0], actors[-1].steps[0])] == [device, device]
 
 
+@pytest.mark.parametrize("detectors", [0, 1, 2, 5, 7])
+@pytest.mark.parametrize("machines", [(2, 2, 2), (2, 2), (1, 8), (1, 1, 1, 1, 1), (3, 5, 64), (4,)], ids=str)
+@pytest.mark.parametrize("kind", ["given", "local"])
+def test_each_actor_finds_a_machine(detectors: int, machines: tuple[int, ...], kind: str) -> None:
+    """Wherever the light ones stand: two detectors of 2.8 CPUs waited for ever on three machines of two."""
+    recipe = LabelRecipe("", CaptionConfig(kind=kind), run=LabelRunConfig(detectors=detectors))
+    plan = plan_actors(recipe, {"CPU": sum(machines)}, machines)
+    asked = [a.resources["num_cpus"] for a in plan for _ in range(a.processes)]
+    assert min(asked) > 0
+    light = [cpus for cpus in asked if cpus <= 0.1]
+    heavy = [cpus for cpus in asked if cpus > 0.1]
+    for full in range(len(machines)):
+        left = [0.999 * cpus for cpus in machines]
+        left[full] -= sum(light)
+        for cpus in heavy:
+            place = next(i for i, free in enumerate(left) if free >= cpus - 1e-3)
+            left[place] -= cpus
+    assert max(heavy, default=0) <= max(machines)
+
+
 def test_actors_that_find_no_place_are_refused() -> None:
     run = LabelRunConfig(gpus_per_actor=1)
     local = LabelRecipe("", CaptionConfig(kind="local"), run=run)

@@ -67,7 +67,9 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
     data = require("ray.data", "label")
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     stream = data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
-    plan = plan_actors(recipe, require("ray", "label").cluster_resources())
+    ray = require("ray", "label")
+    machines = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    plan = plan_actors(recipe, ray.cluster_resources(), machines)
     # As many units are under way as there are processes to feed, however many CPUs could read.
     stream = stream.flat_map(
         _Read(recipe.run.batch_size), num_cpus=LIGHT, concurrency=min(readers(plan), len(rows))
@@ -132,18 +134,27 @@ def writers(folder: Path, recipe: LabelRecipe) -> Iterator[Write]:
 # --- how many processes, and what each may use -----------------------------------------------------
 
 
-def plan_actors(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
+def plan_actors(
+    recipe: LabelRecipe, cluster: dict[str, float], machines: Sequence[float] = ()
+) -> list[Actors]:
     """The actors of all stages, in order, with what each needs of a cluster of so many CPUs and GPUs.
 
-    All of them run at the same time, so together they must not ask for more than there is: a stage that waits
-    for its place would stop the run once the stages before it have filled the memory.
+    All of them run at the same time, so together they must not ask for more than there is, nor one of them
+    for more than its machine has: a stage that waits for its place would stop the run once the stages before
+    it have filled the memory.
+
+    Args:
+        recipe: The run.
+        cluster: `CPU` and `GPU` of all machines together.
+        machines: CPUs of each; empty for a single one.
 
     Raises:
         UserError: If more GPUs are asked for than this machine has.
     """
     run = recipe.run
     has_model = recipe.caption.kind not in ("given", "server")
-    light, heavy, detectors, decoders = _share_cluster(run, cluster, run.captioners if has_model else 0)
+    captioners = run.captioners if has_model else 0
+    light, heavy, detectors, decoders = _share_cluster(run, cluster, machines, captioners)
     device = "cuda" if heavy.get("num_gpus") else "cpu"
     caption, phrases = (CaptionStage, (recipe.caption, device)), (PhraseStage, (recipe.phrases,))
     detect = (DetectStage, (recipe.detect, recipe.cycle_weights, device))
@@ -167,7 +178,7 @@ def readers(plan: Sequence[Actors]) -> int:
 
 
 def _share_cluster(
-    run: LabelRunConfig, cluster: dict[str, float], captioners: int
+    run: LabelRunConfig, cluster: dict[str, float], machines: Sequence[float], captioners: int
 ) -> tuple[dict[str, float], dict[str, float], int, int]:
     """What a light actor asks for, and a detector as each of so many captioners; how many detectors.
 
@@ -182,8 +193,9 @@ def _share_cluster(
     light = _round_down(min(LIGHT, cpus / 2 / (others + detectors)))
     actors = captioners + detectors
     if not on_gpus:
-        left = cpus - light * others - max(LIGHT, 0.05 * cpus)  # reading finds a place too
-        return {"num_cpus": light}, {"num_cpus": _round_down(left / actors)}, detectors, 0
+        left = [_left(own, light * others) for own in machines or (cpus,)]
+        share = min(_left(cpus, light * others) / actors, _largest_share(left, actors))
+        return {"num_cpus": light}, {"num_cpus": _round_down(share)}, detectors, 0
     if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
         each = _round_down(1 / math.ceil(actors / gpus))
     elif actors * each > gpus and not run.address:  # a cluster may grow
@@ -192,6 +204,19 @@ def _share_cluster(
             f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
         )
     return {"num_cpus": light}, {"num_cpus": light, "num_gpus": each}, detectors, decoders
+
+
+def _left(cpus: float, taken: float) -> float:
+    """CPUs that light actors leave of so many; reading finds a place too."""
+    return max(cpus / 2, cpus - taken - max(LIGHT, 0.05 * cpus))
+
+
+def _largest_share(machines: Sequence[float], actors: int) -> float:
+    """CPUs of each actor, as many as can be so that all find a place on machines of so many each."""
+    shares = {cpus / count for cpus in set(machines) for count in range(1, actors + 1)}
+    # Shares are of machines, so one that fits to a hair fits.
+    fitting = (s for s in shares if sum(int(cpus / s + 1e-9) for cpus in machines if s > 0) >= actors)
+    return max(fitting, default=0.0)
 
 
 def _round_down(share: float) -> float:
