@@ -30,9 +30,25 @@ def cluster() -> Iterator[None]:
     """One Ray cluster for all tests that need one."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    _start(ray)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster_renewed(cluster: None) -> Iterator[None]:
+    """The same, and a new one afterwards.
+
+    Of an actor that dies again and again one more life may outlast its run, and with it the CPUs it has.
+    """
+    ray = pytest.importorskip("ray")
+    yield
+    ray.shutdown()
+    _start(ray)
+
+
+def _start(ray: Any) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_ray_gets_a_short_folder_where_the_usual_one_is_too_long(
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run_in_one_sentence(
-    cluster: None, labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster_renewed: None, labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And long before all captions are made: stages work at the same time."""
     monkeypatch.setattr("open_cloc.labelling.actors.RETRIES_HERE", 1)
