@@ -202,13 +202,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     [("drip", r"only \d+ bytes came in \d+ s"), ("endless", r"more than 0\.003 GB came")],
 )
 def test_a_server_without_end_is_left(
-    impatient: None, server: Server, tmp_path: Path, manner: str, message: str
+    impatient: None,
+    server: Server,
+    tmp_path: Path,
+    manner: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if manner == "endless":  # ended by its size, however slowly a busy machine begins
+        monkeypatch.setattr(urls, "GRACE", 60)
     server.manner = manner
     dataset = opened(server.url, tmp_path / "cache", 1e-6)
     started = time.monotonic()
     sample, (problem,) = read_usable(dataset, 0)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
     assert sample is None
     assert problem.cause == "unreadable shard"
     assert "after 2 attempts: " in problem.message
@@ -227,12 +234,14 @@ def test_a_server_without_end_is_left(
     ],
 )
 def test_a_command_without_end_is_ended_with_all_that_it_started(
-    impatient: None, tmp_path: Path, command: str, message: str
+    impatient: None, tmp_path: Path, command: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "GB" in message:
+        monkeypatch.setattr(urls, "GRACE", 60)
     started = time.monotonic()
     with pytest.raises(UnreadableShardError, match=message):
         opened(f"pipe:{command} # {tmp_path}", tmp_path / "cache", 1e-6)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
     running = [
         path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _content(path)
     ]
