@@ -20,17 +20,39 @@ from torch import Tensor
 ROW = (
     80  # tokens of a row, or a multiple of it where a text is longer: attention's kernels like multiples of 8
 )
-NO_TEXT = -1
+NOTHING = -1
+
+
+def pack_texts(lengths: Sequence[int], width: int) -> Tensor:
+    """Pack texts, the longest first, each into a row's rest or a new row; the same for the same lengths.
+
+    Args:
+        lengths: Tokens of each text that count, at least 1.
+        width: T, columns of the texts' token ids.
+
+    Returns:
+        (P, L) int32, which of the U * T tokens stands at each place, -1 where none does. One small tensor, as
+        each that a worker hands over costs time.
+    """
+    length = ROW * -(-max(lengths, default=1) // ROW)
+    places, num_rows = _fill_rows(lengths, length)
+    num_rows = _rounded(num_rows)
+    counts = np.asarray(lengths, dtype=np.int64)
+    text = np.repeat(np.arange(len(counts)), counts)  # of each token
+    position = np.arange(len(text)) - np.repeat(counts.cumsum() - counts, counts)
+    rows = np.full(num_rows * length, NOTHING, dtype=np.int32)
+    rows[np.asarray(places, dtype=np.int64)[text] + position] = text * width + position
+    return torch.from_numpy(rows).view(num_rows, length)
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Where the tokens of texts (U, T) stand in rows.
+class Packed:
+    """What packed rows say of texts.
 
     Attributes:
-        source: (P, L) which of the U * T tokens stands at each place; any where none does.
+        source: (P, L) int64 which of the U * T tokens stands at each place; any where none does.
         position: (P, L) its place in its text; 0 where there is none.
-        text: (P, L) its text; -1 where there is none.
+        text: (P, L) its text; U where there is none.
         first: (U,) the place of each text's first token among P * L.
     """
 
@@ -40,25 +62,16 @@ class Packing:
     first: Tensor
 
 
-def pack_texts(lengths: Sequence[int], width: int) -> Packing:
-    """Pack texts, the longest first, each into a row's rest or a new row; the same for the same lengths.
-
-    Args:
-        lengths: Tokens of each text that count, at least 1.
-        width: T, columns of the texts' token ids.
-    """
-    length = ROW * -(-max(lengths, default=1) // ROW)
-    places, num_rows = _fill_rows(lengths, length)
-    num_rows = _rounded(num_rows)
-    counts = np.asarray(lengths, dtype=np.int64)
-    text = np.repeat(np.arange(len(counts)), counts)  # of each token
-    position = np.arange(len(text)) - np.repeat(counts.cumsum() - counts, counts)
-    at = np.asarray(places, dtype=np.int64)[text] + position
-    rows = np.zeros((3, num_rows * length), dtype=np.int64)
-    rows[2] = NO_TEXT
-    rows[:, at] = text * width + position, position, text
-    source, place, owner = torch.from_numpy(rows).unflatten(1, (num_rows, length))
-    return Packing(source, place, owner, torch.tensor(places, dtype=torch.int64))
+def unpack(rows: Tensor, count: int, width: int) -> Packed:
+    """Read rows of `pack_texts` on their device; (U, T) is the shape of the token ids."""
+    is_token = rows >= 0
+    source = rows.clamp(min=0).long()
+    position = source % width
+    text = torch.where(is_token, source // width, count)
+    starting = torch.where(is_token & (position == 0), text, count).flatten()
+    places = torch.arange(len(starting), device=rows.device)
+    first = torch.zeros(count + 1, dtype=torch.int64, device=rows.device).scatter_(0, starting, places)
+    return Packed(source, position, text, first[:count])
 
 
 def _fill_rows(lengths: Sequence[int], length: int) -> tuple[list[int], int]:

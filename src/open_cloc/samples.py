@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from open_cloc.errors import SampleError
-from open_cloc.packing import Packing
 from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_pixels
 
 T = TypeVar("T")
@@ -184,7 +183,7 @@ class RegionBatch:
         region_text_index: (B, R) row of `texts` for each region; 0 where masked.
         region_mask: (B, R) bool, True for real regions.
         text_lengths: Tokens of each of `texts` that count, ascending; empty where nobody has looked.
-        packing: The same texts in rows without padding; None where nobody has packed them.
+        packing: (P, L) the same texts in rows without padding (`pack_texts`); None where nobody has looked.
         keys: Sample names.
         region_text_ids: (B, R) int64, a hash of each region's text, the same on every rank and in every run;
             0 where masked.
@@ -202,7 +201,7 @@ class RegionBatch:
     region_text_index: Tensor
     region_mask: Tensor
     text_lengths: tuple[int, ...] = ()
-    packing: Packing | None = None
+    packing: Tensor | None = None
     keys: tuple[str, ...] = ()
     region_text_ids: Tensor | None = None
     role_index: Mapping[str, Tensor] = field(default_factory=dict)

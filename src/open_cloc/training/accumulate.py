@@ -57,7 +57,7 @@ def _cut(batch: RegionBatch, rows: slice) -> RegionBatch:
     per_image |= {"caption_index": captions, "region_text_index": regions}
     per_image["role_index"] = dict(zip(per_image["role_index"], roles))
     lengths = tuple(batch.text_lengths[row] for row in used.tolist()) if batch.text_lengths else ()
-    packing = pack_texts(lengths, batch.texts.shape[1]) if batch.packing else None
+    packing = pack_texts(lengths, batch.texts.shape[1]) if batch.packing is not None else None
     per_image |= {"keys": batch.keys[rows], "texts": batch.texts[used]}
     return replace(batch, **per_image, text_lengths=lengths, packing=packing)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, dtype
 
 from open_cloc.model.towers.tower import ImageTower, TextTokens, TextTower, TowerOutput
-from open_cloc.packing import Packing
 
 
 class HalfImageTower:
@@ -50,8 +49,8 @@ class HalfTextTower:
     def packs(self) -> bool:
         return self.tower.packs
 
-    def encode_packed(self, token_ids: Tensor, packing: Packing) -> Tensor:
-        return self.tower.encode_packed(token_ids, packing).float()
+    def encode_packed(self, token_ids: Tensor, rows: Tensor) -> Tensor:
+        return self.tower.encode_packed(token_ids, rows).float()
 
     def encode_tokens(self, token_ids: Tensor) -> TextTokens:
         output = self.tower.encode_tokens(token_ids)

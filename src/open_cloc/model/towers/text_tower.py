@@ -12,7 +12,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from open_cloc.model.towers.tower import TextTokens
-from open_cloc.packing import Packing
+from open_cloc.packing import unpack
 
 
 class OpenClipTextTower:
@@ -38,13 +38,13 @@ class OpenClipTextTower:
     def packs(self) -> bool:
         return self.padding_id is not None
 
-    def encode_packed(self, token_ids: Tensor, packing: Packing) -> Tensor:
-        text = self.text
+    def encode_packed(self, token_ids: Tensor, rows: Tensor) -> Tensor:
+        text, packed = self.text, unpack(rows, *token_ids.shape)
         dtype = text.transformer.get_cast_dtype()
-        x = text.token_embedding(token_ids.flatten()[packing.source]).to(dtype)  # (P, L, width)
-        x = x + text.positional_embedding[packing.position].to(dtype)
-        x = text.transformer(x, attn_mask=own_text_mask(packing.text, text.heads, x.dtype))
-        x = text.ln_final(x).flatten(0, 1)[packing.first + self._last(token_ids)]
+        x = text.token_embedding(token_ids.flatten()[packed.source]).to(dtype)  # (P, L, width)
+        x = x + text.positional_embedding[packed.position].to(dtype)
+        x = text.transformer(x, attn_mask=own_text_mask(packed.text, text.heads, x.dtype))
+        x = text.ln_final(x).flatten(0, 1)[packed.first + self._last(token_ids)]
         return self._project(x)
 
     def _last(self, token_ids: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class HuggingFaceTextTower:
     def packs(self) -> bool:
         return False  # their masks know padding and nothing else
 
-    def encode_packed(self, token_ids: Tensor, packing: Packing) -> Tensor:
+    def encode_packed(self, token_ids: Tensor, rows: Tensor) -> Tensor:
         raise NotImplementedError
 
     def encode_tokens(self, token_ids: Tensor) -> TextTokens:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from open_cloc.canvas import OPENAI_MEAN, OPENAI_STD
 from open_cloc.errors import UserError
-from open_cloc.packing import Packing
 
 # Mean, standard deviation and interpolation where nothing else is known.
 OPENAI_CANVAS: Mapping[str, Any] = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic"}
@@ -94,8 +93,8 @@ class TextTower(Protocol):
     def packs(self) -> bool:
         """Whether it encodes several texts in a row, each by itself."""
 
-    def encode_packed(self, token_ids: Tensor, packing: Packing) -> Tensor:
-        """What `encode` gives, of one pass over packed texts; only where the tower `packs`."""
+    def encode_packed(self, token_ids: Tensor, rows: Tensor) -> Tensor:
+        """What `encode` gives, of one pass over rows of `pack_texts`; only where the tower `packs`."""
 
     def encode_tokens(self, token_ids: Tensor) -> TextTokens:
         """Token ids (U, T) -> the same features and those of the tokens, of one pass."""
