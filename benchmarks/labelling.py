@@ -176,7 +176,7 @@ def fake_gpu_busy(recipe: LabelRecipe, source: str, notes: Path) -> float:
     detect = DetectorConfig(kind="benchmarks.labelling:FakeGpu", weights=str(notes))
     cpus = os.cpu_count() or 1
 
-    def planned(recipe: LabelRecipe, cluster: dict[str, float]) -> list[Actors]:
+    def planned(recipe: LabelRecipe, *cluster: object) -> list[Actors]:
         """As for a machine with one GPU, on this one without."""
         made = plan_actors(recipe, {"CPU": cpus, "GPU": 1})
         return [
