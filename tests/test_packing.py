@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from open_cloc.data.scenes.dataset import open_scenes
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.towers.text_tower import OpenClipTextTower
 from open_cloc.packing import ROW, pack_texts, unpack
 from open_cloc.samples import RegionBatch
 from open_cloc.training.accumulate import split_batch
-
-CONTEXT = 77
+from tests.text_lengths import CONTEXT, batches_of_lengths
 
 
 @settings(deadline=None, max_examples=60)
@@ -130,23 +128,6 @@ def test_a_model_makes_one_pass_and_parts_of_a_batch_are_packed_anew(tiny_model_
 
 
 def test_few_shapes_occur(tiny_model_cfg: dict[str, Any]) -> None:
-    """500 batches of scenes: phrases that come again, and captions of many lengths."""
-    cfg = {**tiny_model_cfg, "text_cfg": {**tiny_model_cfg["text_cfg"], "context_length": CONTEXT}}
-    read = CLOC(cfg).tokenize
-    scenes = open_scenes("train", image_size=32, num_samples=400)
-    texts = [
-        (scene.captions[0], *(region.text for region in scene.regions))
-        for scene in map(scenes.__getitem__, range(400))
-    ]
-    tokens = {text: read.num_tokens(text) for own in texts for text in own}
-    draw = random.Random(0)
-    shapes = set()
-    for _ in range(500):
-        distinct = {text for own in draw.choices(texts, k=64) for text in (own[0], *draw.sample(own[1:], 1))}
-        # Captions as people write them, shorter and longer.
-        lengths = sorted(
-            min(CONTEXT, max(4, tokens[text] + draw.randint(-6, 30) * (tokens[text] > 12)))
-            for text in distinct
-        )
-        shapes.add(tuple(pack_texts(lengths, CONTEXT).shape))
+    """In 500 batches."""
+    shapes = {tuple(pack_texts(lengths, CONTEXT).shape) for lengths in batches_of_lengths(tiny_model_cfg)}
     assert len(shapes) <= 12, sorted(shapes)

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from open_cloc.data.scenes.dataset import open_scenes
 from open_cloc.model import text_buckets
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.text_buckets import ON_ACCELERATORS, Bucket, Passes, fill, passes_on, split_by_length
 from open_cloc.samples import RegionBatch
+from tests.text_lengths import CONTEXT, batches_of_lengths
 
-CONTEXT = 77
 ON_CPU = passes_on(torch.device("cpu"))
 RULES = [ON_CPU, ON_ACCELERATORS, Passes(3, tokens=4, least_texts=2)]
 
@@ -83,25 +82,12 @@ def test_shapes_of_a_pass() -> None:
 
 
 def test_few_shapes_occur(tiny_model_cfg: dict[str, Any]) -> None:
-    """500 batches of scenes: phrases that come again, and captions of many lengths."""
-    cfg = {**tiny_model_cfg, "text_cfg": {**tiny_model_cfg["text_cfg"], "context_length": CONTEXT}}
-    read = CLOC(cfg).tokenize
-    scenes = open_scenes("train", image_size=32, num_samples=400)
-    texts = [
-        (scene.captions[0], *(region.text for region in scene.regions))
-        for scene in map(scenes.__getitem__, range(400))
-    ]
-    tokens = {text: read.num_tokens(text) for own in texts for text in own}
-    draw = random.Random(0)
-    shapes = set()
-    for _ in range(500):
-        distinct = {text for own in draw.choices(texts, k=64) for text in (own[0], *draw.sample(own[1:], 1))}
-        # Captions as people write them, shorter and longer.
-        lengths = sorted(
-            min(CONTEXT, max(4, tokens[text] + draw.randint(-6, 30) * (tokens[text] > 12)))
-            for text in distinct
-        )
-        shapes |= {bucket[1:] for bucket in split_by_length(lengths, ON_ACCELERATORS, CONTEXT)}
+    """In 500 batches."""
+    shapes = {
+        bucket[1:]
+        for lengths in batches_of_lengths(tiny_model_cfg)
+        for bucket in split_by_length(lengths, ON_ACCELERATORS, CONTEXT)
+    }
     assert len(shapes) <= 12, sorted(shapes)
 
 

@@ -216,7 +216,7 @@ def _weights(
     tl.store(low + at, ((pull - upper.to(tl.float32)) * LOW).to(tl.float16), inside)
 
 
-class UnitRows(NamedTuple):
+class SplitRows(NamedTuple):
     """Unit vectors at their places, UNIT times as long, each the sum of two half-precision pieces.
 
     Attributes:
@@ -230,14 +230,14 @@ class UnitRows(NamedTuple):
     lengths: Tensor
 
     @staticmethod
-    def of(features: Tensor, index: Tensor, count: Tensor) -> UnitRows:
+    def of(features: Tensor, index: Tensor, count: Tensor) -> SplitRows:
         """Of features (n, D): the first `count` places get the rows at `index`, the others zeros."""
         features = features.contiguous()
         high, low = features.new_empty(2, *features.shape, dtype=torch.float16)
         lengths = features.new_empty(len(features), dtype=torch.float32)
         if features.numel():
             _split[(len(features),)](features, index, count, high, low, lengths, **_row(features.shape[1]))
-        return UnitRows(high, low, lengths)
+        return SplitRows(high, low, lengths)
 
     def carried_on(
         self, pulls: Tensor, index: Tensor, count: Tensor, multiplier: Tensor, dtype: torch.dtype
@@ -276,8 +276,8 @@ class _Seen:
 
     def __init__(self, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, layout: Layout) -> None:
         self.layout, self.dtypes = layout, (left.dtype, right.dtype)
-        self.left = UnitRows.of(left, layout.rows, layout.num_rows)
-        self.right = UnitRows.of(right, layout.columns, layout.num_columns)
+        self.left = SplitRows.of(left, layout.rows, layout.num_rows)
+        self.right = SplitRows.of(right, layout.columns, layout.num_columns)
         counted = (layout.own, layout.counts, layout.num_rows, layout.num_columns)
         self.scale = scale.detach().float().reshape(1)
         scalars = (self.scale, bias.detach().float().reshape(1))
