@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_recipes import log_of, start, with_run
 
+from open_cloc.model import gelu_sum
 from open_cloc.model.create import build_model
 from open_cloc.training import compile, loop
 from open_cloc.training.compile import compile_blocks, num_graphs, uncompiled
@@ -87,3 +88,16 @@ def test_only_gpus_compile_by_themselves(tiny: Recipe) -> None:
     model = build_model(tiny.model)
     assert not compile_blocks(model, "auto", CPU)
     assert not compile_blocks(model, "off", torch.device("cuda"))
+
+
+def test_the_form_for_exports_is_for_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of torch before 2.14, whose compiled code always takes itself to be exported."""
+    shapes = ((1, 3, 8), (1, 3, 8), (1, 2, 2, 8), (1, 2, 3), (1, 2, 3, 2), (1, 2, 3), (8,))
+    inputs = [torch.randn(shape) for shape in shapes]
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    expected = gelu_sum.gelu_sum(*inputs, mask)
+    monkeypatch.setattr(gelu_sum, "_whole", lambda inputs: torch.zeros(()))
+    compiled = torch.compile(gelu_sum.gelu_sum, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs, mask), expected)
+    with gelu_sum.exporting():
+        assert not gelu_sum.gelu_sum(*inputs, mask).any()
