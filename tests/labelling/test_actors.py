@@ -48,6 +48,12 @@ def test_all_actors_find_a_place(kind: str, detectors: int, cpus: int, gpus: int
     assert [step[1][-1] for step in (actors[0].steps[0], actors[-1].steps[0])] == [device, device]
 
 
+def test_many_light_actors_leave_a_place_to_read() -> None:
+    run = LabelRunConfig(phrasers=20, detectors=1)
+    plan = plan_actors(LabelRecipe("", CaptionConfig(kind="given"), run=run), {"CPU": 1}, [1.0])
+    assert sum(a.resources["num_cpus"] * a.processes for a in plan) <= 0.9
+
+
 @pytest.mark.parametrize("detectors", [0, 1, 2, 5, 7])
 @pytest.mark.parametrize("machines", [(2, 2, 2), (2, 2), (1, 8), (1, 1, 1, 1, 1), (3, 5, 64), (4,)], ids=str)
 @pytest.mark.parametrize("kind", ["given", "local"])

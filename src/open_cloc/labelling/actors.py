@@ -193,8 +193,11 @@ def _share_cluster(
     light = _round_down(min(LIGHT, cpus / 2 / (others + detectors)))
     actors = captioners + detectors
     if not on_gpus:
-        left = [_left(own, light * others) for own in machines or (cpus,)]
-        share = min(_left(cpus, light * others) / actors, _largest_share(left, actors))
+        taken = light * others
+        left = cpus - taken - max(LIGHT, 0.05 * cpus)  # reading finds a place too
+        # A machine has at least half of itself left: the light ones cannot fill more of all machines.
+        of_each = [max(own / 2, own - taken - max(LIGHT, 0.05 * own)) for own in machines or (cpus,)]
+        share = min(left / actors, _largest_share(of_each, actors))
         return {"num_cpus": light}, {"num_cpus": _round_down(share)}, detectors, 0
     if run.gpus_per_actor < 0:  # where there are too few, so many on one that all find a place
         each = _round_down(1 / math.ceil(actors / gpus))
@@ -204,11 +207,6 @@ def _share_cluster(
             f"{actors * each:g} GPUs; this machine has {gpus:g}: ask for less of one, or for fewer actors"
         )
     return {"num_cpus": light}, {"num_cpus": light, "num_gpus": each}, detectors, decoders
-
-
-def _left(cpus: float, taken: float) -> float:
-    """CPUs that light actors leave of so many; reading finds a place too."""
-    return max(cpus / 2, cpus - taken - max(LIGHT, 0.05 * cpus))
 
 
 def _largest_share(machines: Sequence[float], actors: int) -> float:
