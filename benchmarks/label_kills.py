@@ -26,9 +26,9 @@ from benchmarks.timing import verdict, write_json
 
 # How Ray names the processes of our stages.
 WORKERS = {
-    "read and phrases": "MapWorker(FlatMap",
-    "detect": "MapWorker(Map(_OnRows",
-    "write": "ray::_write_unit",
+    "read": "ray::FlatMap(Read",
+    "stages": "ray::MapWorker(Map(OnRows",
+    "write": "ray::write_unit_or_tell",
 }
 # Files that must exist when the driver is killed.
 MOMENTS = {

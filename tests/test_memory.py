@@ -44,3 +44,27 @@ def test_freed_memory_is_used_again() -> None:
 
 def test_the_users_own_settings_stay() -> None:
     assert page_faults("quick", MALLOC_ARENA_MAX="2")[1] == "False"
+
+
+def test_the_collector_rests_for_a_first_import_alone_and_then_works_again() -> None:
+    script = """
+import gc, sys, types
+from open_cloc.memory import import_quickly
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "open_cloc.samples":
+            print(gc.isenabled())
+sys.meta_path.insert(0, Finder)
+import_quickly("open_cloc.samples")
+frozen = gc.get_freeze_count()
+print(gc.isenabled(), frozen > 50_000)
+kept = [[] for _ in range(1000)]
+import_quickly("open_cloc.samples")
+print(gc.get_freeze_count() - frozen < 1000)
+try:
+    import_quickly("open_cloc.not_there")
+except ModuleNotFoundError:
+    print(gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True", "True", "True"]

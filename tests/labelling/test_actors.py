@@ -12,7 +12,7 @@ from open_cloc.cli.main import main as open_cloc
 from open_cloc.data.shards.read import ShardDataset
 from open_cloc.errors import MissingFileError, NotFiniteError, SampleError, UserError, WorkerDiedError
 from open_cloc.files import locked
-from open_cloc.labelling.actors import _OnRows, as_sent, plan_actors, readers
+from open_cloc.labelling.actors import plan_actors, readers
 from open_cloc.labelling.captioners.server import NoServerError
 from open_cloc.labelling.pipeline import label
 from open_cloc.labelling.recipe import (
@@ -23,6 +23,7 @@ from open_cloc.labelling.recipe import (
 )
 from open_cloc.labelling.source import plan_units, read_batches
 from open_cloc.labelling.stages import CaptionStage, DetectStage, PhraseStage
+from open_cloc.labelling.worker import OnRows, as_sent
 from tests.labelling.made import (
     COUNT,
     Labelled,
@@ -119,7 +120,7 @@ def test_what_fails_in_a_stage_comes_back_in_its_place(tmp_path: Path) -> None:
         (DetectStage, (mine.detect, "", "cpu")),
     ]
     row = {"batch": pickle.dumps(next(read_batches(plan_units(source, 1000)[0], 2)))}
-    on_rows = _OnRows(steps, ())
+    on_rows = OnRows(pickle.dumps(steps), ())
     (tmp_path / "raise").write_text("out of sockets")
     failed = on_rows(row)
     error = pickle.loads(failed["batch"]).error()

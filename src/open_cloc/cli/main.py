@@ -13,7 +13,6 @@ else is a defect of ours or of a library, and shows its traceback. `--debug` sho
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -148,8 +147,10 @@ def _require_working_folder() -> None:
 
 def _function_of(verb: str) -> Callable[[Sequence[str]], int]:
     """Import a verb's function; a library that is not there shows its traceback, as any defect."""
+    from open_cloc.memory import import_quickly
+
     module, _, name = VERBS[verb][0].partition(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(import_quickly(module), name)
 
 
 if __name__ == "__main__":

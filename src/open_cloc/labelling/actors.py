@@ -1,8 +1,7 @@
 """The stages and the writers as processes on a Ray cluster; nothing but this and `cluster` knows Ray.
 
 A row of Ray's data set is a batch of pictures. Stages are actors that load their model once, writers are
-tasks. What goes wrong in one of them goes on as a value in place of its result: Ray would start a failing
-actor again for minutes, and hide the reason in its own errors.
+tasks; what runs in them is in `worker`.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ from __future__ import annotations
 import math
 import pickle
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_cloc.config import require
-from open_cloc.errors import RunError, UserError, WorkerDiedError
+from open_cloc.errors import UserError
 from open_cloc.labelling.cluster import RETRIES_HERE, RETRIES_ON_CLUSTER
-from open_cloc.labelling.output import Write, write_unit
+from open_cloc.labelling.output import Write
 from open_cloc.labelling.recipe import OWN, LabelRecipe, LabelRunConfig
-from open_cloc.labelling.source import failure_of, read_batches
-from open_cloc.labelling.stages import CaptionStage, DecodeStage, DetectStage, PhraseStage, Stage
+from open_cloc.labelling.stages import CaptionStage, DecodeStage, DetectStage, PhraseStage
 from open_cloc.labelling.types import Batch, Unit, UnreadUnit
+from open_cloc.labelling.worker import OnRows, Read, Step, Trouble, write_unit_or_tell
 
 # CPUs that a stage asks for that mostly waits or is quick.
 LIGHT = 0.1
@@ -34,9 +32,6 @@ LAST_WRITERS = 60.0  # seconds to wait for shards that are being written when a 
 RAY_UNITS = 10_000
 # Most tasks that read; each reads its units one after the other.
 READ_TASKS = 4096
-
-# A stage, and what it is made with.
-Step = tuple[type[Stage], tuple[Any, ...]]
 
 
 class Actors(NamedTuple):
@@ -72,12 +67,14 @@ def labelled_batches(units: Sequence[Unit], recipe: LabelRecipe) -> Iterator[Bat
     plan = plan_actors(recipe, ray.cluster_resources(), machines)
     # As many units are under way as there are processes to feed, however many CPUs could read.
     stream = stream.flat_map(
-        _Read(recipe.run.batch_size), num_cpus=LIGHT, concurrency=min(readers(plan), len(rows))
+        Read(recipe.run.batch_size, tuple(sys.path)),
+        num_cpus=LIGHT,
+        concurrency=min(readers(plan), len(rows)),
     )
     for actors in plan:
         stream = stream.map(
-            _OnRows,
-            fn_constructor_args=(actors.steps, tuple(sys.path)),
+            OnRows,
+            fn_constructor_args=(pickle.dumps(actors.steps), tuple(sys.path)),
             compute=data.ActorPoolStrategy(
                 size=actors.processes,
                 max_tasks_in_flight_per_actor=2 * int(actors.resources.get("max_concurrency", 1)),
@@ -107,7 +104,7 @@ def writers(folder: Path, recipe: LabelRecipe) -> Iterator[Write]:
     """
     ray = require("ray", "label")
     # Tasks, not actors: a machine that dies takes an actor's calls with it, a task is run again elsewhere.
-    task = ray.remote(num_cpus=0, max_retries=3)(_write_unit)
+    task = ray.remote(num_cpus=0, max_retries=3)(write_unit_or_tell)
     writing: list[Any] = []
 
     def wait_for(most: int) -> None:
@@ -220,111 +217,3 @@ def _largest_share(machines: Sequence[float], actors: int) -> float:
 def _round_down(share: float) -> float:
     """To what Ray counts in: it would round up, and the last actor would find no place."""
     return int(share * RAY_UNITS) / RAY_UNITS
-
-
-# --- in a worker -----------------------------------------------------------------------------------
-
-
-class _Read:
-    """A row that names a unit -> a row for each of its batches."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.path = tuple(sys.path)
-
-    def __call__(self, row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
-        _import_from(self.path)
-        unit: Unit = pickle.loads(row["unit"])
-        try:
-            for batch in read_batches(unit, self.batch_size):
-                yield {"batch": pickle.dumps(batch)}
-        except Exception as error:  # a shard of any kind
-            yield {"batch": pickle.dumps(UnreadUnit(unit.name, failure_of(error, unit.spec).message))}
-
-
-class _OnRows:
-    """Stages as Ray Data calls them."""
-
-    def __init__(self, steps: Sequence[Step], path: Sequence[str]) -> None:
-        _import_from(path)
-        self.trouble: Trouble | None = None
-        try:
-            self.stages = [stage(*arguments) for stage, arguments in steps]
-        except (Exception, SystemExit) as error:
-            self.trouble = as_sent(error)
-
-    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        batch = pickle.loads(row["batch"])
-        if not isinstance(batch, Batch):  # what went wrong first is what is told
-            return row
-        if self.trouble:
-            return {"batch": pickle.dumps(self.trouble)}
-        try:
-            for stage in self.stages:
-                batch = stage(batch)
-            return {"batch": pickle.dumps(batch)}
-        except (Exception, SystemExit) as error:  # a library that ends its process would be started for ever
-            return {"batch": pickle.dumps(as_sent(error))}
-
-
-def _write_unit(
-    path: Sequence[str], folder: Path, recipe: LabelRecipe, unit: Unit, batches: Sequence[Batch] | None
-) -> Trouble | None:
-    """`write_unit` as Ray calls it; gives what went wrong."""
-    _import_from(path)
-    try:
-        write_unit(folder, recipe, unit, batches)
-    except (Exception, SystemExit) as error:
-        return as_sent(error)
-    return None
-
-
-class Trouble(NamedTuple):
-    """What went wrong in a worker, as it is sent: plain texts, from which no error is made anew.
-
-    Attributes:
-        kind: `user` where it is the user's to mend, `run` where a run cannot go on, `worker` for all else.
-        message: What it says, in one sentence.
-        where: Its traceback.
-        pickled: An error of ours itself, where it is the same after its way; else empty.
-    """
-
-    kind: str
-    message: str
-    where: str
-    pickled: bytes = b""
-
-    def error(self) -> Exception:
-        """What the process that started the run raises; a traceback shows where it came from."""
-        kinds: dict[str, type[Exception]] = {"user": UserError, "run": RunError, "worker": WorkerDiedError}
-        error = _unpickled(self.pickled) or kinds[self.kind](self.message)
-        error.__notes__ = [*getattr(error, "__notes__", ()), f"in a labelling worker:\n{self.where}"]
-        return error
-
-
-def as_sent(error: BaseException) -> Trouble:
-    """An error as it leaves a worker."""
-    where = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    if not isinstance(error, (UserError, RunError)):
-        return Trouble("worker", f"a labelling worker failed: {type(error).__name__}: {error}", where)
-    try:
-        pickled = pickle.dumps(error)
-    except Exception:  # whatever a class of someone else's does
-        pickled = b""
-    same = _unpickled(pickled)
-    is_same = type(same) is type(error) and str(same) == str(error)
-    kind = "user" if isinstance(error, UserError) else "run"
-    return Trouble(kind, str(error), where, pickled if is_same else b"")
-
-
-def _unpickled(pickled: bytes) -> Exception | None:
-    """An error; None where there is none, or its class cannot be made from what was sent."""
-    try:
-        return pickle.loads(pickled) if pickled else None
-    except Exception:  # whatever a class of someone else's does
-        return None
-
-
-def _import_from(path: Sequence[str]) -> None:
-    """Let a worker import what the process that started the run can."""
-    sys.path.extend(entry for entry in path if entry not in sys.path)
