@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ def module_of(nodeid: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {module: place for place, module in enumerate(LONG)}
     items.sort(key=lambda item: places.get(module_of(item.nodeid), len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look through all of it after every few tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
