@@ -30,10 +30,10 @@ from open_cloc.model.prompter import PrompterConfig
 from open_cloc.objectives import Objectives
 from open_cloc.training import freeze, optim
 from open_cloc.training.checkpoint import Progress, Saver, state_tensors
-from open_cloc.training.loop import Run, train_step
 from open_cloc.training.parallelize import parallelize
 from open_cloc.training.ranks import join_ranks
 from open_cloc.training.recipe import Recipe, RunConfig
+from open_cloc.training.step import Run, train_step
 
 RANKS = 2
 # The same losses but for the order of sums; of DDP's state; of a synchronous save.

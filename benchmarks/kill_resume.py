@@ -27,8 +27,8 @@ from open_cloc.model import sharded
 from open_cloc.model.create import ModelConfig
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.training.checkpoint import list_checkpoints
-from open_cloc.training.loop import CHECKPOINTS_FOLDER
 from open_cloc.training.recipe import DataConfig, OptimConfig, Recipe, RunConfig
+from open_cloc.training.run_folder import CHECKPOINTS_FOLDER
 
 RANKS, WORKERS, BATCH = 2, 2, 4
 OF_THE_CLOCK = ("images_per_s", "step_time", "data_time")

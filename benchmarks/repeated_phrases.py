@@ -23,9 +23,10 @@ from open_cloc.memory import keep_freed_memory
 from open_cloc.model.load import load_model
 from open_cloc.objectives import Term
 from open_cloc.samples import Region, RegionSample
-from open_cloc.training.loop import FINAL_FOLDER, train
+from open_cloc.training.loop import train
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import scenes_cloc
+from open_cloc.training.run_folder import FINAL_FOLDER
 
 TEST_SCENES = 1000
 TARGETS = ("own", "nearest")

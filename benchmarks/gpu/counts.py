@@ -19,7 +19,7 @@ from benchmarks.gpu.watched import Watched
 from benchmarks.timing import print_table, write_json
 from open_cloc.model import text_buckets
 from open_cloc.model.gelu_sum import TILE_ELEMENTS
-from open_cloc.training.loop import train_step
+from open_cloc.training.step import train_step
 
 CPU = torch.device("cpu")
 # Parts of names of operations that only look at memory in another way.

@@ -21,9 +21,10 @@ from open_cloc.model.prompter import PrompterConfig
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
 from open_cloc.training.compile import compile_blocks, num_graphs
-from open_cloc.training.loop import Run, build_objectives, prepare_model, train_step
+from open_cloc.training.loop import build_objectives, prepare_model
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Compile, DataConfig, Recipe, RunConfig
+from open_cloc.training.step import Run, train_step
 
 CALLS = 4  # steps in a row: a run's host is a step ahead of its device
 EAGER, COMPILED = "CLIP, open_clip's eager step", "CLIP, our compiled blocks"

@@ -7,12 +7,12 @@ import torch
 from tiny_recipes import start, with_run
 
 from open_cloc.model.cloc import CLOC
-from open_cloc.training import loop
 from open_cloc.training.compile import compile_blocks
-from open_cloc.training.loop import Run, build_objectives, train
+from open_cloc.training.loop import build_objectives, train
 from open_cloc.training.optim import build_optimizer
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
+from open_cloc.training.step import Run, train_step
 from open_cloc.training.watch import Watch
 
 pytestmark = [
@@ -38,11 +38,11 @@ def test_a_step_never_waits(tiny: Recipe, compiled: str) -> None:
     batch = batch.pin_memory()
     watch = Watch(0, 0)
     for step in range(3):  # compiles, plans, fills caches
-        watch.put(step + 1, loop.train_step(run, batch, step))
+        watch.put(step + 1, train_step(run, batch, step))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3, 6):
-            watch.put(step + 1, loop.train_step(run, batch, step))
+            watch.put(step + 1, train_step(run, batch, step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     watch.settle()

@@ -20,9 +20,10 @@ from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.weights import read_state
 from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionSample
-from open_cloc.training import loop, optim
-from open_cloc.training.loop import train
+from open_cloc.training import optim
+from open_cloc.training.loop import open_data, train
 from open_cloc.training.recipe import OptimConfig, Recipe
+from open_cloc.training.step import train_step
 
 
 def rates(model: CLOC, **settings: Any) -> dict[str, tuple[float, float]]:
@@ -177,14 +178,14 @@ def test_logit_scale_stays_within_its_limits(tiny: Recipe) -> None:
     logit_scale = run.model.clip.logit_scale
     for begin, expected in ((9.0, 50.0), (-3.0, 1.0)):
         logit_scale.data.fill_(begin)
-        loop.train_step(run, batch, 0)
+        train_step(run, batch, 0)
         assert logit_scale.exp().item() == pytest.approx(expected)
 
 
 def test_gradient_clipping(tiny: Recipe) -> None:
     for limit in (0.0, 0.01):
         run, batch = start(with_optim(tiny, grad_clip=limit))
-        losses = loop.train_step(run, batch, 0).losses
+        losses = train_step(run, batch, 0).losses
         gradients = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
         left = torch.stack(gradients).norm()
         assert losses["grad_norm"] > 0.01  # before clipping
@@ -207,14 +208,14 @@ def test_images_without_regions_are_mixed_in(tiny: Recipe) -> None:
     specs = (SCENES, f"{__name__}:WithoutRegions:x")
     recipe = replace(with_run(tiny, global_batch_size=8), data=replace(tiny.data, train=specs))
     recipe = with_run(recipe, global_batch_size=8)
-    data = loop.open_data(recipe)
+    data = open_data(recipe)
     assert len(data) == 2000
     assert data[3].regions
     assert not data[1003].regions
     run, batch = start(replace(recipe, objectives=paper_terms(region_weight=0.7)))
     share = batch.region_mask.any(1).float().mean().item()
     assert 0 < share < 1
-    losses = loop.train_step(run, batch, 0).losses
+    losses = train_step(run, batch, 0).losses
     expected = losses["image_text"] + 0.7 * share * (losses["region_text"] + losses["grounding"])
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -225,7 +226,7 @@ def test_gradient_checkpointing_changes_no_number(tiny: Recipe, text_tower: Path
     made = []
     for enable in (False, True):
         run, batch = start(with_run(recipe, grad_checkpointing=enable))
-        losses = loop.train_step(run, batch, 0).losses
+        losses = train_step(run, batch, 0).losses
         gradients = {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
         made.append((losses, gradients))
     torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-7)

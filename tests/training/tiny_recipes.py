@@ -16,9 +16,9 @@ from open_cloc.model.weights import read_state
 from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch
 from open_cloc.training import checkpoint, freeze, loop, optim
-from open_cloc.training.loop import Run
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
+from open_cloc.training.step import Run
 
 SCENES = "scenes:train,image_size=32,num_samples=1000"
 

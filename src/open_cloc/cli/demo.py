@@ -37,9 +37,9 @@ from open_cloc.files import LOCK, PART, is_free, locked, read_json, write_json
 from open_cloc.inference.predictor import Predictor
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, RegionSample
-from open_cloc.training.loop import CHECKPOINTS_FOLDER, FINAL_FOLDER, RECIPE_NAME
 from open_cloc.training.recipes import scenes_cloc
 from open_cloc.training.report import LOG_NAME
+from open_cloc.training.run_folder import CHECKPOINTS_FOLDER, FINAL_FOLDER, RECIPE_NAME
 
 MODELS = ("clip", "cloc")
 NUMBERS, PICTURE = "demo.json", "demo.png"

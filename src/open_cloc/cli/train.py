@@ -8,10 +8,11 @@ from pathlib import Path
 
 from open_cloc.cli.recipe import RecipeField, parse_options
 from open_cloc.cli.screen import say
-from open_cloc.training.loop import FINAL_FOLDER, train
+from open_cloc.training.loop import train
 from open_cloc.training.ranks import Ranks, join_ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import RECIPES
+from open_cloc.training.run_folder import FINAL_FOLDER
 from open_cloc.training.verify import verify_resume
 
 STOPPED = 143  # what a shell reports for SIGTERM

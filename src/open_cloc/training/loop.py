@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSamples, tell_opening
@@ -21,47 +16,39 @@ from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.permutation import COMPUTED
 from open_cloc.data.readers import open_reader
-from open_cloc.devices import copied
-from open_cloc.errors import ExistingFileError, UserError
-from open_cloc.files import is_free, locked, write_text
+from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
 from open_cloc.objectives import Objectives
 from open_cloc.objectives.teacher import Teacher
 from open_cloc.precision import products_in
-from open_cloc.samples import RegionBatch, Wants
-from open_cloc.shown import hide_secrets
+from open_cloc.samples import Wants
 from open_cloc.training import checkpoint, freeze, optim
-from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.checkpoint import SaveClock, Saver
 from open_cloc.training.compile import compile_blocks, num_graphs, uncompiled
-from open_cloc.training.gather import Begun, gather_with_notes
 from open_cloc.training.parallelize import (
-    average_gradients,
     learning_batch_norms,
     parallelize,
-    running_statistics,
     share_state,
     use_channels_last,
     whole_model,
-    whole_state,
     whole_tensor,
 )
 from open_cloc.training.probe import probe
 from open_cloc.training.ranks import Ranks, StopSignal, join_ranks
 from open_cloc.training.recipe import Recipe
-from open_cloc.training.report import LOG_NAME, Meter, Report
-from open_cloc.training.watch import NOTHING_TOLD, Notes, Said, Watch
+from open_cloc.training.report import Meter, Report
+from open_cloc.training.run_folder import (
+    CHECKPOINTS_FOLDER,
+    FINAL_FOLDER,
+    START_FOLDER,
+    open_run_folder,
+    write_recipe,
+)
+from open_cloc.training.step import Run, train_step
+from open_cloc.training.watch import Notes, Watch
 
 logger = logging.getLogger(__name__)
-
-START_FOLDER = "start"
-
-CHECKPOINTS_FOLDER = "checkpoints"
-
-FINAL_FOLDER = "model"
-
-RECIPE_NAME = "recipe.json"
 
 
 def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None, stop_at: int = 0) -> Path:
@@ -90,7 +77,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
         ranks.on_first(lambda: _tell_opening(data, recipe))
         with open_run_folder(recipe, resume, ranks) as (folder, found):
             if ranks.is_first and found is None:
-                _write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
+                write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
             model = _build_model(recipe, ranks, load=found is None)
             objectives = build_objectives(recipe, model)
@@ -108,57 +95,13 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
             if found is not None:
                 start = checkpoint.load_checkpoint(found, run.state, ranks, recipe.run.global_batch_size)
                 if ranks.is_first:
-                    _write_recipe(recipe, folder)
+                    write_recipe(recipe, folder)
             if not _run_steps(run, data, start, stop_at):
                 return ranks.on_first(lambda: checkpoint.list_checkpoints(folder / CHECKPOINTS_FOLDER)[-1])
             whole = whole_model(model, ranks)
             with uncompiled() if compiled else nullcontext():
                 ranks.on_first(lambda: _finish(whole, recipe, folder, ranks.device))
             return folder / FINAL_FOLDER
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the steps of a run need.
-
-    Attributes:
-        recipe: The run, written down.
-        ranks: The processes that do it.
-        folder: Run folder.
-        model: Whole, or its parameters this rank's shards.
-        objectives: The terms of the loss, with parameters and a teacher of their own if they have any.
-        network: Called in the model's place; reduces gradients over the ranks.
-        optimizer: AdamW over what learns of the model and the objectives.
-        compiled: Whether the model's blocks are compiled.
-    """
-
-    recipe: Recipe
-    ranks: Ranks
-    folder: Path
-    model: CLOC
-    objectives: Objectives
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    compiled: bool = False
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.recipe.run.global_batch_size
-
-    @property
-    def state(self) -> checkpoint.State:
-        """All that a checkpoint holds."""
-        return checkpoint.State(self.model, self.objectives, self.optimizer)
-
-    @cached_property
-    def statistics(self) -> list[Tensor]:
-        """Running statistics of batch norms, which a forward pass changes."""
-        return running_statistics(self.model)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The model's and the objectives' own."""
-        return [*self.model.parameters(), *self.objectives.parameters()]
 
 
 def _build_model(recipe: Recipe, ranks: Ranks, *, load: bool) -> CLOC:
@@ -198,10 +141,6 @@ def _finish(model: CLOC, recipe: Recipe, folder: Path, device: torch.device) -> 
     model.save_pretrained(folder / FINAL_FOLDER)
     if recipe.data.probe:
         probe(model.to(device), recipe, folder, "after")
-
-
-def _write_recipe(recipe: Recipe, folder: Path) -> None:
-    write_text(folder / RECIPE_NAME, json.dumps(hide_secrets(asdict(recipe)), indent=2) + "\n")
 
 
 def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, stop_at: int) -> bool:
@@ -303,46 +242,6 @@ def _refuse_together(tally: BadSamples, ranks: Ranks) -> None:
     ranks.on_first(refuse)
 
 
-def train_step(run: Run, batch: RegionBatch, step: int, notes: Notes = NOTHING_TOLD) -> Said:
-    """One update; none where a loss or the gradient is not finite, which the device decides.
-
-    Args:
-        run: What the step needs.
-        batch: This rank's, on the CPU.
-        step: Updates before this one.
-        notes: What this rank tells the others.
-
-    Returns:
-        The losses by name and the gradient's norm, those of all ranks, and all ranks' notes; on the device.
-    """
-    recipe, optimizer, objectives = run.recipe, run.optimizer, run.objectives
-    forward = Forward(
-        run.network,
-        copied(split_batch(batch, recipe.run.accumulate), run.ranks.device),
-        needs=objectives.needs,
-        teacher=objectives.teacher,
-        precision=recipe.run.precision,
-        place=(recipe.run.seed, step, run.ranks.rank),
-    )
-    statistics = [(buffer, buffer.clone()) for buffer in run.statistics]
-    begun = Begun(objectives.gathered)
-    features = forward.features(begun)
-    numbers = torch.tensor([*map(int, notes)])
-    gathered, told = gather_with_notes(features, objectives.gathered, numbers, begun)
-    losses = objectives(gathered)
-    optimizer.zero_grad()
-    losses["total"].backward()
-    forward.backward(features)  # for a batch in parts: from the features on, where the graph ended
-    average_gradients(objectives, run.ranks)
-    grad_norm = optim.clip_gradient(run.parameters, recipe.optim.grad_clip)
-    losses = {name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm}
-    optim.update_if_finite(optimizer, losses, statistics)
-    optim.clamp_logit_scale(run.model, recipe.optim.max_logit_scale)
-    if objectives.teacher is not None:
-        objectives.teacher.follow(whole_state(run.model))
-    return Said(losses, told)
-
-
 def open_data(recipe: Recipe) -> SampleDataset:
     """The training data that a recipe names; several sets one behind the other, or mixed by weight."""
     if not recipe.data.train:
@@ -394,47 +293,3 @@ def _refuse_batch_norm_in_parts(model: CLOC, recipe: Recipe) -> None:
             f"run.accumulate must be 1 with a batch norm that learns, such as {names[0]}: its statistics "
             "would be those of a part of the batch; take a tower without one, or --optim.lock-image"
         )
-
-
-@contextmanager
-def open_run_folder(recipe: Recipe, resume: str, ranks: Ranks) -> Iterator[tuple[Path, Path | None]]:
-    """The run folder, which is this run's alone, and the checkpoint to go on from.
-
-    A new run that fails in its first step, or before, leaves no folder behind. What was trained is kept.
-    """
-    folder = Path(recipe.run.output)
-    with ExitStack() as held:
-        found = ranks.on_first(lambda: _take_run_folder(folder, resume, held))
-        with _removed_if_nothing_came(folder, resume, ranks):
-            yield folder, found
-
-
-@contextmanager
-def _removed_if_nothing_came(folder: Path, resume: str, ranks: Ranks) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        log = folder / LOG_NAME
-        logged = log.is_file() and log.stat().st_size > 0
-        kept = resume or logged or (folder / CHECKPOINTS_FOLDER).is_dir()
-        if ranks.is_first and not kept:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _take_run_folder(folder: Path, resume: str, held: ExitStack) -> Path | None:
-    """Look before the folder is touched, and again once it is ours: another run may just have ended in it."""
-    _find_start(folder, resume)
-    held.enter_context(locked(folder))
-    return _find_start(folder, resume)
-
-
-def _find_start(folder: Path, resume: str) -> Path | None:
-    # A run that died before its first checkpoint has written its recipe, which tells it from other folders.
-    own = resume == "auto" and (folder / RECIPE_NAME).is_file()
-    found = checkpoint.find_checkpoint(resume, folder / CHECKPOINTS_FOLDER) if resume else None
-    if found is None and not own and not is_free(folder):
-        raise ExistingFileError(
-            f"run folder {folder} is not empty: go on with --resume latest, or give another --run.output"
-        )
-    return found

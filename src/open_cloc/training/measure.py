@@ -23,11 +23,12 @@ from open_cloc.precision import computing_in
 from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
 from open_cloc.training.compile import compile_blocks
-from open_cloc.training.loop import Run, build_objectives, open_data, prepare_model, train_step
+from open_cloc.training.loop import build_objectives, open_data, prepare_model
 from open_cloc.training.parallelize import tower_blocks
 from open_cloc.training.plan import Measured
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
+from open_cloc.training.step import Run, train_step
 
 CAPTION_WORDS, PHRASE_WORDS = 40, 2  # of the paper's training data
 

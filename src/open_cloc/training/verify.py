@@ -12,10 +12,11 @@ import torch
 from open_cloc.errors import UserError
 from open_cloc.model import sharded
 from open_cloc.training.checkpoint import list_checkpoints
-from open_cloc.training.loop import CHECKPOINTS_FOLDER, train
+from open_cloc.training.loop import train
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.report import LOG_NAME
+from open_cloc.training.run_folder import CHECKPOINTS_FOLDER
 
 STEPS, STOP = 6, 3
 # What a line of the log says of the machine rather than of the run.
