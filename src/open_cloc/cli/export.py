@@ -19,8 +19,8 @@ class Options:
     """Write a model's towers for another tool, open them there, and print how far they are from the model.
 
     Attributes:
-        target: open-clip; clip (transformers' CLIPModel); llava (the image tower that LLaVA takes); onnx;
-            onnx-int8 (with graphs of 8 bits beside them).
+        target: open-clip; clip or siglip (transformers' CLIPModel, SiglipModel); llava (the image tower that
+            LLaVA takes); onnx; onnx-int8 (with graphs of 8 bits beside them).
         output: Folder to make.
         weights: Model folder or hub id.
         pictures: Data whose first pictures and texts are compared; generated scenes unless given.

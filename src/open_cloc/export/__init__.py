@@ -22,7 +22,8 @@ Export = Callable[..., list[Difference]]
 TARGETS: dict[str, str | Export] = {
     "open-clip": "open_cloc.export.open_clip:export_open_clip",
     "clip": "open_cloc.export.hugging_face:export_clip",
-    "llava": "open_cloc.export.hugging_face:export_llava",
+    "siglip": "open_cloc.export.siglip:export_siglip",
+    "llava": "open_cloc.export.llava:export_llava",
     "onnx": "open_cloc.export.onnx:export_onnx",
     "onnx-int8": "open_cloc.export.onnx:export_onnx_int8",
 }

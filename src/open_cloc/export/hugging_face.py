@@ -1,4 +1,4 @@
-"""Folders that transformers opens: a whole `CLIPModel`, and the image tower that LLaVA takes."""
+"""A folder of transformers' `CLIPModel`, and what other exports share with it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from open_cloc.model.towers.hugging_face import (
     to_hugging_face,
     vision_config,
 )
+from open_cloc.model.towers.siglip import is_siglip_vision
 
-# LLaVA-NeXT's own code takes folders by their names.
-LLAVA_NAMES = ("clip", "siglip")
-LLAVA_LAYER = -2
 # Start and end of a text, as open_clip and as transformers write them.
 MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
@@ -39,7 +37,7 @@ def export_clip(model: CLOC, folder: Path, inputs: Inputs) -> list[Difference]:
     """
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-    clip = _representable(model, "clip", model.clip.visual, model.clip.text)
+    clip = representable(model, "clip", model.clip.visual, model.clip.text)
     if not isinstance(model.tokenize.raw, SimpleTokenizer):
         raise UserError("cannot export to clip: its tokenizer is not CLIP's own")
     vision, text = vision_config(clip.visual, model.embed_dim), text_config(clip.text, model.embed_dim)
@@ -53,69 +51,57 @@ def export_clip(model: CLOC, folder: Path, inputs: Inputs) -> list[Difference]:
     return _compare_clip(folder, inputs)
 
 
-def export_llava(model: CLOC, folder: Path, inputs: Inputs) -> list[Difference]:
-    """Write a folder of `CLIPVisionModel`, which LLaVA-1.5, LLaVA-NeXT and Ferret take as their tower.
-
-    Raises:
-        UserError: If the class cannot hold the tower, or LLaVA-NeXT would not take the folder's name.
-        RunError: If transformers computes something else.
-    """
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    if not any(name in folder.name.lower() for name in LLAVA_NAMES):
-        raise UserError(
-            f"LLaVA-NeXT takes no folder whose name has neither clip nor siglip in it; got {folder.name}, "
-            f"{folder.name}-clip would do"
-        )
-    clip = _representable(model, "llava", model.clip.visual, None)
-    theirs = CLIPVisionModel(CLIPVisionConfig(**vision_config(clip.visual, model.embed_dim))).eval()
-    prefix = "vision_model."
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in to_hugging_face(clip).items()
-        if name.startswith(prefix)
-    }
-    theirs.load_state_dict(state)
-    with quietly():
-        theirs.save_pretrained(folder)
-    image_processor(model).save_pretrained(folder)
-    return _compare_layers(clip, folder, inputs)
-
-
-def _representable(model: CLOC, target: str, visual: Any, text: Any) -> Any:
-    """The towers at the canvas' size.
+def representable(model: CLOC, target: str, visual: Any, text: Any) -> Any:
+    """Towers of CLIP's kind at the canvas' size.
 
     Raises:
         UserError: If transformers' classes cannot hold them.
     """
     reason = reason_against_vision(visual) or (text is not None and reason_against_text(text)) or ""
     if reason:
-        raise UserError(f"cannot export to {target}: {reason}; open-clip holds any tower")
+        other = "take siglip" if is_siglip_vision(visual) else "open-clip holds any tower"
+        raise UserError(f"cannot export to {target}: {reason}; {other}")
+    clip = towers_at_canvas_size(model)
+    reason = reason_against_vision(clip.visual)  # of another size its grid may not be square
+    if reason:
+        raise UserError(f"cannot export to {target}: {reason}")
+    return clip
+
+
+def towers_at_canvas_size(model: CLOC) -> Any:
+    """open_clip's model with the weights, its image tower built for the canvas.
+
+    Raises:
+        UserError: If a timm tower was built for another size.
+    """
     cfg, state = at_canvas_size(model)
     clip: Any = build_clip(cfg)
     shapes = {name: tensor.shape for name, tensor in clip.state_dict().items()}
     clip.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in state.items()})
-    reason = reason_against_vision(clip.visual)  # of another size its grid may not be square
-    if reason:
-        raise UserError(f"cannot export to {target}: {reason}")
     return clip.eval()
 
 
 def image_processor(model: CLOC) -> Any:
     """The nearest `CLIPImageProcessor`: it squashes pictures onto the canvas, since it knows no padding."""
     from transformers import CLIPImageProcessor
+
+    height, width = model.preprocess.image_size
+    crop = {"crop_size": {"height": height, "width": width}, "do_center_crop": False}
+    return CLIPImageProcessor(**squashing(model), **crop)
+
+
+def squashing(model: CLOC) -> dict[str, Any]:
+    """What image processors of transformers take in common to squash pictures onto the canvas."""
     from transformers.image_utils import PILImageResampling
 
     canvas = model.preprocess
     height, width = canvas.image_size
-    return CLIPImageProcessor(
-        size={"height": height, "width": width},
-        crop_size={"height": height, "width": width},
-        do_center_crop=False,
-        resample=int(PILImageResampling[canvas.interpolation.upper()]),
-        image_mean=list(canvas.mean),
-        image_std=list(canvas.std),
-    )
+    return {
+        "size": {"height": height, "width": width},
+        "resample": int(PILImageResampling[canvas.interpolation.upper()]),
+        "image_mean": list(canvas.mean),
+        "image_std": list(canvas.std),
+    }
 
 
 def clip_tokenizer(model: CLOC) -> Any:
@@ -139,37 +125,20 @@ def _compare_clip(folder: Path, inputs: Inputs) -> list[Difference]:
     texts = processor(text=inputs.texts, padding=True, truncation=True, return_tensors="pt")
     resized = processor(images=inputs.pictures, return_tensors="pt")["pixel_values"]
     return [
-        compare("pictures, same pixels", _image_features(theirs, inputs.pixels), inputs.images),
+        compare("pictures, same pixels", image_features(theirs, inputs.pixels), inputs.images),
         compare("pictures, vision model alone", unit(vision(inputs.pixels).image_embeds), inputs.images),
-        compare("texts, by its processor", _text_features(theirs, texts), inputs.text_features),
-        compare("pictures, resized by it", _image_features(theirs, resized), inputs.images, None),
+        compare("texts, by its processor", text_features(theirs, texts), inputs.text_features),
+        compare("pictures, resized by it", image_features(theirs, resized), inputs.images, None),
     ]
 
 
-def _image_features(theirs: Any, pixels: Tensor) -> Tensor:
+def image_features(theirs: Any, pixels: Tensor) -> Tensor:
+    """Of unit length, whatever this version of transformers returns."""
     found = theirs.get_image_features(pixel_values=pixels)
     return unit(getattr(found, "pooler_output", found))
 
 
-def _text_features(theirs: Any, texts: Any) -> Tensor:
+def text_features(theirs: Any, texts: Any) -> Tensor:
+    """Of unit length, whatever this version of transformers returns."""
     found = theirs.get_text_features(**texts)
     return unit(getattr(found, "pooler_output", found))
-
-
-@quietly()
-@torch.inference_mode()
-def _compare_layers(clip: Any, folder: Path, inputs: Inputs) -> list[Difference]:
-    """LLaVA reads the tokens before the last block."""
-    from transformers import CLIPVisionModel
-
-    theirs = CLIPVisionModel.from_pretrained(folder).eval()
-    kept: list[Tensor] = []
-    blocks = clip.visual.transformer.resblocks
-    # Behind block 0 of one alone there is no layer before: that is what the first norm gives.
-    before = blocks[LLAVA_LAYER] if len(blocks) > 1 else clip.visual.ln_pre
-    hook = before.register_forward_hook(lambda module, given, made: kept.append(made))
-    clip.visual(inputs.pixels)
-    hook.remove()
-    found = theirs(inputs.pixels, output_hidden_states=True).hidden_states[LLAVA_LAYER]
-    scale = kept[0].abs().max()
-    return [compare("tokens of hidden_states[-2], of the largest", found / scale, kept[0] / scale)]

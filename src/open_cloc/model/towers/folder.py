@@ -1,12 +1,14 @@
-"""Models in a local folder: open_clip's layout, transformers' CLIPModel, or a whole CLOC."""
+"""Models in a local folder: open_clip's layout, transformers' CLIPModel and SiglipModel, or a whole CLOC."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from open_cloc.canvas import CanvasConfig
 from open_cloc.config import from_dict
@@ -17,6 +19,7 @@ from open_cloc.model.limits import no_larger_than, read_header
 from open_cloc.model.towers.build import build_clip, check_model_cfg
 from open_cloc.model.towers.hugging_face import from_hugging_face, state_from_hugging_face
 from open_cloc.model.towers.open_clip import trained_towers
+from open_cloc.model.towers.siglip import siglip_model_cfg, state_from_siglip
 from open_cloc.model.towers.tower import OPENAI_CANVAS, StartingTowers
 from open_cloc.model.weights import (
     CONFIG_NAME,
@@ -29,6 +32,11 @@ from open_cloc.model.weights import (
     require_fit,
 )
 
+# Of weights by transformers' names, to open_clip's.
+Rename = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+# Of SigLIP's own processors.
+SIGLIP_CANVAS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Which of a folder's files tell that it holds what open_clip's config names.
 OWN_TEXTS = {
@@ -42,7 +50,7 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 
 
 def saved_towers(path: str) -> StartingTowers:
-    """`folder:PATH`: a folder of open_clip's, of transformers' `CLIPModel`, or of a CLOC.
+    """`folder:PATH`: a folder of open_clip's, of transformers' `CLIPModel` or `SiglipModel`, or of a CLOC.
 
     Args:
         path: The folder. A CLOC is taken whole, with its Prompter and preprocessing; of a checkpoint of
@@ -57,12 +65,13 @@ def saved_towers(path: str) -> StartingTowers:
         return _open_clip_folder(folder)
     if path and (folder / CONFIG_NAME).is_file():
         config = read_json(folder / CONFIG_NAME)
-        if isinstance(config, dict) and config.get("model_type") == "clip":
-            return _clip_folder(folder, config)
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind in ("clip", "siglip"):
+            return _transformers_folder(folder, config, kind)
         return _cloc_folder(folder)
     raise MissingFileError(
-        f"model {path!r}: expected a folder that holds {OPEN_CLIP_CONFIG}, or {CONFIG_NAME} of a CLOC or a "
-        "CLIPModel"
+        f"model {path!r}: expected a folder that holds {OPEN_CLIP_CONFIG}, or {CONFIG_NAME} of a CLOC, a "
+        "CLIPModel or a SiglipModel"
     )
 
 
@@ -112,37 +121,42 @@ def _with_own_texts(model_cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**model_cfg, "text_cfg": own}
 
 
-def _clip_folder(folder: Path, config: dict[str, Any]) -> StartingTowers:
-    """A `CLIPModel` of transformers, with CLIP's own tokenizer."""
-    model_cfg = from_hugging_face(config)
+def _transformers_folder(folder: Path, config: dict[str, Any], kind: str) -> StartingTowers:
+    """A `CLIPModel` of transformers, with CLIP's own tokenizer, or a `SiglipModel` with the folder's."""
+    if kind == "clip":
+        model_cfg, rename, canvas = from_hugging_face(config), state_from_hugging_face, OPENAI_CANVAS
+    else:
+        model_cfg, rename, canvas = siglip_model_cfg(config), state_from_siglip, SIGLIP_CANVAS
+        if any((folder / name).is_file() for name in OWN_TEXTS["hf_tokenizer_name"]):
+            model_cfg["text_cfg"]["hf_tokenizer_name"] = str(folder)
     check_model_cfg(model_cfg)
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise MissingFileError(f"{folder} holds no {WEIGHTS_NAME}; other layouts of weights are not read")
     with no_larger_than(_shapes(path).values(), str(folder)), torch.device("meta"):
         build_clip(model_cfg)
-    load = partial(_load_clip, path=path)
-    return StartingTowers(model_cfg, _processor_canvas(folder), load, is_clip=True)
+    load = partial(_load_transformers, path=path, rename=rename)
+    return StartingTowers(model_cfg, _processor_canvas(folder, canvas), load, is_clip=True)
 
 
-def _processor_canvas(folder: Path) -> dict[str, Any]:
-    """Mean, deviation and interpolation of an image processor, if there is one."""
+def _processor_canvas(folder: Path, default: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean, deviation and interpolation of an image processor, or those of its kind."""
     for name in PROCESSORS:
         if not (folder / name).is_file():
             continue
         found = read_json(folder / name)
         found = found.get("image_processor", found) if isinstance(found, dict) else {}
-        canvas = dict(OPENAI_CANVAS)
+        canvas = dict(default)
         canvas |= {key: found[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in found}
         if isinstance(found.get("resample"), int):
             canvas["interpolation"] = RESAMPLING.get(found["resample"], "bicubic")
         from_dict(CanvasConfig, canvas, f"{folder / name}")
         return canvas
-    return dict(OPENAI_CANVAS)
+    return dict(default)
 
 
-def _load_clip(model: Any, path: Path) -> None:
-    load_strictly(model.clip, state_from_hugging_face(read_state(path)), str(path))
+def _load_transformers(model: Any, path: Path, rename: Rename) -> None:
+    load_strictly(model.clip, rename(read_state(path)), str(path))
 
 
 def _cloc_folder(folder: Path) -> StartingTowers:

@@ -43,7 +43,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.GELU: "gelu", QuickGELU: "quick_ge
 def reason_against_vision(visual: Any) -> str:
     """Why an image tower is not one of `CLIPVisionModel`'s, in words; empty if it is."""
     if not isinstance(visual, VisionTransformer):
-        return f"its image tower is a {_kind(visual)}, and CLIPVisionModel is a ViT with a class token"
+        return f"its image tower is a {kind_of(visual)}, and CLIPVisionModel is open_clip's own ViT"
     if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
         return "its image tower does not end in the class token, as CLIPVisionModel does"
     if isinstance(visual.ln_pre, nn.Identity):
@@ -56,7 +56,7 @@ def reason_against_vision(visual: Any) -> str:
 def reason_against_text(text: Any) -> str:
     """Why a text tower is not one of `CLIPTextModel`'s, in words; empty if it is."""
     if not isinstance(text, TextTransformer):
-        return f"its text tower is a {_kind(text)}, and CLIPTextModel is open_clip's own transformer"
+        return f"its text tower is a {kind_of(text)}, and CLIPTextModel is open_clip's own transformer"
     if text.attn_mask is None or text.cls_emb is not None or text.pool_type not in ("argmax", "eos"):
         return "its text tower does not end in the end-of-text token, as CLIPTextModel does"
     if isinstance(text.text_projection, nn.Linear):
@@ -64,9 +64,11 @@ def reason_against_text(text: Any) -> str:
     return _reason_against_blocks(text, (text.ln_final,))
 
 
-def _kind(tower: Any) -> str:
-    inner = getattr(tower, "trunk", None) or getattr(tower, "transformer", None) or tower
-    return type(inner).__name__
+def kind_of(tower: Any) -> str:
+    """What a tower is, in words."""
+    if hasattr(tower, "trunk"):
+        return f"{type(tower.trunk).__name__} of timm"
+    return type(getattr(tower, "transformer", None) or tower).__name__
 
 
 def _reason_against_blocks(tower: Any, norms: tuple[nn.LayerNorm, ...]) -> str:
@@ -162,7 +164,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If a value is of another type, or asks for what open_clip has not.
     """
-    vision, text = (_Part(config, part) for part in ("vision_config", "text_config"))
+    vision, text = (Part(config, part) for part in ("vision_config", "text_config"))
     activations = sorted({part.get(str, "hidden_act", "quick_gelu") for part in (vision, text)})
     if activations not in (["gelu"], ["quick_gelu"]):
         raise UserError(f"CLIPModel's activations must both be gelu or quick_gelu; got {activations!s:.80}")
@@ -193,7 +195,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Part:
+class Part:
     """A table of a config, whose values are of the type that is asked for."""
 
     def __init__(self, config: Mapping[str, Any], name: str) -> None:
