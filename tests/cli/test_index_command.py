@@ -261,3 +261,25 @@ def test_a_stop_says_what_goes_on(
     code, out, err = run(capsys, "build", tmp_path / "ix", *argv)
     assert (code, out) == (130, "")
     assert err.strip().splitlines()[-1] == "open-cloc index: interrupted; index add goes on with what is left"
+
+
+def test_remove_takes_pictures_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--data", folder / "photos", "--regions", "grid:20"]
+    assert run(capsys, "build", tmp_path / "ix", *argv, "--weights", folder / "model")[0] == 0
+    code, out, _ = run(capsys, "remove", tmp_path / "ix", "--where", "path LIKE '%/1.png'")
+    assert (code, out) == (0, "removed 1 pictures; 3 are left\n")
+    assert run(capsys, "info", tmp_path / "ix")[1].startswith("pictures: 3\n")
+    code, out, err = run(capsys, "remove", tmp_path / "ix", "--where", "pth LIKE '%'")
+    assert (code, out) == (2, "")
+    assert "did you mean path?" in err
+    code, out, _ = run(capsys, "remove", tmp_path / "ix", "--where", "area > 2")
+    assert (code, out) == (0, "removed 0 pictures; 3 are left\n")
+
+
+def test_a_misspelt_option_is_told_where_it_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["index", "search", "ix", "a dog", "--limt", "3"])
+    said = capsys.readouterr().err
+    assert "--limit INT" in said
+    assert "open-cloc index search --help" in said
+    assert "open-cloc search" not in said

@@ -108,7 +108,8 @@ def test_folding_is_the_slow_reference(drawn: RegionIndex, limit: int, seed: int
 
 
 def test_copies_of_a_picture_are_one_hit(drawn: RegionIndex) -> None:
-    for query in (drawn.row(row["id"]) for row in rows_of(drawn) if row["key"] == "0 3 0"):
+    for row in (row for row in rows_of(drawn) if row["key"] == "0 3 0"):
+        query = Query(drawn.row(row["id"]).vector)
         (hit, *_) = drawn.search(query, 3, rows="all")
         assert any(name.split(":")[0] != hit.picture for name in hit.folded)
         loose = drawn.search(query, 3, rows="all", fold=False)
@@ -142,6 +143,8 @@ def test_more_rows_are_asked_for_until_there_are_hits_enough(
     ("where", "reason"),
     [
         ("nope > 1", "no column is named nope"),
+        ("aera > 0.1", "no column is named aera; did you mean area?"),
+        ("yeer = 2001", "no column is named yeer; did you mean year?"),
         ("area >", "Expected: an expression, found: EOF"),
         ("(area > 1", "Expected: ), found: EOF"),
         ("area > 'x'", "could not convert"),

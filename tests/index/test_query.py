@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from open_cloc.errors import UserError
+from open_cloc.index.query import Query
 from open_cloc.index.region_index import RegionIndex
 from open_cloc.inference.predictor import Predictor
 from tests.index.made import rows_of
@@ -68,10 +69,20 @@ def test_pictures_alone_look_for_pictures(index: RegionIndex) -> None:
     assert index.row(first.id).of_pictures
 
 
-def test_a_row_finds_itself(index: RegionIndex) -> None:
-    row = rows_of(index)[9]
-    hit = index.search(index.row(row["id"]), 1, rows="all", fold=False)[0]
-    assert hit.score == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_row_finds_others(index: RegionIndex, fold: bool) -> None:
+    """What a plain search for its vector finds, less itself and what repeats it."""
+    row = next(row for row in rows_of(index) if row["source"] == "made")
+    query = index.row(row["id"])
+    plain = index.search(Query(query.vector), 8, fold=fold)
+    (itself,) = [hit for hit in plain if row["id"] in (hit.id, *hit.folded)]
+    assert itself.score == pytest.approx(1, abs=1e-5)
+    found = index.search(query, 7, fold=fold)
+    assert [hit.id for hit in found] == [hit.id for hit in plain if hit is not itself]
+    both = index.search(query + index.text("a dog"), 1000, fold=False)
+    assert row["id"] not in {hit.id for hit in both}
+    away = index.search(index.text("a dog") - query, 1000, fold=False)
+    assert row["id"] in {hit.id for hit in away}
 
 
 @pytest.mark.parametrize("name", ["nope", "x' OR '1'='1", "\\' OR 1=1 --", "\0", "'", "id"])

@@ -36,7 +36,10 @@ def test_scores_are_the_slow_reference(predictor: Predictor, photos: Path, tmp_p
     assert {hit.source for hit in before} == {"grid", "made"}
     after = index.search(query, 7, where="area < 0.5", rerank=True)
     assert [hit.id for hit in after] == sorted(expected, key=lambda name: -expected[name])[:7]
-    np.testing.assert_allclose([hit.score for hit in after], [expected[hit.id] for hit in after], atol=1e-5)
+    scores = {hit.id: hit.score for hit in before}
+    np.testing.assert_allclose([hit.score for hit in after], [scores[hit.id] for hit in after], atol=1e-5)
+    for hit in after:
+        assert (hit.overlap is None) == (hit.source != "grid")
 
 
 def test_a_second_phrase_never_runs_the_tower(
@@ -55,6 +58,7 @@ def test_a_second_phrase_never_runs_the_tower(
         file.unlink()
     ranked = index.search("a dog", rerank=True)
     np.testing.assert_allclose([hit.score for hit in ranked], [hit.score for hit in without], atol=2e-3)
+    np.testing.assert_allclose([hit.overlap for hit in ranked], [hit.overlap for hit in without], atol=2e-2)
 
 
 def test_pictures_that_were_never_files_keep_their_order(index: RegionIndex) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from open_cloc.errors import ExistingFileError, MissingFileError, RunError, UserError
+from open_cloc.files import locked
 from open_cloc.index import store as module
 from open_cloc.index.region_index import RegionIndex
 from open_cloc.index.rows import schema_of
@@ -52,6 +54,57 @@ def test_nothing_is_built_over_what_is_there(
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExistingFileError, match="new or empty folder"):
         RegionIndex.build(tmp_path, predictor)
+
+
+def test_a_kill_while_an_index_is_begun_leaves_the_folder_free(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*args: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr("open_cloc.index.store.os.rename", die)
+    with pytest.raises(Killed):
+        RegionIndex.build(tmp_path / "ix", predictor)
+    monkeypatch.undo()
+    assert list((tmp_path / "ix").iterdir()) == []
+    index = RegionIndex.build(tmp_path / "ix", predictor)
+    index.add(samples(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["ix"]
+
+
+def test_two_that_begin_one_index_at_once(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def after_another(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        RegionIndex.build(tmp_path / "ix", predictor).add(samples(1))
+        rename(source, target)
+
+    monkeypatch.setattr("open_cloc.index.store.os.rename", after_another)
+    with pytest.raises(ExistingFileError, match="there is an index at"):
+        RegionIndex.build(tmp_path / "ix", predictor)
+    assert RegionIndex.open(tmp_path / "ix", predictor).store.count("source = 'picture'") == 1
+
+
+def test_pictures_are_taken_out_with_all_of_their_regions(predictor: Predictor, tmp_path: Path) -> None:
+    index = RegionIndex.build(tmp_path / "ix", predictor, columns={"year": "number"})
+    index.add(samples(5), "labels", "grid:20")
+    before = rows_of(index)
+    assert index.remove("source = 'made' AND year < 2002") == 2
+    assert index.remove("source = 'made' AND year < 2002") == 0
+    left = rows_of(index)
+    assert left == [row for row in before if row["key"] not in ("picture 0", "picture 1")]
+    assert {hit.key for hit in index.search("a dog", 100)} == {"picture 2", "picture 3", "picture 4"}
+    with pytest.raises(UserError, match="no column is named yaer; did you mean year"):
+        index.remove("yaer = 2003")
+    assert index.add(samples(5), "labels").pictures == 2  # they can come again
+    with locked(tmp_path / "ix"), pytest.raises(UserError, match="another process works in"):
+        index.remove("year > 0")
 
 
 def test_what_is_no_index_is_said_so(tmp_path: Path) -> None:

@@ -271,6 +271,8 @@ def test_searches(predictor: Predictor, searched: Any, photo: bytes) -> None:
         expected = searched.search("a mug", 3)
         assert [hit["id"] for hit in first] == [hit.id for hit in expected]
         assert "path" not in first[0]
+        both = searched.search(searched.text("a mug") + searched.text("a cat"), 3)
+        assert [hit["id"] for hit in hits(text=["a mug", "a cat"], limit=3)] == [hit.id for hit in both]
         assert str(searched.store.place) not in json.dumps(first)
         own = hits(image=text_of(png(picture(seed=3))), box=[9, 5, 45, 30], limit=1)[0]
         assert own["key"] == "photo-3"
@@ -285,6 +287,8 @@ def test_searches(predictor: Predictor, searched: Any, photo: bytes) -> None:
         assert client.get("/v1/index/pictures/nothing").status_code == 404
         for given, words in (
             ({}, "nothing to look for"),
+            ({"text": []}, "nothing to look for"),
+            ({"text": ["x", ""]}, "text"),
             ({"text": "x", "limit": 500}, "at most 100 hits"),
             ({"text": "x", "where": "path LIKE '/home/%'"}, "not ask for path"),
             ({"text": "x", "where": "nonsense ="}, "filter"),

@@ -1,4 +1,4 @@
-"""`open-cloc index build | add | search | export | info`: find regions among many pictures."""
+"""`open-cloc index build | add | search | remove | export | info`: find regions among many pictures."""
 
 from __future__ import annotations
 
@@ -181,6 +181,23 @@ def search(index: Place, options: ToSearch) -> int:
     return 0
 
 
+def remove(index: Place, where: str) -> int:
+    """Take pictures out of an index, each with all of its regions.
+
+    Args:
+        where: A filter in SQL that names them, such as "path LIKE '/photos/private/%'"; a picture goes if one
+            of its regions does.
+    """
+    store = _open(index)
+    with store.writing():
+        removed = store.remove(where)
+        store.optimize()
+    from open_cloc.index.rows import PICTURES
+
+    say(f"removed {removed} pictures; {store.count(PICTURES)} are left")
+    return 0
+
+
 def export(index: Place, output: tyro.conf.Positional[Path]) -> int:
     """Write embeddings as .npy and what they are of as .parquet, row by row.
 
@@ -216,6 +233,7 @@ def main(argv: Sequence[str]) -> int:
         "build": build,
         "add": add,
         "search": search,
+        "remove": remove,
         "export": export,
         "info": info,
     }
@@ -304,7 +322,8 @@ def _line(number: int, hit: Hit) -> str:
     box = ",".join(f"{side:.0f}" for side in hit.box)
     text = f" {' '.join(hit.text.split())}" if hit.text else ""
     more = f" (+{len(hit.folded)} alike)" if hit.folded else ""
-    return f"{number}. {hit.score:.3f} {hit.path or hit.key} box {box}{text}{more} [{hit.id}]"
+    found = "" if hit.overlap is None else f" overlap {hit.overlap:.2f}"
+    return f"{number}. {hit.score:.3f}{found} {hit.path or hit.key} box {box}{text}{more} [{hit.id}]"
 
 
 def _nothing(store: Store, options: SearchOptions) -> str:

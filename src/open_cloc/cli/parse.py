@@ -57,8 +57,10 @@ def parse_command(
         SystemExit: As `parse`.
     """
     bound = {word: _binding(function) for word, function in commands.items()}
-    if set(bound) == {""}:
-        called = _undressed(lambda: tyro.cli(bound[""], args=list(argv), prog=prog))
+    word = argv[0] if argv and argv[0] in bound else ""
+    if word in bound:  # by itself: the parser's own pointers to help leave out a part of the words
+        rest, prog = (argv[1:], f"{prog} {word}") if word else (argv, prog)
+        called = _undressed(lambda: tyro.cli(bound[word], args=list(rest), prog=prog))
     else:
         called = _undressed(
             lambda: tyro.extras.subcommand_cli_from_dict(

@@ -23,24 +23,29 @@ class Query:
         vector: (D,) what is looked for, of any length.
         phrases: Texts that were added, by which hits can be ranked again.
         of_pictures: Whether it was made of whole pictures alone.
+        own: Rows of the index that it was made of, by their ids, which are no hits.
     """
 
     vector: np.ndarray
     phrases: tuple[str, ...] = ()
     of_pictures: bool = False
+    own: tuple[str, ...] = ()
 
     def __add__(self, other: Query) -> Query:
         return Query(
             self.vector + other.vector,
             (*self.phrases, *other.phrases),
             self.of_pictures and other.of_pictures,
+            (*self.own, *other.own),
         )
 
     def __sub__(self, other: Query) -> Query:
-        return Query(self.vector - other.vector, self.phrases, self.of_pictures and other.of_pictures)
+        of_pictures = self.of_pictures and other.of_pictures
+        return Query(self.vector - other.vector, self.phrases, of_pictures, self.own)
 
     def __mul__(self, weight: float) -> Query:
-        return Query(weight * self.vector, self.phrases if weight > 0 else (), self.of_pictures)
+        phrases, own = (self.phrases, self.own) if weight > 0 else ((), ())
+        return Query(weight * self.vector, phrases, self.of_pictures, own)
 
     __rmul__ = __mul__
 

@@ -152,7 +152,7 @@ class RegionIndex:
         return of_image(self.predictor.encode(picture))
 
     def row(self, name: str) -> Query:
-        """Regions that look like a row of the index, by its `id`.
+        """Regions that look like a row of the index, by its `id`; itself and what repeats it are no hits.
 
         Raises:
             UserError: If there is no such row.
@@ -162,7 +162,7 @@ class RegionIndex:
         if not found.num_rows:
             raise UserError(f"the index has no region {name!r:.60}")
         vector = np.array(found["vector"][0].as_py(), np.float32)
-        return Query(vector, of_pictures=found["source"][0].as_py() == "picture")
+        return Query(vector, of_pictures=found["source"][0].as_py() == "picture", own=(name,))
 
     def search(
         self,
@@ -198,6 +198,17 @@ class RegionIndex:
         if rerank:
             hits = reranked(self.predictor, self.tokens, hits, query.phrases)
         return hits[:limit]
+
+    def remove(self, where: str) -> int:
+        """Take out the pictures that a filter in SQL names, with all of their regions; see `Store.remove`.
+
+        Raises:
+            UserError: If the filter cannot be understood, or another process writes.
+        """
+        with self.store.writing():
+            removed = self.store.remove(where)
+            self.store.optimize()
+        return removed
 
     def picture_of(self, hit: Hit) -> Path | bytes | None:
         """A hit's picture: its file if it is as it was, or the small one that the index keeps, or None."""

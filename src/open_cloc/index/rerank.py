@@ -38,7 +38,7 @@ def reranked(
         phrases: What to look for, at least one text.
 
     Returns:
-        The same hits, best first, those of grids with new scores.
+        The same hits, best first, those of grids with their overlap. Scores stay the cosines that they are.
 
     Raises:
         UserError: If a phrase is empty.
@@ -52,9 +52,9 @@ def reranked(
                 found[hit.content] = _found(_image_of(predictor, tokens, hit), phrases)
             boxes = found[hit.content]
             overlap = 0.0 if boxes is None else float(iou(boxes, torch.tensor(hit.box)).mean())
-            hit = replace(hit, score=hit.score + OVERLAP_WEIGHT * spread * overlap)
+            hit = replace(hit, overlap=overlap)
         ranked.append(hit)
-    return sorted(ranked, key=lambda hit: -hit.score)
+    return sorted(ranked, key=lambda hit: -(hit.score + OVERLAP_WEIGHT * spread * (hit.overlap or 0.0)))
 
 
 def _image_of(predictor: Predictor, tokens: TokenCache | None, hit: Hit) -> EncodedImage | None:

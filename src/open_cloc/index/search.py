@@ -48,6 +48,7 @@ class Hit:
         caption: The picture's first caption.
         columns: The index's columns of metadata.
         folded: Names of rows that show the same thing.
+        overlap: IoU with the boxes that the model finds for the texts, where hits were ranked again by them.
         vector: (D,) its embedding.
     """
 
@@ -65,6 +66,7 @@ class Hit:
     caption: str
     columns: Mapping[str, Any] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
+    overlap: float | None = None
     vector: np.ndarray = field(repr=False, compare=False, default_factory=lambda: np.empty(0))
 
     def as_json(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Hit:
             "caption": self.caption,
             "columns": dict(self.columns),
             "folded": list(self.folded),
+            "overlap": self.overlap,
         }
 
 
@@ -126,13 +129,15 @@ def search(
         return []
     # On a line of its own: it may end in a comment.
     filters = " AND ".join(part for part in (f"({where}\n)" if where else "", kind) if part)
-    direction, asked = query.direction(), limit * (OVERSAMPLE if fold else 1)
+    own = set(query.own)
+    sought = limit + len(own)  # they come first, and are no hits
+    direction, asked = query.direction(), sought * (OVERSAMPLE if fold else 1)
     while True:
         found = store.nearest(direction, asked, filters, exact=exact)
         hits = _hits(found, store.about.columns)
-        kept = _folded(hits, limit) if fold else hits[:limit]
-        if len(kept) == limit or len(hits) < asked or asked >= MOST_ROWS:
-            return kept
+        kept = _folded(hits, sought) if fold else hits[:sought]
+        if len(kept) == sought or len(hits) < asked or asked >= MOST_ROWS:
+            return [hit for hit in kept if own.isdisjoint((hit.id, *hit.folded))][:limit]
         asked = min(4 * asked, MOST_ROWS)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -87,12 +90,16 @@ class Store:
         shown = without_secrets(place)
         schema = schema_of(width, about.columns, {ABOUT.decode(): json.dumps(asdict(about))})
         with speaking_of_index(shown):
-            try:
-                table = _connect(lancedb, place).create_table(TABLE, schema=schema)
-            except ValueError as error:
-                if "already exists" not in str(error):
-                    raise
-                raise ExistingFileError(f"there is an index at {shown} (add adds to it)") from None
+            if is_url(place):
+                try:
+                    table = _connect(lancedb, place).create_table(TABLE, schema=schema)
+                except ValueError as error:
+                    if "already exists" not in str(error):
+                        raise
+                    raise ExistingFileError(f"there is an index at {shown} (add adds to it)") from None
+            else:
+                _create_whole(lancedb, Path(place), schema)
+                table = _connect(lancedb, place).open_table(TABLE)
         return cls(place, table, about)
 
     @classmethod
@@ -175,6 +182,27 @@ class Store:
             with self._speaking():
                 self._table.add(list(rows))
 
+    def remove(self, where: str) -> int:
+        """Take out pictures, each with all of its rows.
+
+        Args:
+            where: A filter in SQL; a picture goes if it lets one of its rows through.
+
+        Returns:
+            How many pictures were there.
+
+        Raises:
+            UserError: If the filter cannot be understood.
+            RunError: If the rest cannot be written.
+        """
+        pictures = sorted(set(self.read(["picture"], where)["picture"].to_pylist()))
+        for start in range(0, len(pictures), BATCH):
+            # Of hexadecimal digits: nothing to quote.
+            names = ", ".join(f"'{name}'" for name in pictures[start : start + BATCH])
+            with self._speaking():
+                self._table.delete(f"picture IN ({names})")
+        return len(pictures)
+
     def optimize(self) -> None:
         """Join small files, and make or renew the approximate index where there are rows enough."""
         with self._speaking():
@@ -254,6 +282,22 @@ def check_place(place: str) -> None:
         raise ExistingFileError(f"index must be a new or empty folder; got {place} (add adds to one)")
 
 
+def _create_whole(lancedb: Any, folder: Path, schema: Any) -> None:
+    """Begin a table beside its folder and give it its name when it is whole, whenever this process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.resolve().parent))
+    try:
+        _connect(lancedb, str(beside)).create_table(TABLE, schema=schema)
+        try:
+            os.rename(beside / f"{TABLE}.lance", folder / f"{TABLE}.lance")
+        except OSError as error:
+            if not (folder / f"{TABLE}.lance").is_dir():
+                raise
+            raise ExistingFileError(f"there is an index at {folder} (add adds to it)") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def is_url(place: str) -> bool:
     """Whether a place is in object storage."""
     return "://" in place
@@ -310,5 +354,11 @@ def speaking_of_index(place: str, where: str = "") -> Iterator[None]:
 def _of_filter(said: str) -> str:
     """Why a filter cannot be applied, without LanceDB's own rewriting of it."""
     reason = BEFORE_REASON.sub("", said).rstrip(" )")
-    unknown = re.match(r"No field named (.+?)\. ", reason)
-    return f"no column is named {unknown[1]}" if unknown else reason.removeprefix("Invalid input, ")[:200]
+    unknown = re.match(r"No field named (.+?)\. (.*)", reason)
+    if not unknown:
+        return reason.removeprefix("Invalid input, ")[:200]
+    name = unknown[1].strip("'`\"")
+    # It says one that is near, or all that there are, by the way that it looks for rows.
+    known = re.findall(r"\w+", unknown[2].removeprefix("Did you mean").removeprefix("Valid fields are"))
+    nearest = difflib.get_close_matches(name, known, 1)
+    return f"no column is named {name}" + (f"; did you mean {nearest[0]}?" if nearest else "")

@@ -204,9 +204,15 @@ def _add_state(app: Any, service: Service, name: str) -> None:
         """What this server is and takes."""
         index = None
         if service.index is not None:
-            about = service.index.store.about
-            rows = await service.beside(service.index.store.count)
-            index = {"rows": rows, "columns": dict(about.columns), "thumbnails": bool(about.thumbnail)}
+            from open_cloc.index.rows import PICTURES, REGIONS  # of an extra of its own
+
+            store = service.index.store
+            index = {
+                "pictures": await service.beside(store.count, PICTURES),
+                "regions": await service.beside(store.count, REGIONS),
+                "columns": dict(store.about.columns),
+                "thumbnails": bool(store.about.thumbnail),
+            }
         model = service.predictor.model
         return forms.Info(
             version=version_of("open-cloc"),

@@ -75,8 +75,8 @@ class Ground(_OfImage):
 class Search(_Form):
     """Search the index, by one of these or by their sum."""
 
-    text: str | None = None
-    minus: str | None = pydantic.Field(None, description="A text of which half is taken away.")
+    text: str | list[str] | None = pydantic.Field(None, description="What to look for; several are added up.")
+    minus: str | list[str] | None = pydantic.Field(None, description="Texts of which half is taken away.")
     image: str | None = pydantic.Field(None, description=IMAGE)
     box: FourNumbers | None = pydantic.Field(None, description="A box of `image`, in its pixels.")
     like: str | None = pydantic.Field(None, description="A hit's `id`, for more like it.")

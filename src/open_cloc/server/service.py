@@ -110,12 +110,12 @@ class Service:
         if index is None:
             raise RefusedError(404, "this server has no index")
         self.limits.check_count(form.limit, self.limits.hits, "hits")
-        self.limits.check_texts([text for text in (form.text, form.minus) if text is not None], "texts")
+        wanted, unwanted = _texts(form.text), _texts(form.minus)
+        if wanted or unwanted:
+            self.limits.check_texts([*wanted, *unwanted], "texts")
         if len(form.where) > MOST_FILTER or PRIVATE.search(form.where):
             raise RefusedError(422, f"where must have at most {MOST_FILTER} characters, and not ask for path")
-        parts = []
-        if form.text is not None:
-            parts.append(await self.compute(index.text, form.text))
+        parts = [await self.compute(index.text, *wanted)] if wanted else []
         if asked.image is not None or form.image is not None:
             image = await self.image(asked)
             parts.append(await self.compute(of_image, image, form.box))
@@ -125,11 +125,14 @@ class Service:
             parts.append(await self.beside(index.row, form.like))
         if not parts:
             raise RefusedError(422, "nothing to look for; give text, image (with box) or like")
-        unwanted = [] if form.minus is None else [await self.compute(index.text, form.minus)]
-        query = total(parts, unwanted)
+        query = total(parts, [await self.compute(index.text, text) for text in unwanted])
         rows = None if form.rows == "auto" else form.rows
         hits = await self.beside(index.search, query, form.limit, where=form.where, rows=rows)
         return [hit_as_json(hit.as_json(), hit.picture) for hit in hits]
+
+
+def _texts(given: str | list[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def hit_as_json(document: dict[str, Any], picture: str) -> dict[str, Any]:

@@ -393,7 +393,7 @@ async function start() {
     $("tab-search").hidden = !index;
     if (index) {
       const more = Object.keys(index.columns);
-      $("columns").textContent = `Columns: area, score, source, text, key${more.length ? `, ${more.join(", ")}` : ""}. ${index.rows.toLocaleString()} rows.`;
+      $("columns").textContent = `Columns: area, score, source, text, key${more.length ? `, ${more.join(", ")}` : ""}. ${index.regions.toLocaleString()} regions of ${index.pictures.toLocaleString()} pictures.`;
     }
   });
 }
