@@ -17,7 +17,7 @@ from open_cloc.evaluation.metrics import (
     classification_estimates,
     find_own_ranks,
     find_ranks,
-    top_matches,
+    rank_classes,
 )
 
 
@@ -25,9 +25,10 @@ def values_of(estimates: dict[str, Estimate]) -> dict[str, float]:
     return {name: estimate.value for name, estimate in estimates.items()}
 
 
-def classify(top: Tensor, targets: Tensor) -> dict[str, float]:
+def classify(features: Tensor, classes: Tensor, targets: Tensor) -> dict[str, float]:
     images = torch.arange(len(targets)) // 3
-    return values_of(classification_estimates(top, targets, images, int(images.max()) + 2))
+    ranks = rank_classes(features, classes, targets)
+    return values_of(classification_estimates(ranks, len(classes), targets, images, int(images.max()) + 2))
 
 
 def recall(ranks: Ranks, ks: Sequence[int]) -> dict[int, float]:
@@ -45,7 +46,7 @@ def test_classification_equals_loops() -> None:
         first.append(order[0] == target)
         five.append(target in order[:5])
         per_class.setdefault(target, []).append(order[0] == target)
-    found = classify(top_matches(features, classes, 5), torch.tensor(targets))
+    found = classify(features, classes, torch.tensor(targets))
     assert found["acc1"] == pytest.approx(np.mean(first))
     assert found["acc5"] == pytest.approx(np.mean(five))
     assert found["mean_per_class_recall"] == pytest.approx(np.mean([np.mean(v) for v in per_class.values()]))
@@ -53,8 +54,19 @@ def test_classification_equals_loops() -> None:
 
 
 def test_acc5_is_left_out_where_it_says_nothing() -> None:
-    top = top_matches(torch.eye(3), torch.eye(3), 5)
-    assert classify(top, torch.arange(3)) == {"acc1": 1.0, "mean_per_class_recall": 1.0}
+    assert classify(torch.eye(3), torch.eye(3), torch.arange(3)) == {
+        "acc1": 1.0,
+        "mean_per_class_recall": 1.0,
+    }
+
+
+def test_classes_that_tie_share_a_hit() -> None:
+    """Three of six are equally near: each is right by a third, and one of five by what is left."""
+    classes = torch.tensor([[1.0, 0], [0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [0, 1], [0, 1]])
+    found = classify(torch.tensor([[0.6, 0.8]] * 2), classes, torch.tensor([2, 0]))
+    assert found["acc1"] == pytest.approx(1 / 6)
+    assert found["acc5"] == pytest.approx((1 + 0) / 2)  # of class 0, five are nearer
+    assert found["mean_per_class_recall"] == pytest.approx((0 + 1 / 3) / 2)
 
 
 def test_retrieval_of_3_images_with_5_captions_each_by_hand() -> None:
@@ -156,7 +168,7 @@ def test_features_that_are_no_numbers_have_no_accuracy(value: float, which: int)
     pair[which][4, 2] = value
     labels = torch.arange(6)
     for call in (
-        lambda: top_matches(pair[0], pair[1], 5),
+        lambda: rank_classes(pair[0], pair[1], labels),
         lambda: find_ranks(pair[0], pair[1], labels, labels),
         lambda: find_own_ranks(pair[0], pair[1], labels),
     ):

@@ -15,7 +15,12 @@ from open_cloc.evaluation.options import EvaluationConfig
     [
         ({"batch_size": 0}, "batch_size"),
         ({"recall_k": (0, 1)}, "recall_k"),
-        ({"template": "a photo"}, "template"),
+        ({"templates": ("a photo",)}, "templates"),
+        ({"templates": ("a {}", "b")}, "templates"),
+        ({"templates": ()}, "templates"),
+        ({"protocol": "fg"}, "unknown protocol 'fg'"),
+        ({"protocol": "fgclip", "templates": ("a {}",)}, "protocol fgclip says what templates are"),
+        ({"protocol": "cloc", "recall_k": (5,)}, "protocol cloc says what recall_k are"),
         ({"candidates": 0}, "candidates"),
     ],
 )

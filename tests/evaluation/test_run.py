@@ -70,9 +70,7 @@ def test_a_result_has_the_keys_of_clip_benchmark_and_a_protocol(model: CLOC, sam
     assert set(result) == set(keys.split())
     assert set(result["metrics"]) == {"region_to_text_recall@10", "text_to_region_recall@10"}
     assert (result["dataset"], result["model"], result["pretrained"]) == ("mine:x", "ViT-64x2-patch16", "p")
-    told = (
-        "image_size resize_mode interpolation prompter precision device template versions dropped_by_reader"
-    )
+    told = "image_size resize_mode interpolation prompter precision device rules versions left_out_by_reader"
     assert set(told.split()) <= set(result["protocol"])
     assert "num_texts" in result_table(result)
     assert "region_retrieval (prompter) on mine:x\n" in result_table(result)

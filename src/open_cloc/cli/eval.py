@@ -88,6 +88,7 @@ def measure(command: EvalCommand) -> dict[str, Any]:
         method=command.method,
         device=command.device,
         dataset_name=command.data,
+        draws=command.output is not None,
     )
     if command.limit is not None:
         result["protocol"]["limit"] = command.limit

@@ -27,6 +27,7 @@ VERBS = {
     "train": ("open_cloc.cli.train:main", "train a model from a recipe"),
     "plan": ("open_cloc.cli.plan:main", "predict memory, time and what bounds a recipe's run"),
     "eval": ("open_cloc.cli.eval:main", "measure a model and write one result JSON"),
+    "compare": ("open_cloc.cli.compare:main", "put results of eval side by side, with intervals"),
     "predict": (
         "open_cloc.cli.predict:main",
         "label or ground regions of a picture and draw the result",

@@ -9,6 +9,7 @@ Shapes: B images, R regions of one image, P phrases of one image, T texts, D sha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,16 @@ class CheckedMethod:
 
     def __init__(self, method: Method) -> None:
         self.method = method
+        self._keys: dict[str, None] = {}  # of all samples, in their order
+
+    @property
+    def images_digest(self) -> str:
+        """What runs over the same samples share: 16 hexadecimal digits of their names in order."""
+        names = "\0".join(self._keys).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(names, digest_size=8).hexdigest()
+
+    def _see(self, batch: EvaluationBatch) -> None:
+        self._keys.update(dict.fromkeys(sample.key for sample in batch.samples))
 
     @property
     def canvas(self) -> CanvasConfig:
@@ -53,11 +64,13 @@ class CheckedMethod:
 
     def embed_images(self, batch: EvaluationBatch) -> Tensor:
         """Whole pictures of a batch -> (B, D) float32 of unit length."""
+        self._see(batch)
         names = [f"the picture of sample {sample.key!r}" for sample in batch.samples]
         return require_unit(self.method.embed_images(batch), names)
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length, picture by picture."""
+        self._see(batch)
         names = [
             f"region {row} of sample {sample.key!r}"
             for sample, own in zip(batch.samples, boxes)
@@ -77,6 +90,7 @@ class CheckedGroundingMethod(CheckedMethod):
 
     def ground(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> FoundBoxes:
         """The best box for each phrase of each picture of a batch."""
+        self._see(batch)
         found = self.method.ground(batch, phrases)
         names = [
             f"phrase {phrase!r} of sample {sample.key!r}"
@@ -88,7 +102,7 @@ class CheckedGroundingMethod(CheckedMethod):
         return found
 
 
-def checked(method: Method) -> Method:
+def checked(method: Method) -> CheckedMethod:
     """The same method, its answers looked at."""
     return CheckedGroundingMethod(method) if isinstance(method, GroundingMethod) else CheckedMethod(method)
 

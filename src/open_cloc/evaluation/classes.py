@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
@@ -59,20 +60,22 @@ def class_names(
 
 
 def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig) -> Tensor:
-    """Class names in their template -> (C, D) of unit length, on the CPU.
+    """Class names in their templates, each the mean of its features -> (C, D) of unit length, on the CPU.
 
     Raises:
         UserError: If two of them are the same to the method's model: it may read only the beginning of each.
     """
-    features = method.embed_texts([config.template.replace("{}", name) for name in names]).cpu()
+    texts = [config.rules.texts_of(name) for name in names]
+    features = method.embed_texts([text for own in texts for text in own]).cpu()  # (C * templates, D)
+    features = F.normalize(features.unflatten(0, (len(names), -1)).mean(1), dim=-1)
     alike = _first_alike(features)
     if alike is not None:
         one, other = (names[row] for row in alike)
         message = f"classes {one!r:.80} and {other!r:.80} are the same to this model"
         if tells_texts_apart(method):
-            reason = "it may read only their beginnings: give shorter names, or a shorter template"
+            reason = "it may read only their beginnings: give shorter names, or shorter templates"
             raise UserError(f"{message}; {reason}")
-        logger.warning("%s: the first of them is what it answers", message)
+        logger.warning("%s: they share its answers", message)
     return features
 
 

@@ -31,6 +31,20 @@ HOW = {
 Interval: TypeAlias = tuple[float, float]
 
 
+class Measured(NamedTuple):
+    """Metrics by name.
+
+    Attributes:
+        values: On the data set as it is.
+        intervals: Ends of each; none of a single image, which says nothing about others.
+        draws: (S,) float32 values of each on other draws of the images, the same for every model.
+    """
+
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    draws: dict[str, np.ndarray]
+
+
 class Estimate(NamedTuple):
     """A metric as a function of sums over images.
 
@@ -92,17 +106,20 @@ def linear_around(value: float, influence: Tensor, images: Tensor, num_images: i
     return Estimate(parts, lambda sums: value + sums[0] - influence.sum())
 
 
-def measure(
-    estimates: Mapping[str, Estimate], num_images: int
-) -> tuple[dict[str, float], dict[str, Interval]]:
-    """Values and intervals by name; no interval of a single image, which says nothing about others."""
+def measure(estimates: Mapping[str, Estimate], num_images: int) -> Measured:
+    """Values, intervals and draws of estimates by name."""
     values = {name: estimate.value for name, estimate in estimates.items()}
     if num_images < 2:
-        return values, {}
+        return Measured(values, {}, {})
     drawn = _drawn(list(estimates.values()), num_images)
-    ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    found = {name: np.nanquantile(row, ends).tolist() for name, row in zip(estimates, drawn)}
-    return values, {name: (low, high) for name, (low, high) in found.items()}
+    found = {name: ends_of(row) for name, row in zip(estimates, drawn)}
+    return Measured(values, found, {name: row.astype(np.float32) for name, row in zip(estimates, drawn)})
+
+
+def ends_of(draws: np.ndarray) -> Interval:
+    """The interval that draws (S,) of a number say."""
+    low, high = np.nanquantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
+    return low, high
 
 
 def _drawn(estimates: list[Estimate], num_images: int) -> np.ndarray:

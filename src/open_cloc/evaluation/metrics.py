@@ -36,26 +36,14 @@ def require_finite(features: Tensor, what: str) -> None:
         raise UserError(f"{what} must be finite; got {bad} in row {row} of {len(features)}")
 
 
-def top_matches(features: Tensor, others: Tensor, count: int) -> Tensor:
-    """Rows of `others` (G, D) most similar to each of `features` (Q, D): (Q, min(count, G)), best first.
-
-    Raises:
-        UserError: If features are not finite.
-    """
-    require_finite(features, "features to recognise")
-    require_finite(others, "features to choose from")
-    count = min(count, len(others))
-    rows = [(chunk @ others.T).topk(count, dim=1).indices for chunk in _chunks(features, len(others))]
-    return torch.cat(rows) if rows else torch.zeros(0, count, dtype=torch.int64)
-
-
 def classification_estimates(
-    top: Tensor, targets: Tensor, images: Tensor, num_images: int
+    ranks: Ranks, num_classes: int, targets: Tensor, images: Tensor, num_images: int
 ) -> dict[str, Estimate]:
-    """Accuracy of ranked guesses.
+    """Accuracy of guesses.
 
     Args:
-        top: (X, 5) classes, best first; fewer columns where there are fewer classes.
+        ranks: Where the true class of each of X things stands among the classes.
+        num_classes: C.
         targets: (X,) true classes; at least one.
         images: (X,) the image of each thing.
         num_images: I.
@@ -64,11 +52,11 @@ def classification_estimates(
         `acc1` and, with at least 5 classes, `acc5`, over all X (micro); `mean_per_class_recall`, the mean of
         each class's own accuracy over the classes that occur (macro, mAcc).
     """
-    hits = top == targets[:, None]  # (X, 5)
-    estimates = {"acc1": mean_over(hits[:, 0], images, num_images)}
-    if top.shape[1] >= 5:
-        estimates["acc5"] = mean_over(hits[:, :5].any(1), images, num_images)
-    return estimates | {"mean_per_class_recall": mean_over_classes(hits[:, 0], targets, images, num_images)}
+    first = ranks.hits(1)
+    estimates = {"acc1": mean_over(first, images, num_images)}
+    if num_classes >= 5:
+        estimates["acc5"] = mean_over(ranks.hits(5), images, num_images)
+    return estimates | {"mean_per_class_recall": mean_over_classes(first, targets, images, num_images)}
 
 
 class Ranks(NamedTuple):
@@ -84,6 +72,10 @@ class Ranks(NamedTuple):
     tied: Tensor
     right: Tensor
 
+    def of(self, rows: Tensor) -> Ranks:
+        """The ranks of some queries, by their numbers or a mask (Q,)."""
+        return Ranks(*(part[rows] for part in self))
+
     def hits(self, k: int) -> Tensor:
         """(Q,) chance that a right entry is among the first `k`, with entries that tie in random order."""
         tied, wrong = self.tied.double(), (self.tied - self.right).double()
@@ -93,6 +85,20 @@ class Ranks(NamedTuple):
         misses = _log_factorial(wrong) - _log_factorial(left) - _log_factorial(tied)
         misses = (misses + _log_factorial(tied - places)).exp()
         return 1 - misses.where(places <= wrong, 0.0)
+
+
+def rank_classes(features: Tensor, classes: Tensor, targets: Tensor) -> Ranks:
+    """Where the true class of each thing stands.
+
+    Args:
+        features: (X, D) of unit length.
+        classes: (C, D) of unit length.
+        targets: (X,) true classes.
+
+    Raises:
+        UserError: If features are not finite.
+    """
+    return find_ranks(features, classes, targets, torch.arange(len(classes)))
 
 
 def find_ranks(

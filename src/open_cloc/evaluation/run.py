@@ -14,10 +14,12 @@ from open_cloc.data.bad_samples import tell_opening
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.evaluation.checked import checked
+from open_cloc.evaluation.compare import written_draws
 from open_cloc.evaluation.method import Method, Weights, cleaning_of
 from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.protocol import common_protocol
+from open_cloc.evaluation.protocols import check_fit, common_protocol
+from open_cloc.evaluation.task import TaskResult
 from open_cloc.evaluation.tasks import TASKS, find_task, task_name
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import RegionSample
@@ -43,7 +45,7 @@ class FirstSamples:
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("class_names", "left_out", "problems"):
+        if name in ("class_names", "left_out", "problems", "crowds", "num_crowds"):
             return getattr(self.dataset, name)
         raise AttributeError(name)
 
@@ -59,6 +61,7 @@ def evaluate(
     dataset_name: str = "",
     pretrained: str = "",
     language: str = "en",
+    draws: bool = False,
 ) -> dict[str, Any]:
     """Run one task.
 
@@ -77,6 +80,7 @@ def evaluate(
         dataset_name: For the result, such as `coco:val2017`; the data set's own FORMAT:PATH unless told.
         pretrained: For the result: where the weights come from, if the method does not know it.
         language: For the result: the language of the data set's texts.
+        draws: Add what `compare` needs: each metric on 1,000 other draws of the images, as base64 of float32.
 
     Returns:
         `dataset`, `model`, `pretrained`, `task`, `metrics`, `intervals` (lower and upper end of each metric),
@@ -91,22 +95,33 @@ def evaluate(
     run_task = find_task(task)
     check_method(method, task_name(task))
     data, named = _as_data(dataset, dataset_name)
+    check_fit(config.rules, task_name(task), data)
     opened = _as_method(model, method, config, device)
     with _eval_mode(model), torch.inference_mode():
-        result = run_task(checked(opened), data, config)
+        looked_at = checked(opened)
+        result = run_task(looked_at, data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
+    common = common_protocol(config.rules, described, cleaning_of(opened), data, config.batch_size)
     made = {
         "dataset": named,
         "model": name,
         "pretrained": pretrained or origin,
         "task": task_name(task),
-        "metrics": result.metrics,
-        "intervals": {name: list(ends) for name, ends in result.intervals.items()},
+        **_numbers(result, draws),
         "language": language,
-        "protocol": common_protocol(described, cleaning_of(opened), data, config) | result.protocol,
+        "protocol": common | {"images": looked_at.images_digest} | result.protocol,
     }
     return hide_secrets(made)
+
+
+def _numbers(result: TaskResult, draws: bool) -> dict[str, Any]:
+    found = {
+        "metrics": result.metrics,
+        "intervals": {name: list(ends) for name, ends in result.intervals.items()},
+    }
+    drawn = {name: written_draws(values) for name, values in result.draws.items()}
+    return found | {"draws": drawn} if draws else found
 
 
 def _as_data(dataset: SampleDataset | str, name: str) -> tuple[SampleDataset, str]:

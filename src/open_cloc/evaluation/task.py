@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.evaluation import intervals
 from open_cloc.evaluation.intervals import Estimate, Interval
@@ -19,18 +21,20 @@ class TaskResult(NamedTuple):
         metrics: Values by name, all of them finite.
         protocol: What else changed the numbers, and counts named `num_...`, as plain JSON.
         intervals: Lower and upper end by the metric's name.
+        draws: Values on other draws of the images, by the metric's name; for comparisons.
     """
 
     metrics: dict[str, float]
     protocol: dict[str, Any]
     intervals: Mapping[str, Interval] = {}
+    draws: Mapping[str, np.ndarray] = {}
 
 
 def measured(estimates: Mapping[str, Estimate], num_images: int, protocol: Mapping[str, Any]) -> TaskResult:
     """Values with their intervals, and the protocol that says how those came about."""
-    values, found = intervals.measure(estimates, num_images)
-    said = {"intervals": intervals.HOW} if found else {}
-    return TaskResult(values, {**protocol, **said}, found)
+    found = intervals.measure(estimates, num_images)
+    said = {"intervals": intervals.HOW} if found.intervals else {}
+    return TaskResult(found.values, {**protocol, **said}, found.intervals, found.draws)
 
 
 Task: TypeAlias = Callable[[Method, SampleDataset, EvaluationConfig], TaskResult]

@@ -84,4 +84,5 @@ def score(values: Tensor, questions: Sequence[Question], num_images: int) -> Sco
         if own.any():
             estimates[kind] = mean_over(flat[own], images[own], num_images)
     estimates[AVERAGE] = mean_over_classes(flat, kinds, images, num_images)
-    return Score(*measure(estimates, num_images))
+    found = measure(estimates, num_images)
+    return Score(found.values, found.intervals)

@@ -76,6 +76,23 @@ def test_crowds_and_boxes_without_area_are_dropped_and_counted(tmp_path: Path) -
     assert len(dataset.raw(0).regions) == 2  # the check still sees it
 
 
+def test_boxes_of_pictures_without_a_size_are_not_called_empty(tmp_path: Path) -> None:
+    document = coco_document(annotations=[annotation([5, 5, 0, 10], id=2), annotation([1, 1, 2, 2], id=3)])
+    for image in document["images"]:
+        del image["width"], image["height"]
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, document)}")
+    assert dataset.left_out == {"boxes without area": 1}
+    assert len(dataset[0].regions) == 1
+
+
+def test_crowds_can_be_kept(tmp_path: Path) -> None:
+    annotations = [annotation([0, 0, 10, 10], iscrowd=1, id=1), annotation([1, 1, 2, 2], id=3)]
+    path = write_coco(tmp_path, coco_document(annotations=annotations))
+    dataset: Any = open_reader(f"coco:{path},crowds=true")
+    assert (dataset.crowds, dataset.num_crowds, dataset.left_out) == (True, 1, {})
+    assert len(dataset[0].regions) == 2
+
+
 def test_rounding_errors_are_clipped_and_wrong_boxes_named(tmp_path: Path) -> None:
     near = annotation([-0.9, 0, 101.5, 50.5])
     dataset = open_reader(f"coco:{write_coco(tmp_path, coco_document(annotations=[near]))}")

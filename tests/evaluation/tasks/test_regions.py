@@ -55,10 +55,11 @@ def test_templates_change_the_text(model: CLOC, samples: Samples) -> None:
     ]
     spelled = evaluate(model, Samples(captions), "zeroshot_region_classification", config)
     samples.class_names = NAMES
-    templated = evaluate(model, samples, "zeroshot_region_classification", EvaluationConfig(template="a {}"))
-    assert templated["metrics"] == spelled["metrics"]
-    assert templated["protocol"]["template"] == "a {}"
-    assert plain["protocol"]["template"] == "{}"
+    config = EvaluationConfig(templates=("a {}",))
+    templated = evaluate(model, samples, "zeroshot_region_classification", config)
+    assert templated["metrics"] == pytest.approx(spelled["metrics"])
+    assert templated["protocol"]["rules"]["templates"] == ("a {}",)
+    assert plain["protocol"]["rules"]["templates"] == ("{}",)
 
 
 def test_classes_that_are_alike_as_far_as_the_model_reads_them_are_refused(

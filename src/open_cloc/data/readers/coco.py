@@ -50,7 +50,11 @@ def recognises(text: str) -> bool:
 
 
 def open_coco(
-    path: str, images: Path | None = None, captions: Path | None = None, outside: bool = False
+    path: str,
+    images: Path | None = None,
+    captions: Path | None = None,
+    outside: bool = False,
+    crowds: bool = False,
 ) -> CocoDataset:
     """Open COCO annotations.
 
@@ -59,6 +63,7 @@ def open_coco(
         images: Folder of the pictures; guessed beside the JSON unless given.
         captions: COCO captions JSON of the same images.
         outside: Allow pictures that do not lie in the data set's folder.
+        crowds: Take the boxes of crowds (`iscrowd`) as well, each around many things.
 
     Raises:
         MissingFileError: If a file or the pictures' folder is missing.
@@ -71,7 +76,7 @@ def open_coco(
         raise missing_images(annotations, images, document.names)
     if captions is None and document.is_captions:
         captions = annotations
-    dataset = CocoDataset(document, folder, read_captions(captions), "coco", outside)
+    dataset = CocoDataset(document, folder, read_captions(captions), "coco", outside, crowds)
     unused = [file for file in coco_files(Path(path)) if file not in (annotations, captions)]
     dataset.left_out.update(f"{file} of COCO's form{_advice(file)}" for file in unused)
     return dataset
@@ -156,6 +161,8 @@ class CocoDataset:
     Attributes:
         categories: The document's categories, those that cannot be used aside.
         class_names: Names of the categories, in the document's order.
+        crowds: Whether boxes of crowds are among the regions.
+        num_crowds: How many there are, among the regions or not.
         problems: Entries that cannot be used and belong to no sample.
         left_out: What was seen and is not used, with counts.
     """
@@ -167,6 +174,7 @@ class CocoDataset:
         captions: Captions,
         source: str,
         outside: bool = False,
+        crowds: bool = False,
     ) -> None:
         """Index a document.
 
@@ -176,12 +184,13 @@ class CocoDataset:
             captions: Texts of the images that have some.
             source: What each region says about its maker, such as `coco`.
             outside: Allow pictures that do not lie in the data set's folder.
+            crowds: Take the boxes of crowds as well.
 
         Raises:
             UserError: If a category id comes twice, or captions are of other images.
         """
         self.where, self.folder, self.source, self.outside = str(document.where), folder, source, outside
-        self.root = root_of(document.where)
+        self.root, self.crowds, self.num_crowds = root_of(document.where), crowds, 0
         self.file_names = PackedTexts(document.names)
         self.keys = PackedTexts(make_keys(document.names))
         self.problems = [*document.problems, *captions.problems]
@@ -294,8 +303,10 @@ class CocoDataset:
                 _check_object(annotation)
                 image = _lookup(images, annotation, "image_id")
                 if as_flag(annotation.get("iscrowd", 0), "iscrowd"):
-                    self.left_out["crowd annotations"] += 1
-                    continue
+                    self.num_crowds += 1
+                    if not self.crowds:
+                        self.left_out["crowd annotations"] += 1
+                        continue
                 category = _lookup(categories, annotation, "category_id")
                 box = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h]")
                 score = _score(annotation)
@@ -323,7 +334,9 @@ class CocoDataset:
     def _count_empty(self) -> None:
         with np.errstate(invalid="ignore"):  # what is not finite is found with its sample
             boxes = convert_boxes(self._boxes, "xywh")
-        sizes = np.where(self.sizes > 0, self.sizes, 2**31)[self._images]
+            # A picture of unknown size is at least as large as its boxes.
+            declared, reached = self.sizes[self._images], np.fmax(boxes[:, [3, 2]], 1)
+        sizes = np.where(declared > 0, declared, reached)
         empty = int((box_problems(normalize_boxes(boxes, tuple(sizes.T))) == EMPTY).sum())
         if empty:
             self.left_out["boxes without area"] = empty

@@ -20,6 +20,8 @@ METHODS = {
     "head": "open_cloc.evaluation.methods.prompter:open_head",
     "roialign": "open_cloc.evaluation.methods.roialign:open_roialign",
     "crop": "open_cloc.evaluation.methods.crop:open_crop",
+    "blur": "open_cloc.evaluation.methods.blur:open_blur",
+    "whole": "open_cloc.evaluation.methods.whole:open_whole",
     "hf_clip": "open_cloc.evaluation.methods.hf_clip:open_hf_clip",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_texts, tell_cut
 from open_cloc.model.load import load_model
+from open_cloc.model.towers.dense import Readout, last_block
 from open_cloc.precision import computing_in
 from open_cloc.texts import TextCleaning
 
@@ -35,10 +36,19 @@ class ClocTowers:
         config: How to measure.
         method: Name of the method that uses the towers.
         pretrained: Where the weights come from, if that is known.
+        tokens: How the image tower's last block is read.
     """
 
-    def __init__(self, model: CLOC, config: EvaluationConfig, method: str, pretrained: str = "") -> None:
+    def __init__(
+        self,
+        model: CLOC,
+        config: EvaluationConfig,
+        method: str,
+        pretrained: str = "",
+        tokens: Readout = "last",
+    ) -> None:
         self.model, self.config, self.method, self.pretrained = model, config, method, pretrained
+        self.tokens = tokens
         self._last: tuple[Tensor, ImageState] | None = None
 
     @property
@@ -60,6 +70,7 @@ class ClocTowers:
             "resize_mode": self.canvas.resize_mode,
             "interpolation": self.canvas.interpolation,
             "prompter": asdict(self.model.prompter.config),
+            "tokens": self.tokens,
             "device": self.model.device.type,
         }
 
@@ -82,10 +93,17 @@ class ClocTowers:
         if self._last is None or self._last[0] is not batch.images:
             self._last = None  # gives its memory back before more is taken
             device = self.model.device
+            pictures, content_boxes = batch.images.to(device), batch.content_boxes.to(device)
             with self.autocast():
-                state = self.model.encode_image(batch.images.to(device), batch.content_boxes.to(device))
-            self._last = batch.images, state
+                self._last = batch.images, self._encoded(pictures, content_boxes)
         return self._last[1]
+
+    def _encoded(self, pictures: Tensor, content_boxes: Tensor) -> ImageState:
+        if self.tokens == "last":
+            return self.model.encode_image(pictures, content_boxes)
+        with last_block(self.model.clip.visual) as caught:
+            state = self.model.encode_image(pictures, content_boxes)
+            return replace(state, image_tokens=caught.tokens(self.tokens).float())
 
     def embed_boxes(
         self,
@@ -111,8 +129,14 @@ class ClocTowers:
         return torch.cat(rows)
 
 
-def open_towers(method: str, what: str, setup: Setup) -> ClocTowers:
+def open_towers(method: str, what: str, setup: Setup, tokens: Readout = "last") -> ClocTowers:
     """The towers of the weights that a method of ours is given.
+
+    Args:
+        method: Its name.
+        what: What stands behind the name.
+        setup: The weights, and how to measure.
+        tokens: How the image tower's last block is read.
 
     Raises:
         UserError: If there are no weights, or they stand behind the method's name.
@@ -124,8 +148,8 @@ def open_towers(method: str, what: str, setup: Setup) -> ClocTowers:
     if weights is None:
         raise UserError(f"method {method} needs a model: give --weights FOLDER, or a hub id")
     if isinstance(weights, CLOC):
-        return ClocTowers(weights, setup.config, method)
-    return ClocTowers(load_model(weights, setup.device), setup.config, method, str(weights))
+        return ClocTowers(weights, setup.config, method, tokens=tokens)
+    return ClocTowers(load_model(weights, setup.device), setup.config, method, str(weights), tokens)
 
 
 def describe_model(model: CLOC) -> str:

@@ -18,6 +18,7 @@ from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import most_floats
 from open_cloc.model.prompts.box import ROI_SIZE
+from open_cloc.model.towers.dense import Readout
 
 
 class RoiAlignMethod:
@@ -36,9 +37,16 @@ class RoiAlignMethod:
         return self.towers.embed_boxes(batch, boxes, embed_pooled)
 
 
-def open_roialign(what: str, setup: Setup) -> RoiAlignMethod:
-    """RoIAlign on the setup's model."""
-    return RoiAlignMethod(open_towers("roialign", what, setup))
+def open_roialign(what: str, setup: Setup, tokens: Readout = "last") -> RoiAlignMethod:
+    """RoIAlign on the setup's model.
+
+    Args:
+        what: Nothing.
+        setup: The model, and how to measure.
+        tokens: `last`, those that the tower gives; `value` or `csa`, its last block read so that they keep
+            their place (`open_cloc.model.towers.dense`).
+    """
+    return RoiAlignMethod(open_towers("roialign", what, setup, tokens))
 
 
 def embed_pooled(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from open_cloc.evaluation.metrics import (
     TIES,
     classification_estimates,
     find_ranks,
+    rank_classes,
     recall_estimates,
-    top_matches,
 )
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import TaskResult, measured
@@ -34,15 +34,17 @@ def zeroshot_classification(method: Method, dataset: SampleDataset, config: Eval
         list(dict.fromkeys(given)) or sorted(set(labels)), "given" if given else "distinct labels"
     )
     targets = classes.targets(labels)
-    top = top_matches(features, embed_classes(method, classes.names, config), 5)
+    ranks = rank_classes(features, embed_classes(method, classes.names, config), targets)
     protocol = {
         "classes": classes.source,
         "averaging": "acc1, acc5: micro; mean_per_class_recall: macro over classes that occur",
+        "ties": TIES,
         "num_images": len(samples),
         "num_classes": len(classes.names),
     }
     images = torch.arange(len(samples))
-    return measured(classification_estimates(top, targets, images, len(samples)), len(samples), protocol)
+    estimates = classification_estimates(ranks, len(classes.names), targets, images, len(samples))
+    return measured(estimates, len(samples), protocol)
 
 
 def label_of(sample: RegionSample, method: Method) -> str:
@@ -75,7 +77,7 @@ def zeroshot_retrieval(method: Method, dataset: SampleDataset, config: Evaluatio
     num_images = int(pictures.max()) + 1
     image_labels = torch.arange(num_images)
     features = features[np.unique(pictures, return_index=True)[1]]
-    ks = config.recall_k or (1, 5, 10)
+    ks = config.rules.recall_k or (1, 5, 10)
     to_image = find_ranks(text_features, features, text_labels, image_labels)
     to_text = find_ranks(features, text_features, image_labels, text_labels)
     estimates = recall_estimates("image_retrieval", to_image, ks, text_labels, num_images)

@@ -19,7 +19,7 @@ from open_cloc.evaluation.classes import class_names, embed_classes
 from open_cloc.evaluation.collect import region_texts
 from open_cloc.evaluation.intervals import mean_over
 from open_cloc.evaluation.method import Method
-from open_cloc.evaluation.metrics import top_matches
+from open_cloc.evaluation.metrics import rank_classes
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
@@ -54,9 +54,7 @@ def prompt_gain(method: Method, dataset: SampleDataset, config: EvaluationConfig
     classes = class_names(method, dataset, regions.texts, config)
     targets = classes.targets(regions.texts)
     class_features = embed_classes(method, classes.names, config)
-    true, shuffled, whole = (
-        (top_matches(rows, class_features, 1)[:, 0] == targets).double() for rows in regions.features
-    )
+    true, shuffled, whole = (rank_classes(rows, class_features, targets).hits(1) for rows in regions.features)
     cosines = [_mean_cosine(rows) for rows in regions.features[0].split(regions.counts)]
     used = torch.arange(len(regions.counts))
     images = used.repeat_interleave(torch.tensor(regions.counts))

@@ -18,8 +18,8 @@ from open_cloc.evaluation.metrics import (
     classification_estimates,
     find_own_ranks,
     find_ranks,
+    rank_classes,
     recall_estimates,
-    top_matches,
 )
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import TaskResult, measured
@@ -39,19 +39,20 @@ def zeroshot_region_classification(
     regions = collect_regions(method, dataset, config)
     classes = class_names(method, dataset, regions.texts, config)
     targets = classes.targets(regions.texts)
-    top = top_matches(regions.features, embed_classes(method, classes.names, config), 5)
-    images, num_images = regions.image_index, regions.num_images
-    estimates = classification_estimates(top, targets, images, num_images)
+    ranks = rank_classes(regions.features, embed_classes(method, classes.names, config), targets)
+    images, num_images, num_classes = regions.image_index, regions.num_images, len(classes.names)
+    estimates = classification_estimates(ranks, num_classes, targets, images, num_images)
     protocol: dict[str, object] = {
         "classes": classes.source,
         "averaging": "acc1, acc5: micro; mean_per_class_recall: macro over classes that occur",
+        "ties": TIES,
         "num_images": num_images,
         "num_regions": len(targets),
-        "num_classes": len(classes.names),
+        "num_classes": num_classes,
         "num_classes_that_occur": len(targets.unique()),
     }
     for name, mask in group_masks(method, regions.texts, config).items():
-        group = classification_estimates(top[mask], targets[mask], images[mask], num_images)
+        group = classification_estimates(ranks.of(mask), num_classes, targets[mask], images[mask], num_images)
         estimates |= {f"{key}/{name}": estimate for key, estimate in group.items()}
         protocol[f"num_regions/{name}"] = int(mask.sum())
     return measured(estimates, num_images, protocol)
@@ -66,18 +67,19 @@ def region_retrieval(method: Method, dataset: SampleDataset, config: EvaluationC
     texts = sorted(set(regions.texts))
     labels = Classes(texts, "").targets(regions.texts)
     text_features = method.embed_texts(texts).cpu()
-    ks = config.recall_k or (10,)
-    to_text, to_region, weights = _ranks(regions.features, text_features, labels, config.duplicates)
+    rules = config.rules
+    ks = rules.recall_k or (10,)
+    to_text, to_region, weights = _ranks(regions.features, text_features, labels, rules.duplicates)
     images, num_images = regions.image_index, regions.num_images
     estimates = recall_estimates("region_to_text", to_text, ks, images, num_images)
     estimates |= recall_estimates("text_to_region", to_region, ks, images, num_images, weights)
     protocol = {
-        "duplicates": config.duplicates,
-        "right": RIGHT[config.duplicates],
+        "duplicates": rules.duplicates,
+        "right": RIGHT[rules.duplicates],
         "ties": TIES,
         "num_images": num_images,
         "num_regions": len(labels),
-        "num_texts": len(texts) if config.duplicates == "merge" else len(labels),
+        "num_texts": len(texts) if rules.duplicates == "merge" else len(labels),
         "num_distinct_texts": len(texts),
     }
     return measured(estimates, num_images, protocol)
@@ -104,4 +106,4 @@ def _ranks(regions: Tensor, texts: Tensor, labels: Tensor, duplicates: str) -> t
     of_texts = find_ranks(texts, regions, names, labels)
     # A merged text is one query; each of its regions has an equal share in it.
     weights = 1 / counts[labels].double() if merge else torch.ones(len(labels))
-    return to_text, Ranks(*(part[labels] for part in of_texts)), weights
+    return to_text, of_texts.of(labels), weights

@@ -1,0 +1,168 @@
+"""Results side by side: differences with their intervals, and a test that is paired by image.
+
+Every result was bootstrapped over the same draws of images, so the difference of two is known on each draw:
+what makes pictures easy or hard for both models falls out of it.
+
+Shapes: S draws.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from open_cloc.errors import UserError
+from open_cloc.evaluation.intervals import Interval, ends_of
+from open_cloc.files import read_json
+
+# What results must share, in their protocol or in themselves; a protocol may have less.
+SHARED = {
+    "task": "tasks",
+    "rules": "rules",
+    "images": "pictures",
+    "classes": "classes",
+    "averaging": "averaging rules",
+    "duplicates": "readings of texts that repeat",
+    "language": "languages",
+    "intervals": "ways to draw images",
+    "limit": "numbers of samples",
+}
+COUNTS = "num_"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric of one result against that of the first.
+
+    Attributes:
+        value: Of this result.
+        difference: Less that of the first.
+        interval: Of the difference; None where the results kept no draws.
+        p: Chance of a difference as far from 0 if there were none, two-sided; None likewise.
+    """
+
+    value: float
+    difference: float
+    interval: Interval | None = None
+    p: float | None = None
+
+
+def written_draws(values: np.ndarray) -> str:
+    """Draws (S,) as a result holds them: base64 of little-endian float32."""
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result that `open-cloc eval --output` wrote.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it is something else.
+    """
+    found = read_json(path)
+    parts = ("task", "metrics", "protocol")
+    if not isinstance(found, dict) or any(part not in found for part in parts):
+        raise UserError(f"{path} is no result of open-cloc eval: expected {', '.join(parts)}")
+    if not isinstance(found["metrics"], dict) or not isinstance(found["protocol"], dict):
+        raise UserError(f"{path} is no result of open-cloc eval: metrics and protocol must be tables")
+    return found
+
+
+def compare(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Row]]:
+    """The metrics that results have in common, each result against the first.
+
+    Args:
+        results: At least two, as `evaluate` makes them.
+        names: What to call each in messages.
+
+    Returns:
+        Rows by metric, one for each result; the first row's difference is 0.
+
+    Raises:
+        UserError: If two were not measured alike, or share no metric.
+    """
+    if len(results) < 2:
+        raise UserError(f"comparing needs at least two results; got {len(results)}")
+    first = results[0]
+    for name, other in zip(names[1:], results[1:]):
+        _refuse_unlike(first, other, names[0], name)
+    shared = [metric for metric in first["metrics"] if all(metric in other["metrics"] for other in results)]
+    if not shared:
+        raise UserError(f"{' and '.join(names)} have no metric in common")
+    return {metric: [_row(metric, first, other) for other in results] for metric in shared}
+
+
+def _refuse_unlike(first: Mapping[str, Any], other: Mapping[str, Any], one: str, two: str) -> None:
+    for key, what in SHARED.items():
+        mine, theirs = (_told(result, key) for result in (first, other))
+        if mine != theirs:
+            raise UserError(
+                f"{one} and {two} cannot be compared: their {what} differ, {_brief(mine)} and "
+                f"{_brief(theirs)}"
+            )
+    counts = sorted(key for key in {*first["protocol"], *other["protocol"]} if key.startswith(COUNTS))
+    for key in counts:
+        mine, theirs = (result["protocol"].get(key) for result in (first, other))
+        if mine != theirs:
+            raise UserError(
+                f"{one} and {two} cannot be compared: {key} is {mine} in one and {theirs} in the other"
+            )
+
+
+def _told(result: Mapping[str, Any], key: str) -> Any:
+    return result["protocol"].get(key, result.get(key))
+
+
+def _brief(value: Any) -> str:
+    """A rule's name where it has one, else the value."""
+    name = value.get("name") if isinstance(value, dict) else None
+    return f"protocol {name}" if name else f"{value!r:.120}"
+
+
+def _row(metric: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> Row:
+    value = other["metrics"][metric]
+    difference = value - first["metrics"][metric]
+    if other is first:
+        return Row(value, 0.0)
+    draws = [_draws(result, metric) for result in (first, other)]
+    if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
+        return Row(value, difference)
+    moved = draws[1].astype(np.float64) - draws[0]
+    moved = moved[np.isfinite(moved)]
+    if not len(moved):
+        return Row(value, difference)
+    # As many draws on the other side of 0 as there are, and the one that was seen.
+    beyond = min(np.sum(moved <= 0), np.sum(moved >= 0))
+    return Row(value, difference, ends_of(moved), min(1.0, 2 * (float(beyond) + 1) / (len(moved) + 1)))
+
+
+def _draws(result: Mapping[str, Any], metric: str) -> np.ndarray | None:
+    written = result.get("draws", {})
+    if not isinstance(written, dict) or not isinstance(written.get(metric), str):
+        return None
+    try:
+        return np.frombuffer(base64.b64decode(written[metric], validate=True), "<f4")
+    except ValueError as error:
+        raise UserError(f"the draws of {metric} are damaged: {error}") from None
+
+
+def comparison_table(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> str:
+    """A comparison as aligned lines: each metric's values, then what differs from the first."""
+    lines, width = [], max(map(len, names))
+    for metric, row in rows.items():
+        lines.append(metric)
+        for name, one in zip(names, row):
+            lines.append(f"  {name:{width}}  {one.value:8.4f}{_difference(one)}".rstrip())
+    return "\n".join(lines)
+
+
+def _difference(row: Row) -> str:
+    if row.interval is None:
+        return "" if row.difference == 0 else f"  {row.difference:+.4f}"
+    low, high = row.interval
+    return f"  {row.difference:+.4f}  [{low:+.4f}, {high:+.4f}]  p {row.p:.3f}"

@@ -1,0 +1,144 @@
+"""What makes two numbers comparable: the named protocols that people quote, and what else changes numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from open_cloc.config import lookup
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import UserError
+from open_cloc.files import versions
+from open_cloc.texts import TextCleaning
+
+LIBRARIES = ("open-cloc", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow")
+
+Duplicates = Literal["own", "any", "merge"]
+OPENAI_IMAGENET = "openai-imagenet"  # in place of templates: the 80 of CLIP's own evaluation
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of an evaluation, whatever the model and the data.
+
+    Attributes:
+        name: As `--protocol` takes it; empty for rules that were set one by one.
+        source: The script or paper that it follows.
+        metrics: Tasks that it is for, each with the number that is quoted; empty for any task.
+        templates: How a class name becomes texts, whose features are averaged; or `openai-imagenet`.
+        lower_case: Texts are lower-cased once they are written out, also for a model that reads capitals.
+        crowds: Boxes that COCO calls crowds are counted as well.
+        duplicates: How region retrieval reads texts that repeat; see `EvaluationConfig`.
+        recall_k: The K of recall@K; empty takes the task's own.
+        ties: What a right answer counts among others that are exactly as near: its `share`, or a `hit`.
+        skips: What the script leaves out without a word, and we do not.
+    """
+
+    name: str = ""
+    source: str = ""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    templates: tuple[str, ...] = ("{}",)
+    lower_case: bool = False
+    crowds: bool = False
+    duplicates: Duplicates = "own"
+    recall_k: tuple[int, ...] = ()
+    ties: Literal["share", "hit"] = "share"
+    skips: str = ""
+
+    def texts_of(self, name: str) -> list[str]:
+        """A class name in each of the templates."""
+        texts = [template.replace("{}", name) for template in _written_out(self.templates)]
+        return [text.lower() for text in texts] if self.lower_case else texts
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "cloc",
+            "CLOC (ICML 2025), section 5: bare names, mean accuracy of classes, recall@10 of regions",
+            {
+                "zeroshot_region_classification": "mean_per_class_recall",
+                "region_retrieval": "region_to_text_recall@10",
+                "zeroshot_retrieval": "text_retrieval_recall@1",
+            },
+        ),
+        Protocol(
+            "fgclip",
+            "FG-CLIP, eval/coco_box_ddp.py and in1k/lvis_box_cls_ddp.py: top-1 over all boxes, crowds too",
+            {"zeroshot_region_classification": "acc1"},
+            templates=(OPENAI_IMAGENET,),
+            lower_case=True,
+            crowds=True,
+            skips="boxes on which the script raises, and pictures that are not in its one folder",
+        ),
+        Protocol(
+            "clip",
+            "CLIP's zero-shot evaluation, as CLIP_benchmark does it: 80 templates, Karpathy's captions",
+            {"zeroshot_classification": "acc1", "zeroshot_retrieval": "text_retrieval_recall@1"},
+            templates=(OPENAI_IMAGENET,),
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """A named protocol.
+
+    Raises:
+        UserError: If there is none of that name; lists them.
+    """
+    found: Protocol = lookup(PROTOCOLS, name, "protocol")
+    return found
+
+
+def check_fit(protocol: Protocol, task: str, dataset: SampleDataset) -> None:
+    """Refuse a task or a data set that a protocol is not for: the number would carry a wrong name.
+
+    Raises:
+        UserError: If it says nothing of the task, or counts other boxes than the reader gives.
+    """
+    if not protocol.name:
+        return
+    if task not in protocol.metrics:
+        able = ", ".join(name for name, other in PROTOCOLS.items() if task in other.metrics) or "none"
+        raise UserError(
+            f"protocol {protocol.name} is for {', '.join(protocol.metrics)}; for {task} there is {able}"
+        )
+    if getattr(dataset, "num_crowds", 0) and getattr(dataset, "crowds", False) != protocol.crowds:
+        how, option = ("counts", "true") if protocol.crowds else ("leaves out", "false")
+        raise UserError(f"protocol {protocol.name} {how} crowds: open the data with ,crowds={option}")
+
+
+def common_protocol(
+    rules: Protocol, described: dict[str, Any], cleaning: TextCleaning, dataset: SampleDataset, batch: int
+) -> dict[str, Any]:
+    """The part of a result's protocol that no task needs to write.
+
+    Args:
+        rules: How it was measured.
+        described: What the method says of itself, without its model's name and weights.
+        cleaning: How the method wants its texts.
+        dataset: The data that was measured on.
+        batch: Pictures of a forward pass.
+    """
+    return {
+        "name": rules.name,
+        "rules": asdict(rules),
+        "lower_case": cleaning.lower_case or rules.lower_case,
+        **described,
+        "left_out_by_reader": dict(getattr(dataset, "left_out", {})),
+        "batch_size": batch,
+        "versions": versions(*LIBRARIES),
+    }
+
+
+@cache
+def _written_out(templates: tuple[str, ...]) -> tuple[str, ...]:
+    if templates != (OPENAI_IMAGENET,):
+        return templates
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)

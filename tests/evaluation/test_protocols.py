@@ -1,0 +1,147 @@
+"""Named protocols: what each fixes, and numbers that equal the script that it is called after."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_cloc.canvas import CanvasConfig
+from open_cloc.cli.main import main
+from open_cloc.data.readers import open_reader
+from open_cloc.errors import UserError
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.protocols import PROTOCOLS
+from open_cloc.evaluation.run import evaluate
+from open_cloc.model.cloc import CLOC
+from tests.evaluation.tiny_data import NAMES, Samples
+
+TASK = "zeroshot_region_classification"
+
+
+class Seen:
+    """A method of random features, coarse enough that classes tie; it remembers the texts."""
+
+    canvas = CanvasConfig(image_size=(16, 16))
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.draw = np.random.default_rng(0)
+
+    def describe(self) -> dict[str, Any]:
+        return {"method": "seen", "model": "none", "pretrained": ""}
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        self.texts += texts
+        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=6) for text in texts]
+        return F.normalize(torch.tensor(np.array(rows), dtype=torch.float32), dim=-1)
+
+    def embed_images(self, batch: Any) -> Tensor:
+        return self._rows(len(batch.samples))
+
+    def embed_regions(self, batch: Any, boxes: Sequence[np.ndarray]) -> Tensor:
+        return self._rows(sum(map(len, boxes)))
+
+    def _rows(self, count: int) -> Tensor:
+        return F.normalize(torch.tensor(self.draw.normal(size=(count, 6)), dtype=torch.float32), dim=-1)
+
+
+def test_fgclip_is_ten_lines_of_its_script(samples: Samples) -> None:
+    """80 templates, lower-cased once written out; normalise, mean, normalise; top 1 over boxes."""
+    samples.class_names = NAMES
+    method = Seen()
+    result = evaluate(method, samples, TASK, EvaluationConfig(protocol="fgclip"))
+    again = Seen()
+    boxes = F.normalize(
+        torch.cat([again.embed_regions(None, [np.zeros((len(s.regions), 4))]) for s in samples]), dim=-1
+    )
+    classes = []
+    for name in NAMES:
+        texts = [template(name.lower()).lower() for template in OPENAI_IMAGENET_TEMPLATES]
+        features = again.embed_texts(texts)
+        features = features / features.norm(dim=-1, keepdim=True)
+        mean = features.mean(0)
+        classes.append(mean / mean.norm())
+    logits = boxes @ torch.stack(classes).T
+    names = [name.lower() for name in NAMES]
+    targets = torch.tensor([names.index(r.text.lower()) for s in samples for r in s.regions])
+    assert result["metrics"]["acc1"] == pytest.approx((logits.argmax(1) == targets).float().mean().item())
+    top5 = (logits.topk(5, dim=1).indices == targets[:, None]).any(1).float().mean().item()
+    assert result["metrics"]["acc5"] == pytest.approx(top5)
+    assert len(set(method.texts)) == 80 * len(NAMES)
+    assert all(text == text.lower() for text in method.texts)
+    assert result["protocol"]["name"] == "fgclip"
+    assert result["protocol"]["rules"]["source"].startswith("FG-CLIP")
+
+
+def test_names_are_bare_in_the_papers_protocol(model: CLOC, samples: Samples) -> None:
+    samples.class_names = NAMES
+    plain = evaluate(model, samples, TASK)
+    named = evaluate(model, samples, TASK, EvaluationConfig(protocol="cloc"))
+    assert named["metrics"] == plain["metrics"]
+    assert (named["protocol"]["name"], plain["protocol"]["name"]) == ("cloc", "")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_each_protocol_runs_the_tasks_that_it_is_for(model: CLOC, samples: Samples, name: str) -> None:
+    for task, metric in PROTOCOLS[name].metrics.items():
+        result = evaluate(model, samples, task, EvaluationConfig(protocol=name))
+        assert metric in result["metrics"]
+        json.dumps(result)
+
+
+def test_a_protocol_is_not_for_every_task(model: CLOC, samples: Samples) -> None:
+    with pytest.raises(UserError, match="fgclip is for zeroshot_region_classification; for grounding there"):
+        evaluate(model, samples, "grounding", EvaluationConfig(protocol="fgclip"), method="ranked")
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Path:
+    """Two pictures, three boxes, one of a crowd."""
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / f"{name}.jpg")
+    annotations = [
+        {"id": n, "image_id": 1 + n % 2, "category_id": 1 + n % 2, "bbox": [1, 2, 10, 12], "iscrowd": crowd}
+        for n, crowd in enumerate((0, 1, 0))
+    ]
+    document = {
+        "images": [{"id": n, "file_name": f"{name}.jpg"} for n, name in ((1, "a"), (2, "b"))],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    return tmp_path / "instances.json"
+
+
+def test_crowds_count_where_the_script_counts_them(crowded: Path) -> None:
+    plain, with_crowds = f"coco:{crowded}", f"coco:{crowded},crowds=true"
+    assert sum(len(sample.regions) for sample in open_reader(plain)) == 2
+    assert sum(len(sample.regions) for sample in open_reader(with_crowds)) == 3
+    fgclip, paper = EvaluationConfig(protocol="fgclip"), EvaluationConfig(protocol="cloc")
+    counted = evaluate(Seen(), with_crowds, TASK, fgclip)
+    assert counted["protocol"]["num_regions"] == 3
+    left = evaluate(Seen(), plain, TASK, paper)
+    assert left["protocol"]["num_regions"] == 2
+    assert left["protocol"]["left_out_by_reader"] == {"crowd annotations": 1}
+    with pytest.raises(UserError, match="protocol fgclip counts crowds: open the data with ,crowds=true"):
+        evaluate(Seen(), plain, TASK, fgclip)
+    with pytest.raises(UserError, match="protocol cloc leaves out crowds: open the data with ,crowds=false"):
+        evaluate(Seen(), with_crowds, TASK, paper)
+    assert evaluate(Seen(), with_crowds, TASK)["protocol"]["num_regions"] == 3
+
+
+def test_the_command_knows_protocols(crowded: Path, tmp_path: Path, capsys: Any) -> None:
+    argv = ["eval", TASK, "--data", f"coco:{crowded}", "--weights", "w", "--protocol"]
+    assert main([*argv, "fgclp"]) == 2
+    assert "did you mean" in capsys.readouterr().err
