@@ -15,7 +15,7 @@ from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.evaluation.checked import checked
 from open_cloc.evaluation.compare import written_draws
-from open_cloc.evaluation.method import Method, Weights, cleaning_of
+from open_cloc.evaluation.method import Method, Weights
 from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import check_fit, common_protocol
@@ -68,23 +68,21 @@ def evaluate(
         open_cloc.evaluate("runs/x/model", "coco:val.json", "zeroshot_region_classification")
 
     Args:
-        model: A CLOC model, which is left in the mode, training or not, in which it came; the folder or hub
-            id of one; a method that is open already; or None for a method that brings its own model.
-        dataset: A data set, or FORMAT:PATH of one. Every sample and every region of it counts, or the run
-            fails.
+        model: A CLOC model, whose mode is left as it is; the folder or hub id of one; an open method; or None
+            for a method that brings its own model.
+        dataset: A data set, or FORMAT:PATH of one. Every sample and region of it counts, or the run fails.
         task: A key of `TASKS`, or `package.module:Name`; hyphens will do.
         config: How to measure.
         method: How regions are embedded: `NAME[:WHAT][,option=value...]`, NAME a key of `METHODS` or
             `package.module:Name`; `prompter` unless told.
         device: Where weights are loaded to; None takes a GPU if there is one.
         dataset_name: For the result, such as `coco:val2017`; the data set's own FORMAT:PATH unless told.
-        pretrained: For the result: where the weights come from, if the method does not know it.
-        language: For the result: the language of the data set's texts.
+        pretrained: For the result: the weights' place, if the method does not know it.
+        language: For the result: that of the data set's texts.
         draws: Add what `compare` needs: each metric on 1,000 other draws of the images, as base64 of float32.
 
     Returns:
-        `dataset`, `model`, `pretrained`, `task`, `metrics`, `intervals` (lower and upper end of each metric),
-        `language` and `protocol`; plain JSON types.
+        CLIP_benchmark's keys, `intervals` (lower and upper end of each metric) and `protocol`; plain JSON.
 
     Raises:
         UserError: On an unknown task or method, a sample that cannot be used, or a feature that is not finite
@@ -96,13 +94,12 @@ def evaluate(
     check_method(method, task_name(task))
     data, named = _as_data(dataset, dataset_name)
     check_fit(config.rules, task_name(task), data)
-    opened = _as_method(model, method, config, device)
+    opened = checked(_as_method(model, method, config, device))
     with _eval_mode(model), torch.inference_mode():
-        looked_at = checked(opened)
-        result = run_task(looked_at, data, config)
+        result = run_task(opened, data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
-    common = common_protocol(config.rules, described, cleaning_of(opened), data, config.batch_size)
+    common = common_protocol(config.rules, described, opened.cleaning, data, config.batch_size)
     made = {
         "dataset": named,
         "model": name,
@@ -110,7 +107,7 @@ def evaluate(
         "task": task_name(task),
         **_numbers(result, draws),
         "language": language,
-        "protocol": common | {"images": looked_at.images_digest} | result.protocol,
+        "protocol": common | {"images": opened.images_digest} | result.protocol,
     }
     return hide_secrets(made)
 
