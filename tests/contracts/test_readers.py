@@ -16,7 +16,18 @@ from open_cloc.data.shards.read import ShardDataset
 from open_cloc.data.shards.write import write_shards
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionSample
-from tests.data.readers.made import coco_document, pictures, write_coco, write_lvis, write_table, write_yolo
+from tests.data.readers.made import (
+    coco_document,
+    pictures,
+    write_coco,
+    write_fg_ovd,
+    write_flickr30k,
+    write_genome,
+    write_lvis,
+    write_reclip,
+    write_table,
+    write_yolo,
+)
 
 
 def _coco(folder: Path) -> str:
@@ -57,6 +68,10 @@ FIXTURES: dict[str, Callable[[Path], str]] = {
     "shards": _shards,
     "folder": _folder,
     "table": _table,
+    "visual_genome": lambda folder: str(write_genome(folder)),
+    "flickr30k": lambda folder: str(write_flickr30k(folder)),
+    "reclip": lambda folder: str(write_reclip(folder)),
+    "fg_ovd": lambda folder: str(write_fg_ovd(folder)),
     "scenes": lambda folder: "val",
 }
 

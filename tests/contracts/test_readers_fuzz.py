@@ -11,8 +11,10 @@ import io
 import json
 import math
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,22 @@ from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.check import check_dataset
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
-from tests.data.readers.made import coco_document, encoded, lvis_document, pictures, write_coco, write_lvis
+from tests.data.readers.made import (
+    ENTITIES,
+    SENTENCES,
+    coco_document,
+    encoded,
+    fg_ovd_lines,
+    lvis_document,
+    picture_of,
+    pictures,
+    reclip_lines,
+    write_coco,
+    write_fg_ovd,
+    write_genome,
+    write_lvis,
+    write_reclip,
+)
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 DEEP = "a list in a list in a list"  # stands for what no encoder writes
@@ -184,6 +201,36 @@ def _shards(folder: Path, document: Any) -> str:
     return f"shards:{folder}"
 
 
+def _genome(folder: Path, document: Any, name: str) -> str:
+    (folder / name).write_bytes(as_json(document))
+    return f"visual_genome:{folder / name}"
+
+
+def _flickr30k(folder: Path, document: Any) -> str:
+    """Each picture's two files; what is no text is written as it prints."""
+    for part in ("Sentences", "Annotations"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+        (folder / part).mkdir()
+    for name, files in document.items() if isinstance(document, dict) else ():
+        if name in ("1", "2") and isinstance(files, list):
+            for part, suffix, content in zip(("Sentences", "Annotations"), ("txt", "xml"), files):
+                text = content if isinstance(content, str) else repr(content)[:1000]
+                (folder / part / f"{name}.{suffix}").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return f"flickr30k:{folder}"
+
+
+def _reclip(folder: Path, document: Any) -> str:
+    rows = document if isinstance(document, list) else [document]
+    (folder / "refcoco_val.jsonl").write_bytes(b"\n".join(map(as_json, rows)))
+    return f"reclip:{folder / 'refcoco_val.jsonl'}"
+
+
+def _fg_ovd(folder: Path, document: Any) -> str:
+    rows = document if isinstance(document, list) else [document]
+    (folder / "1_attributes.jsonl").write_bytes(b"\n".join(map(as_json, rows)))
+    return f"fg_ovd:{folder / '1_attributes.jsonl'}"
+
+
 REGION = {"box": [0.1, 0.1, 0.5, 0.5], "text": "mug", "score": 0.5, "source": "me", "span": [0, 5]}
 SAMPLE = {
     "caption": "a red mug",
@@ -218,6 +265,11 @@ YOLO = {
     "nc": 2,
     "lines": [[0, 0.5, 0.5, 0.2, 0.2], [1, 0.5, 0.5, 1, 1, 0.5], [0, 0.1, 0.1, 0.5, 0.1, 0.5, 0.5]],
 }
+RECLIP = [line | {"image_id": number} for number, line in enumerate(reclip_lines())]
+_REGION = {"region_id": 1382, "width": 20, "height": 10, "image_id": 1, "x": 10, "y": 5, "phrase": "a mug"}
+GENOME = [{"id": 1, "regions": [_REGION]}, {"id": 2, "regions": [_REGION | {"image_id": 2}]}]
+_OBJECT = {"object_id": 5, "x": 10, "y": 5, "w": 20, "h": 10, "names": ["clock", "watch"]}
+GENOME_OBJECTS = [{"image_id": number, "objects": [_OBJECT]} for number in (1, 2)]
 SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "coco": (coco_document(), _coco),
     "captions": (CAPTIONS, _captions),
@@ -229,6 +281,11 @@ SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "parquet": (ROWS, _parquet),
     "folder": ({"a": SAMPLE, "rows": [{"file_name": "b.png", "text": ["b"], "n": 3}]}, _folder),
     "shards": (SAMPLE, _shards),
+    "genome_regions": (GENOME, partial(_genome, name="region_descriptions.json")),
+    "genome_objects": (GENOME_OBJECTS, partial(_genome, name="objects.json")),
+    "flickr30k": ({"1": [SENTENCES, ENTITIES], "2": [SENTENCES, ENTITIES]}, _flickr30k),
+    "fg_ovd": (fg_ovd_lines(), _fg_ovd),
+    "reclip": (RECLIP, _reclip),
 }
 
 
@@ -241,6 +298,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             write_coco(folder, coco_document())
         elif form == "lvis":
             write_lvis(folder)
+        elif form.startswith("genome"):
+            write_genome(folder)
+        elif form == "flickr30k":
+            for name in ("1", "2"):
+                picture_of(folder, f"flickr30k-images/{name}.jpg")
+        elif form == "fg_ovd":
+            write_fg_ovd(folder)
+        elif form == "reclip":
+            write_reclip(folder)
         elif form != "shards":
             pictures(folder / "images" if form == "yolo" else folder, "a.png", "b.png")
     return made

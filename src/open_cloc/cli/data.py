@@ -56,7 +56,7 @@ def convert(
     """
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"--max-bad-fraction must be in [0, 1]; got {max_bad_fraction}")
-    dataset = open_source(source)
+    dataset = open_source(source, converting=True)
     tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out")
     with _progress(len(dataset), "images") as bar:
         count, causes = convert_dataset(
@@ -129,12 +129,12 @@ def main(argv: Sequence[str]) -> int:
     return parse_command(commands, argv, "open-cloc data", __doc__ or "")()
 
 
-def open_source(text: str) -> SampleDataset:
-    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for."""
+def open_source(text: str, converting: bool = False) -> SampleDataset:
+    """Open a bare path or FORMAT:PATH, saying what a bare path was taken for; see `open_reader`."""
     spec = guess_spec(text)
     if spec != text:
         say(f"reading {text} as {spec.partition(':')[0]}", to_errors=True)
-    return open_reader(spec)
+    return open_reader(spec, converting)
 
 
 def _left_out(causes: Counter[str]) -> str:

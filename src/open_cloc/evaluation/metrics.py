@@ -16,7 +16,9 @@ from open_cloc.evaluation.intervals import Estimate, mean_over, mean_over_classe
 
 SCORES_AT_ONCE = 2**24
 
-TIES = "in random order: the expected recall"  # for protocols
+# What a protocol says of entries that are exactly as near.
+TIES = "in random order: the expected recall"
+TIES_SHARE = "the mean of those that tie"
 
 
 def require_finite(features: Tensor, what: str) -> None:

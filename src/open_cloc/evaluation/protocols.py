@@ -32,6 +32,7 @@ class Protocol:
         crowds: Boxes that COCO calls crowds are counted as well.
         duplicates: How region retrieval reads texts that repeat; see `EvaluationConfig`.
         recall_k: The K of recall@K; empty takes the task's own.
+        candidates: Among which boxes an expression chooses: the `annotated` ones, or `detected` ones.
         ties: What a right answer counts among others that are exactly as near: its `share`, or a `hit`.
         skips: What the script leaves out without a word, and we do not.
     """
@@ -44,6 +45,7 @@ class Protocol:
     crowds: bool = False
     duplicates: Duplicates = "own"
     recall_k: tuple[int, ...] = ()
+    candidates: Literal["annotated", "detected"] = "annotated"
     ties: Literal["share", "hit"] = "share"
     skips: str = ""
 
@@ -73,6 +75,26 @@ PROTOCOLS = {
             lower_case=True,
             crowds=True,
             skips="boxes on which the script raises, and pictures that are not in its one folder",
+        ),
+        Protocol(
+            "fgclip-fgovd",
+            "FG-CLIP, fgovd_bbox_roi.py: one sentence against ten; the first has to be the maximum",
+            {"fine_grained": "acc1"},
+            lower_case=True,
+            ties="hit",
+        ),
+        Protocol(
+            "reclip-gt",
+            "ReCLIP (arXiv 2204.05991), main.py: every sentence, IoU above 0.5, among all annotated boxes",
+            {"referring": "acc@0.5"},
+            lower_case=True,
+        ),
+        Protocol(
+            "reclip-det",
+            "the same among MAttNet's detections; a picture without one has itself",
+            {"referring": "acc@0.5"},
+            lower_case=True,
+            candidates="detected",
         ),
         Protocol(
             "clip",

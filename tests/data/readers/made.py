@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,141 @@ def write_lvis(folder: Path) -> Path:
     path = folder / "lvis_v1_val.json"
     path.write_text(json.dumps(lvis_document()))
     return path
+
+
+def picture_of(folder: Path, name: str, size: tuple[int, int] = (100, 50)) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (40, 80, 120)).save(path)
+
+
+def write_genome(folder: Path, kind: str = "regions") -> Path:
+    """Two pictures, one in each of Visual Genome's folders, as its two files have them."""
+    picture_of(folder, "VG_100K/1.jpg")
+    picture_of(folder, "VG_100K_2/2.jpg")
+    if kind == "regions":
+        region = {"region_id": 1382, "width": 20, "height": 10, "image_id": 1, "x": 10, "y": 5}
+        document = [
+            {"id": 1, "regions": [region | {"phrase": "the clock is green in colour"}]},
+            {"id": 2, "regions": [region | {"region_id": 9, "image_id": 2, "phrase": "a red mug"}]},
+        ]
+        path = folder / "region_descriptions.json"
+    else:
+        thing = {"object_id": 5, "x": 10, "y": 5, "w": 20, "h": 10, "synsets": ["clock.n.01"]}
+        document = [
+            {"image_id": 1, "objects": [thing | {"names": ["clock"]}], "image_url": "https://x/1.jpg"},
+            {"image_id": 2, "objects": [thing | {"names": ["mug", "cup"]}], "image_url": "https://x/2.jpg"},
+        ]
+        path = folder / "objects.json"
+    path.write_text(json.dumps(document))
+    sizes = [{"image_id": number, "width": 100, "height": 50} for number in (1, 2)]
+    (folder / "image_data.json").write_text(json.dumps(sizes))
+    return path
+
+
+SENTENCES = """\
+[/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] look at [/EN#3/bodyparts their hands] .
+[/EN#1/people Two men] stand in [/EN#4/scene a yard] near [/EN#0/notvisual it] .
+"""
+ENTITIES = """<annotation><filename>1000092795.jpg</filename>
+<size><width>100</width><height>50</height><depth>3</depth></size>
+<object><name>1</name><bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>15</ymax></bndbox></object>
+<object><name>1</name><name>2</name>
+<bndbox><xmin>50</xmin><ymin>25</ymin><xmax>100</xmax><ymax>50</ymax></bndbox></object>
+<object><name>4</name><scene>1</scene><nobndbox>0</nobndbox></object>
+</annotation>"""
+
+
+def write_flickr30k(folder: Path) -> Path:
+    """One picture in the form of Flickr30k Entities."""
+    for part, name, content in (
+        ("Sentences", "1000092795.txt", SENTENCES),
+        ("Annotations", "1000092795.xml", ENTITIES),
+    ):
+        (folder / part).mkdir()
+        (folder / part / name).write_text(content)
+    picture_of(folder, "flickr30k-images/1000092795.jpg")
+    return folder
+
+
+def fg_ovd_lines() -> list[dict[str, Any]]:
+    """Two boxes of one picture and one of another, each with ten sentences that are wrong."""
+    common = {"width": 100, "height": 50, "category_id": 11, "test_type": "3_attributes"}
+    return [
+        common
+        | {
+            "img_path": f"val2017/{name}.jpg",
+            "bbox": [10.0, 5.0, 20.0, 10.0],
+            "pos_expression": [f"A black plastic telephone {number}"],
+            "neg_expression": [f"A white plastic telephone {number} {wrong}" for wrong in range(10)],
+            "image_id": image,
+        }
+        for number, (name, image) in enumerate(
+            (("000000056288", 56288), ("000000000009", 9), ("000000056288", 56288))
+        )
+    ]
+
+
+def write_fg_ovd(folder: Path) -> Path:
+    for name in ("000000056288", "000000000009"):
+        picture_of(folder, f"coco/val2017/{name}.jpg")
+    path = folder / "1_attributes.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in fg_ovd_lines()))
+    return path
+
+
+def reclip_lines() -> list[dict[str, Any]]:
+    """Two references of one picture, the second to both of its boxes, in ReCLIP's form."""
+    anns = [{"id": 1719310, "bbox": [10, 5, 20, 10]}, {"id": 2, "bbox": [50, 25, 50, 25]}]
+    common = {"image_id": 581857, "anns": anns}
+    return [
+        common
+        | {
+            "file_name": "COCO_train2014_000000581857_16.jpg",
+            "ann_id": 1719310,
+            "sentences": [{"raw": "the lady with the blue shirt"}, {"raw": "Lady"}],
+        },
+        common
+        | {
+            "file_name": "COCO_train2014_000000581857_17.jpg",
+            "ann_id": ["1719310", 2],
+            "sentences": [{"raw": "both"}],
+        },
+    ]
+
+
+def write_reclip(folder: Path) -> Path:
+    picture_of(folder, "train2014/COCO_train2014_000000581857.jpg")
+    path = folder / "refcoco_val.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in reclip_lines()))
+    return path
+
+
+def write_refcoco(folder: Path, protocol: int = 2) -> Path:
+    """Three references of two pictures as RefCOCO's pickle has them, with COCO's boxes beside it."""
+    sentence = {"tokens": ["the", "lady"], "raw": "the lady", "sent_id": 0, "sent": "the lady"}
+    common = {"sent_ids": [0], "category_id": 1, "sentences": [sentence]}
+    references = [
+        common | {"ann_id": 1719310, "ref_id": 0, "image_id": 581857, "split": "val"},
+        common | {"ann_id": 2, "ref_id": 1, "image_id": 581857, "split": "val"},
+        common | {"ann_id": 7, "ref_id": 2, "image_id": 9, "split": "testA"},
+    ]
+    for reference in references:
+        reference["file_name"] = f"COCO_train2014_{reference['image_id']:012d}_{reference['ref_id']}.jpg"
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(references, protocol))
+    images = [
+        {"id": number, "file_name": f"COCO_train2014_{number:012d}.jpg", "width": 100, "height": 50}
+        for number in (581857, 9, 10)
+    ]
+    annotations = [
+        {"id": 1719310, "image_id": 581857, "category_id": 1, "bbox": [10, 5, 20, 10]},
+        {"id": 2, "image_id": 581857, "category_id": 1, "bbox": [50, 25, 50, 25]},
+        {"id": 3, "image_id": 581857, "category_id": 2, "bbox": [0, 0, 50, 25]},
+        {"id": 7, "image_id": 9, "category_id": 1, "bbox": [0, 0, 50, 25]},
+    ]
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(document))
+    for image in images:
+        picture_of(folder, f"train2014/{image['file_name']}")
+    return folder

@@ -35,7 +35,7 @@ def test_readers_from_outside_the_package() -> None:
     [
         (
             "ark:data",
-            "'ark:data' is neither an existing path nor FORMAT:PATH (FORMAT: coco, lvis, yolo, shards",
+            "'ark:data' is neither an existing path nor FORMAT:PATH (FORMAT: coco, lvis, yolo",
         ),
         ("coco", "'coco' is neither an existing path nor FORMAT:PATH"),
         ("coco:x,folder=y", "unknown option 'folder' in 'coco:x,folder=y'; expected one of images, captions"),

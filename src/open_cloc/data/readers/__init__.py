@@ -26,17 +26,24 @@ READERS = {
     "coco": "open_cloc.data.readers.coco:open_coco",
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
     "yolo": "open_cloc.data.readers.yolo:open_yolo",
+    "visual_genome": "open_cloc.data.readers.visual_genome:open_visual_genome",
+    "flickr30k": "open_cloc.data.readers.flickr30k:open_flickr30k",
+    "fg_ovd": "open_cloc.data.readers.fg_ovd:open_fg_ovd",
+    "reclip": "open_cloc.data.readers.referring:open_reclip",
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
     "table": "open_cloc.data.readers.table:open_table",
 }
+# The same for what is opened only to be converted: pickles, which nothing else reads.
+CONVERTED = {"refcoco": "open_cloc.data.readers.refcoco:open_refcoco"}
 # Names of folders that are no parts of one data set, in small letters.
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+TABLE = "table"
 LAST = "folder"  # asked when no other format is recognised: their folders hold pictures as well
 
 
-def open_reader(spec: str) -> SampleDataset:
+def open_reader(spec: str, converting: bool = False) -> SampleDataset:
     """Open a dataset by `FORMAT:PATH[,name=value...]`.
 
     Args:
@@ -44,14 +51,19 @@ def open_reader(spec: str) -> SampleDataset:
             options and returns a `SampleDataset`; a path alone is taken for what `guess_spec` finds there.
             Options become what the callable's annotations say. With `exif=apply`, which every format has,
             pictures are turned as their EXIF orientation asks, and nothing else is.
+        converting: Open what is only converted, too.
 
     Raises:
-        UserError: On an unknown format or option, or files that are not of that format.
+        UserError: On an unknown format or option, files that are not of that format, or a format that has to
+            be converted first.
         MissingFileError: If the path does not exist.
     """
-    kind, path, options = parse_spec(guess_spec(spec), READERS)
+    readers = READERS | CONVERTED
+    kind, path, options = parse_spec(guess_spec(spec), readers)
+    if kind in CONVERTED and not converting:
+        raise UserError(f"{kind} is a pickle: make shards of it by open-cloc data convert {spec} FOLDER")
     turn = exif_option(options.pop("exif", "keep"), spec)
-    dataset = call_with_options(lookup(READERS, kind, "reader"), path, options=options, where=spec)
+    dataset = call_with_options(lookup(readers, kind, "reader"), path, options=options, where=spec)
     return Upright(dataset) if turn else dataset
 
 
@@ -62,7 +74,7 @@ def guess_spec(text: str) -> str:
         MissingFileError: If the text is neither a spec nor an existing path.
         UserError: If nothing there is recognised, or several formats are.
     """
-    if re.match(rf"({'|'.join(READERS)}):.|[A-Za-z_][\w.]*:[A-Za-z_]\w*:.", text):
+    if re.match(rf"({'|'.join((*READERS, *CONVERTED))}):.|[A-Za-z_][\w.]*:[A-Za-z_]\w*:.", text):
         return text
     bare = parse_spec(text, {})
     path = f"{bare.kind}:{bare.what}" if bare.what else bare.kind
@@ -87,7 +99,9 @@ def guess_spec(text: str) -> str:
 
 def _formats(path: str) -> list[str]:
     """The formats of what lies at a path; a folder of pictures is none."""
-    return [name for name in READERS if name != LAST and _recogniser(name)(path)]
+    found = [name for name in READERS if name != LAST and _recogniser(name)(path)]
+    # A file that is of a certain data set is often a table as well.
+    return [name for name in found if name != TABLE] if len(found) > 1 else found
 
 
 def _data_sets_below(folder: Path) -> list[str]:

@@ -13,6 +13,8 @@ TASKS = {
     "zeroshot_retrieval": "open_cloc.evaluation.tasks.images:zeroshot_retrieval",
     "zeroshot_region_classification": "open_cloc.evaluation.tasks.regions:zeroshot_region_classification",
     "region_retrieval": "open_cloc.evaluation.tasks.regions:region_retrieval",
+    "fine_grained": "open_cloc.evaluation.tasks.fine_grained:fine_grained",
+    "referring": "open_cloc.evaluation.tasks.referring:referring",
     "grounding": "open_cloc.evaluation.tasks.grounding:grounding",
     "prompt_gain": "open_cloc.evaluation.tasks.prompt_gain:prompt_gain",
     "region_health": "open_cloc.evaluation.tasks.health:region_health",

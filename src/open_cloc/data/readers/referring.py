@@ -1,0 +1,183 @@
+"""Referring expressions: ReCLIP's JSON lines, and what they have in common with RefCOCO's own files.
+
+A sample is a picture with all of its annotated boxes, the candidates. An expression is a text of the box that
+it means, of the role `referring`; its source names the reference, as one expression may mean several boxes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from open_cloc.data.annotations import Problem, RawRegion
+from open_cloc.data.fields import FieldError, as_box, as_id, as_text, field_of, shown
+from open_cloc.data.readers.files import is_regular
+from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import parse_json, read_bytes, read_json
+from open_cloc.samples import Text
+
+REFERRING = "referring"  # role of an expression
+DETECTED = "detection"  # source of a candidate that a detector gave
+NAMELESS = "object"  # a candidate's text where nothing names it
+FOLDERS = ("train2014", "images", "images/train2014", "coco/train2014")
+HEAD = 2**16
+FORM = (re.compile(rb'"ann_id"\s*:'), re.compile(rb'"anns"\s*:'), re.compile(rb'"sentences"\s*:'))
+# `..._000000581857_16.jpg` is the first picture's name with the number of a reference behind it.
+NUMBERED = re.compile(r"_\d+(?=\.jpe?g$)", re.IGNORECASE)
+
+
+class Reference(NamedTuple):
+    """What expressions mean.
+
+    Attributes:
+        name: Of the reference, unlike all others.
+        boxes: Ids of the boxes.
+        expressions: Each counts by itself.
+    """
+
+    name: str
+    boxes: Sequence[str]
+    expressions: Sequence[str]
+
+
+def recognises(text: str) -> bool:
+    """Whether this is a file of ReCLIP's JSON lines."""
+    path = Path(text)
+    if path.suffix.lower() != ".jsonl" or not is_regular(path):
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    return all(pattern.search(head) for pattern in FORM)
+
+
+def open_reclip(
+    path: str, images: Path | None = None, detections: Path | None = None, outside: bool = False
+) -> PackedDataset:
+    """Open a split of RefCOCO as ReCLIP's scripts have it, such as `refcoco_val.jsonl`.
+
+    Args:
+        path: The file.
+        images: Folder of COCO's train2014; beside the file unless given.
+        detections: JSON of detected boxes by image id, such as `refcoco_dets_dict.json`: candidates beside
+            the annotated boxes, of the source `detection`.
+        outside: Allow pictures that do not lie in the data set's folder.
+
+    Raises:
+        MissingFileError: If a file or the pictures are missing.
+        UserError: If no line can be used, or the detections are no table.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFileError(f"no such annotation file: {path}")
+    problems: list[Problem] = []
+    found = _detections(detections)
+    entries = list(_entries(file, found, problems))
+    folders = picture_folders(file, images, *FOLDERS)
+    return PackedDataset(file, folders, entries, problems=problems, outside=outside)
+
+
+def _detections(path: Path | None) -> dict[str, list[RawRegion]] | None:
+    if path is None:
+        return None
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise UserError(f"detections must be a table of boxes by image id; got {shown(document)} ({path})")
+    try:
+        return {
+            name: [
+                RawRegion(as_box(box, "a detection"), NAMELESS, f"detection {row}", source=DETECTED)
+                for row, box in enumerate(boxes)
+            ]
+            for name, boxes in document.items()
+        }
+    except (FieldError, TypeError) as error:
+        raise UserError(f"detections must be lists of 4 numbers by image id: {error} ({path})") from None
+
+
+def _entries(
+    file: Path, detections: Mapping[str, list[RawRegion]] | None, problems: list[Problem]
+) -> Iterator[Entry]:
+    pictures: dict[str, tuple[str, dict[str, RawRegion], list[Reference]]] = {}
+    for number, line in enumerate(read_bytes(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            image, name, boxes, reference = _line(parse_json(line, f"{file}, line {number}"), number)
+        except UserError as error:
+            wrong = error if isinstance(error, FieldError) else FieldError(str(error))
+            problems.append(problem_in(wrong, f"line {number}", file))
+            continue
+        known = pictures.setdefault(image, (name, {}, []))
+        known[1].update(boxes)
+        known[2].append(reference)
+    for image, (name, boxes, references) in pictures.items():
+        own = with_expressions(boxes, references)
+        detected = [] if detections is None else detections.get(image, [])
+        metadata = {"image_id": int(image) if image.isdecimal() and len(image) < 19 else image}
+        yield Entry(name, [*own, *detected], (), None, metadata)
+
+
+def _line(entry: Any, number: int) -> tuple[str, str, dict[str, RawRegion], Reference]:
+    if not isinstance(entry, dict):
+        raise FieldError(f"must be an object; got {shown(entry)}")
+    name = NUMBERED.sub("", as_text(field_of(entry, "file_name"), "file_name"))
+    boxes = {}
+    for annotation in as_list(field_of(entry, "anns"), "anns"):
+        if not isinstance(annotation, dict):
+            raise FieldError(f"anns must be objects; got {shown(annotation)}")
+        own = as_id(field_of(annotation, "id"), "id")
+        box = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h]")
+        boxes[own] = RawRegion(box, NAMELESS, f"annotation {own}", source="reclip")
+    reference = reference_of(entry, f"line {number}")
+    lacking = [box for box in reference.boxes if box not in boxes]
+    if lacking:
+        raise FieldError(f"ann_id {lacking[0]} is none of its anns")
+    return as_id(field_of(entry, "image_id"), "image_id"), name, boxes, reference
+
+
+def reference_of(entry: Mapping[str, Any], name: str) -> Reference:
+    """A reference's boxes and expressions, of the fields that all of these formats share.
+
+    Raises:
+        FieldError: If a field is missing or of another type.
+    """
+    value = field_of(entry, "ann_id")
+    boxes = [as_id(each, "ann_id") for each in (value if isinstance(value, list) else [value])]
+    expressions = []
+    for sentence in as_list(field_of(entry, "sentences"), "sentences"):
+        if not isinstance(sentence, dict):
+            raise FieldError(f"sentences must be objects; got {shown(sentence)}")
+        expressions.append(as_text(field_of(sentence, "raw"), "raw").strip())
+    if not expressions or not boxes:
+        raise FieldError("a reference needs a box and a sentence")
+    return Reference(name, boxes, expressions)
+
+
+def as_list(value: Any, name: str) -> list[Any]:
+    """A list.
+
+    Raises:
+        FieldError: If it is none.
+    """
+    if not isinstance(value, list):
+        raise FieldError(f"{name} must be a list; got {shown(value)}")
+    return value
+
+
+def with_expressions(boxes: Mapping[str, RawRegion], references: Iterable[Reference]) -> list[RawRegion]:
+    """All boxes of a picture, each with the expressions that mean it.
+
+    Args:
+        boxes: By their ids, without expressions.
+        references: Of boxes that are there.
+    """
+    texts: dict[str, list[Text]] = {name: [] for name in boxes}
+    for reference in references:
+        for number, expression in enumerate(reference.expressions):
+            for box in reference.boxes:
+                texts[box].append(Text(expression, REFERRING, f"{reference.name}, {number}"))
+    return [replace(region, texts=tuple(texts[name])) for name, region in boxes.items()]

@@ -1,0 +1,157 @@
+"""Visual Genome: `region_descriptions.json` with phrases, or `objects.json` with names.
+
+Pictures are `ID.jpg` in `VG_100K` and `VG_100K_2`. The two files name a box's sides differently: `width` and
+`height` in one, `w` and `h` in the other. Sizes of pictures stand in `image_data.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from open_cloc.data.annotations import Problem, RawRegion
+from open_cloc.data.fields import FieldError, as_box, as_id, as_side, as_text, field_of, shown
+from open_cloc.data.readers.files import is_regular
+from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import read_json
+
+REGIONS, OBJECTS, SIZES = "region_descriptions.json", "objects.json", "image_data.json"
+FOLDERS = ("VG_100K", "VG_100K_2", "images")
+SOURCE = "visual_genome"
+HEAD = 2**16
+FORM = re.compile(rb'"(regions|objects)"\s*:')
+PART = re.compile(rb'"(region_id|object_id)"\s*:')
+
+
+def recognises(text: str) -> bool:
+    """Whether this is one of Visual Genome's two files, or a folder that holds one."""
+    path = Path(text)
+    if path.is_dir():
+        return any(_is_genome(path / name) for name in (REGIONS, OBJECTS))
+    return path.suffix.lower() == ".json" and _is_genome(path)
+
+
+def _is_genome(file: Path) -> bool:
+    if not is_regular(file):
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(HEAD)
+    return FORM.search(head) is not None and PART.search(head) is not None
+
+
+def open_visual_genome(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:
+    """Open regions or objects of Visual Genome.
+
+    Args:
+        path: One of the two files, or a folder that holds one of them.
+        images: Folder of the pictures, or of `VG_100K` and `VG_100K_2`; beside the file unless given.
+        outside: Allow pictures that do not lie in the data set's folder.
+
+    Raises:
+        MissingFileError: If a file or the pictures are missing.
+        UserError: If it is no such file, or the folder holds both.
+    """
+    file = _file_of(Path(path))
+    document = read_json(file)
+    if not isinstance(document, list):
+        raise UserError(f"Visual Genome's JSON is a list of pictures; got {shown(document)} ({file})")
+    sizes = _sizes_beside(file)
+    problems: list[Problem] = []
+    left_out: Counter[str] = Counter()
+    entries = list(_entries(document, file, sizes, problems, left_out))
+    folders = picture_folders(file, images, *FOLDERS)
+    return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
+
+
+def _file_of(path: Path) -> Path:
+    if not path.exists():
+        raise MissingFileError(f"no such annotation file or folder: {path}")
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (REGIONS, OBJECTS) if (path / name).is_file()]
+    if len(found) != 1:
+        raise UserError(
+            f"{path} must hold one of {REGIONS} and {OBJECTS}; it holds {len(found)}: give the file"
+        )
+    return found[0]
+
+
+def _sizes_beside(file: Path) -> dict[str, tuple[int, int]]:
+    """(height, width) of pictures by id, where the file that says it is there."""
+    beside = file.with_name(SIZES)
+    if not beside.is_file():
+        return {}
+    document = read_json(beside)
+    sizes = {}
+    for entry in document if isinstance(document, list) else ():
+        try:
+            name = as_id(entry.get("image_id", entry.get("id")), "image_id")
+            sizes[name] = as_side(entry.get("height"), "height"), as_side(entry.get("width"), "width")
+        except (FieldError, AttributeError):
+            continue  # the picture says it
+    return sizes
+
+
+def _entries(
+    document: list[Any],
+    file: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    problems: list[Problem],
+    left_out: Counter[str],
+) -> Iterator[Entry]:
+    seen: set[str] = set()
+    for position, picture in enumerate(document):
+        try:
+            if not isinstance(picture, dict):
+                raise FieldError(f"must be an object; got {shown(picture)}")
+            kind = "regions" if "regions" in picture else "objects"
+            parts = field_of(picture, kind)
+            if not isinstance(parts, list):
+                raise FieldError(f"{kind} must be a list; got {shown(parts)}")
+            name = _image_id(picture, parts)
+        except FieldError as error:
+            problems.append(problem_in(error, f"picture at position {position}", file))
+            continue
+        if name in seen:
+            problems.append(Problem("repeated picture", f"image id {name} occurs twice ({file})"))
+            continue
+        seen.add(name)
+        own: list[Problem] = []
+        regions = []
+        for part in parts:
+            try:
+                regions.append(_region(part, left_out))
+            except FieldError as error:
+                own.append(problem_in(error, f"{kind[:-1]} of image {name}", file))
+        metadata = {"image_id": int(name) if name.isdecimal() and len(name) < 19 else name}
+        yield Entry(f"{name}.jpg", regions, (), sizes.get(name), metadata, own)
+
+
+def _image_id(picture: Mapping[str, Any], parts: list[Any]) -> str:
+    """`image_id`; the file of regions has `id`, and the parts say `image_id` too."""
+    value = picture.get("image_id", picture.get("id"))
+    if value is None and parts and isinstance(parts[0], dict):
+        value = parts[0].get("image_id")
+    return as_id(value, "image_id")
+
+
+def _region(part: Any, left_out: Counter[str]) -> RawRegion:
+    if not isinstance(part, dict):
+        raise FieldError(f"must be an object; got {shown(part)}")
+    is_object = "object_id" in part or "names" in part
+    sides = ("x", "y", "w", "h") if is_object else ("x", "y", "width", "height")
+    box = as_box([field_of(part, side) for side in sides], "x, y and sides")
+    number = part.get("object_id" if is_object else "region_id", "without id")
+    where = f"{'object' if is_object else 'region'} {number}"
+    if not is_object:
+        return RawRegion(box, as_text(field_of(part, "phrase"), "phrase").strip(), where, source=SOURCE)
+    names = field_of(part, "names")
+    if not isinstance(names, list) or not names:
+        raise FieldError(f"names must be a list of texts; got {shown(names)}")
+    if len(names) > 1:
+        left_out["further names of objects"] += len(names) - 1
+    return RawRegion(box, as_text(names[0], "names").strip(), where, source=SOURCE)

@@ -1,0 +1,148 @@
+"""RefCOCO in the forms that people have it in: which box each expression means."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from open_cloc.cli.main import main
+from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.readers.referring import REFERRING
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.evaluation.tasks.referring import expressions_of
+from open_cloc.samples import RegionSample
+from tests.data.readers.made import reclip_lines, samples, write_reclip, write_refcoco
+
+BOX, OTHER = (0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 1.0, 1.0)
+
+
+def meant(sample: RegionSample) -> dict[str, list[tuple[float, ...]]]:
+    """The boxes of each expression."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for region in sample.regions:
+        for text in region.texts:
+            assert text.role == REFERRING
+            found.setdefault(text.text, []).append(tuple(round(side, 6) for side in region.box))
+    return found
+
+
+def test_reclip(tmp_path: Path) -> None:
+    path = write_reclip(tmp_path)
+    dataset: Any = open_reader(f"reclip:{path}")
+    (sample,) = samples(dataset)
+    assert sample.image == tmp_path / "train2014" / "COCO_train2014_000000581857.jpg"
+    assert meant(sample) == {
+        "the lady with the blue shirt": [BOX],
+        "Lady": [BOX],
+        "both": [BOX, OTHER],
+    }
+    assert sample.metadata["image_id"] == 581857
+    assert guess_spec(str(path)) == f"reclip:{path}"
+
+
+def test_reclip_with_detections(tmp_path: Path) -> None:
+    path = write_reclip(tmp_path)
+    found = tmp_path / "refcoco_dets_dict.json"
+    found.write_text(json.dumps({"581857": [[10, 5, 20, 10]], "7": []}))
+    (sample,) = samples(open_reader(f"reclip:{path},detections={found}"))
+    assert [region.source for region in sample.regions] == ["reclip", "reclip", "detection"]
+    assert sample.regions[2].box == pytest.approx(BOX)
+    for odd in ("[]", '{"581857": [[1, 2, 3]]}', '{"581857": 7}'):
+        found.write_text(odd)
+        with pytest.raises(UserError, match="detections must be"):
+            open_reader(f"reclip:{path},detections={found}")
+
+
+def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    path = write_reclip(tmp_path)
+    line = reclip_lines()[0]
+    odd = [
+        line | {"ann_id": 5},
+        line | {"sentences": []},
+        line | {"anns": [{"id": 1}]},
+        line | {"sentences": [{"raw": " "}]},
+        line | {"file_name": None},
+        [],
+    ]
+    path.write_text("\n".join(map(json.dumps, [line, *odd])))
+    dataset: Any = open_reader(f"reclip:{path}")
+    assert len(dataset) == 1
+    assert [message.split(":")[0] for _, message in dataset.problems] == [f"line {n}" for n in range(2, 8)]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_refcoco_is_read_to_be_converted(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "refcoco").mkdir()
+    folder = write_refcoco(tmp_path / "refcoco", protocol)
+    spec = f"refcoco:{folder},split=val"
+    with pytest.raises(UserError, match="is a pickle: make shards of it by open-cloc data convert"):
+        open_reader(spec)
+    assert main(["data", "convert", spec, str(tmp_path / "shards")]) == 0
+    (sample,) = samples(open_reader(f"shards:{tmp_path / 'shards'}"))
+    assert [region.text for region in sample.regions] == ["person", "person", "dog"]
+    assert meant(sample) == {"the lady": [BOX, OTHER]}  # of two references, which stay apart:
+    assert [e.regions for e in expressions_of(sample, _AnyMethod(), _config())] == [[0], [1]]
+
+
+class _AnyMethod:
+    """Texts as they are."""
+
+
+def _config() -> Any:
+    from open_cloc.evaluation.options import EvaluationConfig
+
+    return EvaluationConfig()
+
+
+def test_refcoco_splits_and_files(tmp_path: Path) -> None:
+    folder = write_refcoco(tmp_path)
+    whole: Any = open_reader(f"refcoco:{folder}", converting=True)
+    assert len(whole) == 2
+    assert whole.left_out == {"pictures without a reference of the split": 1}
+    with pytest.raises(UserError, match=r"no split 'dev' in .*; it has testA, val"):
+        open_reader(f"refcoco:{folder},split=dev", converting=True)
+    (folder / "refs(google).p").write_bytes(b"")
+    with pytest.raises(UserError, match=r"must hold one refs\(\.\.\.\)\.p; it holds"):
+        open_reader(f"refcoco:{folder}", converting=True)
+    (folder / "instances.json").unlink()
+    with pytest.raises(MissingFileError, match=r"no instances\.json beside"):
+        open_reader(f"refcoco:{folder / 'refs(unc).p'}", converting=True)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch touched_by_a_pickle",)
+
+
+def test_refcoco_of_a_stranger_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder = write_refcoco(tmp_path)
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([Harmful()]))
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "convert", f"refcoco:{folder}", str(tmp_path / "out")]) == 2
+    assert "pickle would run code: instruction" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("touched*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"split": 7}, "split must be text"),
+        ({"ann_id": 99}, "no annotation 99"),
+        ({"image_id": 99}, "references name image 99"),
+        ({"sentences": [{"raw": 1}]}, "raw must be text"),
+    ],
+)
+def test_odd_references_are_problems(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    folder = write_refcoco(tmp_path)
+    references = pickle.loads((folder / "refs(unc).p").read_bytes())
+    references[0] |= change
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(references))
+    dataset: Any = open_reader(f"refcoco:{folder}", converting=True)
+    assert any(told in message for _, message in dataset.problems)

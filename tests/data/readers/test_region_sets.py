@@ -1,0 +1,161 @@
+"""Data sets of the field in their genuine form: where a known box lands, and what odd entries cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.errors import MissingFileError, SampleError, UserError
+from tests.data.readers.made import (
+    fg_ovd_lines,
+    picture_of,
+    samples,
+    write_fg_ovd,
+    write_flickr30k,
+    write_genome,
+)
+
+BOX = (0.1, 0.1, 0.3, 0.3)  # 10, 5 to 30, 15 of 100 x 50
+
+
+@pytest.mark.parametrize("kind", ["regions", "objects"])
+@pytest.mark.parametrize("sizes", [True, False])
+def test_visual_genome(tmp_path: Path, kind: str, sizes: bool) -> None:
+    path = write_genome(tmp_path, kind)
+    if not sizes:
+        (tmp_path / "image_data.json").unlink()
+    dataset: Any = open_reader(f"visual_genome:{path}")
+    first, second = samples(dataset)
+    assert first.image == tmp_path / "VG_100K" / "1.jpg"
+    assert second.image == tmp_path / "VG_100K_2" / "2.jpg"
+    assert first.regions[0].box == pytest.approx(BOX)
+    texts = {"regions": ("the clock is green in colour", "a red mug"), "objects": ("clock", "mug")}[kind]
+    assert (first.regions[0].text, second.regions[0].text) == texts
+    assert first.metadata["image_id"] == 1
+    assert dataset.left_out == ({} if kind == "regions" else {"further names of objects": 1})
+    assert guess_spec(str(tmp_path)) == f"visual_genome:{tmp_path}"
+
+
+def test_visual_genome_of_both_files_asks_for_one(tmp_path: Path) -> None:
+    write_genome(tmp_path)
+    write_genome(tmp_path, "objects")
+    with pytest.raises(UserError, match=r"must hold one of region_descriptions\.json and objects\.json"):
+        open_reader(f"visual_genome:{tmp_path}")
+
+
+def test_a_box_that_leaves_its_picture_is_named(tmp_path: Path) -> None:
+    path = write_genome(tmp_path)
+    document = json.loads(path.read_text())
+    document[1]["regions"][0] |= {"x": 95}
+    document[0]["regions"].append({"region_id": 7, "x": 1, "y": 2, "width": 3, "phrase": "no height"})
+    path.write_text(json.dumps(document))
+    dataset = open_reader(f"visual_genome:{path}")
+    with pytest.raises(SampleError, match=r"outside.*region 9"):
+        dataset[1]
+    with pytest.raises(SampleError, match="region of image 1: 'height' is missing"):
+        dataset[0]
+
+
+def test_flickr30k_entities(tmp_path: Path) -> None:
+    dataset: Any = open_reader(f"flickr30k:{write_flickr30k(tmp_path)}")
+    (sample,) = samples(dataset)
+    assert sample.image == tmp_path / "flickr30k-images" / "1000092795.jpg"
+    assert sample.captions == (
+        "Two young guys with shaggy hair look at their hands .",
+        "Two men stand in a yard near it .",
+    )
+    found = [(region.text, pytest.approx(region.box)) for region in sample.regions]
+    whole = (0.5, 0.5, 1.0, 1.0)
+    assert found == [
+        ("Two young guys", BOX),
+        ("Two young guys", whole),
+        ("shaggy hair", whole),
+        ("Two men", BOX),
+        ("Two men", whole),
+    ]
+    assert dataset.left_out == {"phrases without a box": 2, "phrases of nothing that can be seen": 1}
+
+
+def test_flickr30k_splits(tmp_path: Path) -> None:
+    folder = write_flickr30k(tmp_path)
+    (tmp_path / "test.txt").write_text("1000092795\n")
+    assert len(open_reader(f"flickr30k:{folder},split={tmp_path / 'test.txt'}")) == 1
+    (tmp_path / "test.txt").write_text("1000092795\n7\n")
+    with pytest.raises(UserError, match=r"names 1 of 2 pictures without sentences: \['7'\]"):
+        open_reader(f"flickr30k:{folder},split={tmp_path / 'test.txt'}")
+    with pytest.raises(MissingFileError, match="no such file of picture ids"):
+        open_reader(f"flickr30k:{folder},split={tmp_path / 'dev.txt'}")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("<annotation><object></annotation>", "is not XML"),
+        ('<!DOCTYPE x [<!ENTITY a "b">]><annotation>&a;</annotation>', "declares a document type"),
+        (
+            "<annotation><size><width>w</width><height>5</height></size></annotation>",
+            "width must be a number",
+        ),
+        ("", "is not XML"),
+    ],
+)
+def test_flickr30k_with_a_broken_picture(tmp_path: Path, content: str, told: str) -> None:
+    folder = write_flickr30k(tmp_path)
+    (folder / "Sentences" / "2.txt").write_text("[/EN#1/people A man] .\n")
+    (folder / "Annotations" / "2.xml").write_text(content)
+    picture_of(folder, "flickr30k-images/2.jpg")
+    dataset: Any = open_reader(f"flickr30k:{folder}")
+    assert len(dataset) == 1
+    ((cause, message),) = dataset.problems
+    assert cause == "broken entry"
+    assert told in message
+    assert "picture 2" in message
+
+
+def test_fg_ovd(tmp_path: Path) -> None:
+    dataset: Any = open_reader(f"fg_ovd:{write_fg_ovd(tmp_path)}")
+    first, second = samples(dataset)
+    assert first.image == tmp_path / "coco" / "val2017" / "000000056288.jpg"
+    assert [region.text for region in first.regions] == [
+        "A black plastic telephone 0",
+        "A black plastic telephone 2",
+    ]
+    assert first.regions[0].box == pytest.approx(BOX)
+    wrong = second.regions[0].texts
+    assert [text.text for text in wrong] == fg_ovd_lines()[1]["neg_expression"]
+    assert {text.role for text in wrong} == {"negative"}
+    assert first.metadata == {"image_id": 56288, "test_type": "3_attributes"}
+
+
+def test_fg_ovd_lines_that_cannot_be_used(tmp_path: Path) -> None:
+    path = write_fg_ovd(tmp_path)
+    lines = path.read_text().splitlines()
+    odd = [
+        "{",
+        "[]",
+        json.dumps(fg_ovd_lines()[0] | {"pos_expression": ["a", "b"]}),
+        json.dumps(fg_ovd_lines()[0] | {"neg_expression": [None]}),
+    ]
+    path.write_text("\n".join([*lines, *odd]))
+    dataset: Any = open_reader(f"fg_ovd:{path}")
+    assert len(dataset) == 2
+    assert [message.split(":")[0] for _, message in dataset.problems] == [f"line {n}" for n in (4, 5, 6, 7)]
+
+
+@pytest.mark.parametrize("kind", ["visual_genome", "flickr30k", "fg_ovd"])
+def test_pictures_that_are_nowhere(tmp_path: Path, kind: str) -> None:
+    write = {"visual_genome": write_genome, "flickr30k": write_flickr30k, "fg_ovd": write_fg_ovd}[kind]
+    path = write(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingFileError, match="give their folder as images=FOLDER"):
+        open_reader(f"{kind}:{path},images={tmp_path / 'empty'}")
+    with pytest.raises(MissingFileError, match="no such folder of pictures"):
+        open_reader(f"{kind}:{path},images={tmp_path / 'nowhere'}")
+    for picture in tmp_path.rglob("*.jpg"):
+        picture.unlink()
+    with pytest.raises(MissingFileError, match="not found, such as"):
+        open_reader(f"{kind}:{path}")
