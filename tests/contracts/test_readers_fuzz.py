@@ -31,18 +31,30 @@ from open_cloc.errors import UserError
 from tests.data.readers.made import (
     ENTITIES,
     SENTENCES,
+    VOC,
     coco_document,
     encoded,
     fg_ovd_lines,
+    flair_document,
+    karpathy_document,
     lvis_document,
+    odvg_lines,
+    panoptic_document,
     picture_of,
     pictures,
     reclip_lines,
+    sharegpt4v_document,
     write_coco,
+    write_dci,
     write_fg_ovd,
+    write_flair,
     write_genome,
+    write_karpathy,
     write_lvis,
+    write_odvg,
+    write_panoptic,
     write_reclip,
+    write_sharegpt4v,
 )
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
@@ -219,16 +231,34 @@ def _flickr30k(folder: Path, document: Any) -> str:
     return f"flickr30k:{folder}"
 
 
-def _reclip(folder: Path, document: Any) -> str:
-    rows = document if isinstance(document, list) else [document]
-    (folder / "refcoco_val.jsonl").write_bytes(b"\n".join(map(as_json, rows)))
-    return f"reclip:{folder / 'refcoco_val.jsonl'}"
+def _voc(folder: Path, document: Any) -> str:
+    shutil.rmtree(folder / "Annotations", ignore_errors=True)
+    (folder / "Annotations").mkdir()
+    for name, content in document.items() if isinstance(document, dict) else ():
+        if name in ("1", "2"):
+            text = content if isinstance(content, str) else repr(content)[:1000]
+            (folder / "Annotations" / f"{name}.xml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return f"voc:{folder}"
 
 
-def _fg_ovd(folder: Path, document: Any) -> str:
+def _lines(folder: Path, document: Any, kind: str) -> str:
     rows = document if isinstance(document, list) else [document]
-    (folder / "1_attributes.jsonl").write_bytes(b"\n".join(map(as_json, rows)))
-    return f"fg_ovd:{folder / '1_attributes.jsonl'}"
+    (folder / "odd.jsonl").write_bytes(b"\n".join(map(as_json, rows)))
+    return f"{kind}:{folder / 'odd.jsonl'}"
+
+
+def _whole(folder: Path, document: Any, kind: str) -> str:
+    (folder / "odd.json").write_bytes(as_json(document))
+    return f"{kind}:{folder / 'odd.json'}"
+
+
+def _dci(folder: Path, document: Any) -> str:
+    for file in (folder / "annotations").iterdir():
+        file.unlink()
+    for name, part in document.items() if isinstance(document, dict) else ():
+        if name in ("7", "8"):
+            (folder / "annotations" / f"{name}-data.json").write_bytes(as_json(part))
+    return f"dci:{folder}"
 
 
 REGION = {"box": [0.1, 0.1, 0.5, 0.5], "text": "mug", "score": 0.5, "source": "me", "span": [0, 5]}
@@ -265,6 +295,8 @@ YOLO = {
     "nc": 2,
     "lines": [[0, 0.5, 0.5, 0.2, 0.2], [1, 0.5, 0.5, 1, 1, 0.5], [0, 0.1, 0.1, 0.5, 0.1, 0.5, 0.5]],
 }
+DCI = {"image": "sa_7.jpg", "short_caption": "a", "extra_caption": "b", "mask_data": {"0": [1]}}
+KARPATHY = {"images": [image for image in karpathy_document()["images"] if image["split"] == "test"]}
 RECLIP = [line | {"image_id": number} for number, line in enumerate(reclip_lines())]
 _REGION = {"region_id": 1382, "width": 20, "height": 10, "image_id": 1, "x": 10, "y": 5, "phrase": "a mug"}
 GENOME = [{"id": 1, "regions": [_REGION]}, {"id": 2, "regions": [_REGION | {"image_id": 2}]}]
@@ -284,8 +316,26 @@ SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "genome_regions": (GENOME, partial(_genome, name="region_descriptions.json")),
     "genome_objects": (GENOME_OBJECTS, partial(_genome, name="objects.json")),
     "flickr30k": ({"1": [SENTENCES, ENTITIES], "2": [SENTENCES, ENTITIES]}, _flickr30k),
-    "fg_ovd": (fg_ovd_lines(), _fg_ovd),
-    "reclip": (RECLIP, _reclip),
+    "panoptic": (panoptic_document(), partial(_whole, kind="panoptic")),
+    "voc": ({"1": VOC, "2": VOC}, _voc),
+    "fg_ovd": (fg_ovd_lines(), partial(_lines, kind="fg_ovd")),
+    "reclip": (RECLIP, partial(_lines, kind="reclip")),
+    "odvg": (odvg_lines(), partial(_lines, kind="odvg")),
+    "karpathy": (KARPATHY, partial(_whole, kind="karpathy")),
+    "flair": (flair_document(), partial(_whole, kind="flair")),
+    "sharegpt4v": (sharegpt4v_document()[:2], partial(_whole, kind="sharegpt4v")),
+    "dci": ({"7": DCI, "8": DCI | {"image": "sa_8.jpg"}}, _dci),
+}
+
+
+WRITTEN: dict[str, Callable[[Path], Path]] = {
+    "reclip": write_reclip,
+    "odvg": write_odvg,
+    "karpathy": write_karpathy,
+    "flair": write_flair,
+    "sharegpt4v": write_sharegpt4v,
+    "dci": write_dci,
+    "panoptic": write_panoptic,
 }
 
 
@@ -300,13 +350,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             write_lvis(folder)
         elif form.startswith("genome"):
             write_genome(folder)
-        elif form == "flickr30k":
+        elif form in ("flickr30k", "voc"):
             for name in ("1", "2"):
-                picture_of(folder, f"flickr30k-images/{name}.jpg")
+                picture_of(
+                    folder, f"{'flickr30k-images' if form == 'flickr30k' else 'JPEGImages'}/{name}.jpg"
+                )
         elif form == "fg_ovd":
             write_fg_ovd(folder)
-        elif form == "reclip":
-            write_reclip(folder)
+        elif form in WRITTEN:
+            WRITTEN[form](folder)
         elif form != "shards":
             pictures(folder / "images" if form == "yolo" else folder, "a.png", "b.png")
     return made

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from open_cloc.canvas import CanvasConfig
+from open_cloc.data.readers import open_reader
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate, result_table
 from open_cloc.evaluation.tasks import TASKS
 from open_cloc.model.cloc import CLOC
+from tests.evaluation.tiny_data import WITH_TEXTS, with_texts
 
 DATA = "scenes:val,image_size=64,num_samples=5"
 
@@ -20,7 +22,9 @@ DATA = "scenes:val,image_size=64,num_samples=5"
 @pytest.mark.parametrize("task", TASKS)
 def test_it_gives_finite_numbers_and_says_how(task: str, tiny_model_cfg: dict[str, Any]) -> None:
     model = CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).eval()
-    result = evaluate(model, DATA, task, EvaluationConfig(batch_size=2, candidates=20))
+    scenes = open_reader(DATA)
+    data = with_texts(scenes[index] for index in range(5)) if task in WITH_TEXTS else scenes
+    result = evaluate(model, data, task, EvaluationConfig(batch_size=2, candidates=20))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["task"] == task
     assert result["metrics"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_data import NAMES, Samples
+from tiny_data import NAMES, WITH_TEXTS, Samples, with_texts
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,6 +100,7 @@ def test_the_picture_is_named(samples: Samples, task: str, value: float) -> None
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "grounding"])
 def test_the_text_is_named(samples: Samples, task: str) -> None:
+    samples = with_texts(samples) if task in WITH_TEXTS else samples
     samples.class_names = NAMES
     with pytest.raises(UserError, match=r"feature of text '.*' is not finite: got nan, nan"):
         evaluate(Random("texts"), samples, task)
@@ -120,6 +121,7 @@ def test_a_model_with_damaged_weights_has_no_metrics(
 ) -> None:
     if task == "grounding" and method != "prompter":
         pytest.skip("finds no boxes")
+    samples = with_texts(samples) if task in WITH_TEXTS else samples
     with torch.no_grad():
         model.clip.visual.ln_post.weight[0] = float("nan")
     with pytest.raises(UserError, match=r"of sample 's[0-9]' is not finite"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import PROTOCOLS
 from open_cloc.evaluation.run import evaluate
 from open_cloc.model.cloc import CLOC
-from open_cloc.samples import Region, Text
-from tests.evaluation.tiny_data import NAMES, Samples
+from tests.evaluation.tiny_data import NAMES, WITH_TEXTS, Samples, with_texts
 
 TASK = "zeroshot_region_classification"
 
@@ -94,20 +92,10 @@ def test_names_are_bare_in_the_papers_protocol(model: CLOC, samples: Samples) ->
     assert (named["protocol"]["name"], plain["protocol"]["name"]) == ("cloc", "")
 
 
-def with_texts(samples: Samples) -> Samples:
-    """The samples with an expression and a wrong sentence for each region, and a detection in each."""
-    texts = (Text("the one", "referring", "ref 1, 0"), Text("not this", "negative"))
-    found = Region((0.1, 0.1, 0.9, 0.9), "object", source="detection", texts=texts[1:])
-    return Samples(
-        replace(s, regions=(*(replace(r, texts=texts) for r in s.regions), *([found] * bool(s.regions))))
-        for s in samples
-    )
-
-
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_each_protocol_runs_the_tasks_that_it_is_for(model: CLOC, samples: Samples, name: str) -> None:
     for task, metric in PROTOCOLS[name].metrics.items():
-        data = with_texts(samples) if task in ("referring", "fine_grained") else samples
+        data = with_texts(samples) if task in WITH_TEXTS else samples
         result = evaluate(model, data, task, EvaluationConfig(protocol=name))
         assert metric in result["metrics"]
         json.dumps(result)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 
-from open_cloc.samples import Region, RegionSample
+from open_cloc.samples import Region, RegionSample, Text
 
 SIZES = [(40, 70), (64, 64), (90, 30), (33, 65), (20, 20)]
 NAMES = ("red dog", "blue cat", "green tree", "small house", "old car", "white cup", "Tall Man")
+
+
+WITH_TEXTS = ("referring", "fine_grained")  # tasks that ask for further texts of regions
 
 
 class Samples(list[RegionSample]):
@@ -30,3 +36,13 @@ def make_samples() -> Samples:
         pixels = rng.integers(0, 256, (*SIZES[i % 5], 3), dtype=np.uint8)
         made.append(RegionSample(f"s{i}", pixels, (f"a {NAMES[i % 7]}",), regions))
     return made
+
+
+def with_texts(samples: Iterable[RegionSample]) -> Samples:
+    """The samples with an expression and a wrong sentence for each region, and a detection in each."""
+    texts = (Text("the one", "referring", "ref 1, 0"), Text("not this", "negative"))
+    found = Region((0.1, 0.1, 0.9, 0.9), "object", source="detection", texts=texts[1:])
+    return Samples(
+        replace(s, regions=(*(replace(r, texts=texts) for r in s.regions), *([found] * bool(s.regions))))
+        for s in samples
+    )

@@ -98,9 +98,17 @@ def test_pictures_are_decoded_beside_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("cpus", [2, 8, 1000])
-def test_units_under_way_follow_from_the_detectors_and_not_from_cpus_that_could_read(cpus: int) -> None:
-    plan = plan_actors(LabelRecipe("", run=LabelRunConfig(detectors=3)), {"CPU": cpus})
-    assert readers(plan) == 4
+@pytest.mark.parametrize(("detectors", "expected"), [(1, 1), (4, 1), (5, 2), (64, 16)])
+def test_units_under_way_follow_from_the_detectors_and_not_from_cpus_that_could_read(
+    cpus: int, detectors: int, expected: int
+) -> None:
+    plan = plan_actors(LabelRecipe("", run=LabelRunConfig(detectors=detectors)), {"CPU": cpus})
+    assert readers(plan) == expected
+
+
+def test_detectors_on_gpus_are_read_for_one_by_one() -> None:
+    plan = plan_actors(LabelRecipe(""), {"CPU": 64, "GPU": 8})
+    assert readers(plan) == 9
 
 
 def test_a_folder_in_which_a_process_works_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -148,7 +149,7 @@ def common_protocol(
     """
     return {
         "name": rules.name,
-        "rules": asdict(rules),
+        "rules": json.loads(json.dumps(asdict(rules))),  # lists for tuples, as files hold them
         "lower_case": cleaning.lower_case or rules.lower_case,
         **described,
         "left_out_by_reader": dict(getattr(dataset, "left_out", {})),

@@ -27,6 +27,8 @@ from open_cloc.labelling.worker import OnRows, Read, Step, Trouble, write_unit_o
 LIGHT = 0.1
 # Processes that decode for each detector on a GPU: a photo of 0.3 megapixels takes 5 ms.
 DECODERS = 8
+# Detectors on CPUs that one process reads for.
+DETECTORS_OF_A_READER = 4
 LAST_WRITERS = 60.0  # seconds to wait for shards that are being written when a run fails
 # Parts that Ray divides a CPU or a GPU into.
 RAY_UNITS = 10_000
@@ -170,8 +172,15 @@ def plan_actors(
 
 
 def readers(plan: Sequence[Actors]) -> int:
-    """Units that are read at a time: their batches wait in memory until all of a unit are there."""
-    return 1 + plan[-1].processes
+    """Units that are read at a time: their batches wait in memory until all of a unit are there.
+
+    A reader gives hundreds of pictures a second, over a network some tens. A detector on a GPU asks for as
+    many; one on a CPU for some, and each process more takes seconds of the cores at the start.
+    """
+    detectors = plan[-1]
+    if detectors.resources.get("num_gpus"):
+        return 1 + detectors.processes
+    return math.ceil(detectors.processes / DETECTORS_OF_A_READER)
 
 
 def _share_cluster(

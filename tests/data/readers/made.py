@@ -261,3 +261,175 @@ def write_refcoco(folder: Path, protocol: int = 2) -> Path:
     for image in images:
         picture_of(folder, f"train2014/{image['file_name']}")
     return folder
+
+
+def odvg_lines() -> list[dict[str, Any]]:
+    """A grounded caption, one phrase of which has two boxes, and a picture of detections."""
+    grounding = {
+        "caption": "Two dogs on a mat",
+        "regions": [
+            {"bbox": [[10, 5, 30, 15], [50, 25, 100, 50]], "phrase": "Two dogs"},
+            {"bbox": [0, 0, 100, 50], "phrase": ["a mat", "mat"], "tokens_positive": [[12, 17]]},
+        ],
+    }
+    instances = [{"bbox": [10, 5, 30, 15], "label": 3, "category": "motorcycle"}]
+    return [
+        {"filename": "a.jpg", "height": 50, "width": 100, "grounding": grounding},
+        {"filename": "b.jpg", "height": 50, "width": 100, "detection": {"instances": instances}},
+    ]
+
+
+def write_odvg(folder: Path) -> Path:
+    for name in ("a.jpg", "b.jpg"):
+        picture_of(folder, f"images/{name}")
+    path = folder / "flickr_train_vg.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in odvg_lines()))
+    return path
+
+
+def karpathy_document() -> dict[str, Any]:
+    """Three pictures of two splits, two captions each, as `dataset_coco.json` has them."""
+    images = [
+        {
+            "filepath": "val2014",
+            "filename": f"COCO_val2014_{number:012d}.jpg",
+            "sentids": [1, 2],
+            "imgid": number,
+            "cocoid": number,
+            "split": split,
+            "sentences": [
+                {"tokens": ["a", "dog"], "raw": f"A dog {number}.", "imgid": number, "sentid": 1},
+                {"tokens": ["one"], "raw": f" One {number}", "imgid": number, "sentid": 2},
+            ],
+        }
+        for number, split in ((1, "test"), (2, "restval"), (3, "test"))
+    ]
+    return {"dataset": "coco", "images": images}
+
+
+def write_karpathy(folder: Path) -> Path:
+    for number in (1, 2, 3):
+        picture_of(folder, f"val2014/COCO_val2014_{number:012d}.jpg")
+    path = folder / "dataset_coco.json"
+    path.write_text(json.dumps(karpathy_document()))
+    return path
+
+
+def flair_document() -> dict[str, Any]:
+    rows = [
+        ("docci/test_00731.jpg", "first"),
+        ("docci/test_2.jpg", "other"),
+        ("docci/test_00731.jpg", "second"),
+    ]
+    return {
+        "annotations": [
+            {"image_id": number % 2, "image": name, "caption": text, "caption_id": number}
+            for number, (name, text) in enumerate(rows)
+        ]
+    }
+
+
+def write_flair(folder: Path) -> Path:
+    for name in ("test_00731.jpg", "test_2.jpg"):
+        picture_of(folder, f"images/docci/{name}")
+    path = folder / "docci_retrieval.json"
+    path.write_text(json.dumps(flair_document()))
+    return path
+
+
+def sharegpt4v_document() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"sa_{number}",
+            "image": f"sam/images/sa_{number}.jpg",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat do you see?"},
+                {"from": "gpt", "value": f"A long caption of picture {number}."},
+            ],
+        }
+        for number in (1, 2, 3)
+    ]
+
+
+def write_sharegpt4v(folder: Path, below: str = "") -> Path:
+    for number in (1, 2, 3):
+        picture_of(folder, f"images/{below}sa_{number}.jpg")
+    path = folder / "share-captioner.json"
+    path.write_text(json.dumps(sharegpt4v_document()))
+    return path
+
+
+def write_urban1k(folder: Path) -> Path:
+    (folder / "caption").mkdir()
+    for number in (1, 2):
+        picture_of(folder, f"image/{number}.jpg")
+        (folder / "caption" / f"{number}.txt").write_text(f"A street, {number} of a thousand.\n")
+    return folder
+
+
+def write_dci(folder: Path) -> Path:
+    (folder / "annotations").mkdir()
+    for number in (7, 8):
+        picture_of(folder, f"photos/sa_{number}.jpg")
+        document = {
+            "image": f"sa_{number}.jpg",
+            "short_caption": f"short {number}",
+            "extra_caption": f"A very long caption of {number}.",
+            "mask_data": {"0": {"mask": "x" * 100}},
+        }
+        (folder / "annotations" / f"{number}-data.json").write_text(json.dumps(document))
+    splits = {"train": ["8-data.json"], "test": ["7-data.json"]}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+VOC = """<annotation><folder>VOC2012</folder><filename>2008_000008.jpg</filename>
+<size><width>100</width><height>50</height><depth>3</depth></size><segmented>0</segmented>
+<object><name>horse</name><pose>Left</pose><truncated>0</truncated><difficult>0</difficult>
+<bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>15</ymax></bndbox></object>
+<object><name>person</name><part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax>
+<ymax>2</ymax></bndbox></part>
+<bndbox><xmax>100</xmax><xmin>50</xmin><ymax>50</ymax><ymin>25</ymin></bndbox></object>
+</annotation>"""
+
+
+def write_voc(folder: Path) -> Path:
+    """One picture in Pascal VOC's layout."""
+    (folder / "Annotations").mkdir(parents=True)
+    (folder / "Annotations" / "2008_000008.xml").write_text(VOC)
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("2008_000008\n")
+    picture_of(folder, "JPEGImages/2008_000008.jpg")
+    return folder
+
+
+def panoptic_document() -> dict[str, Any]:
+    """Two pictures, three segments and a crowd."""
+    segments = [
+        {"id": 3226956, "category_id": 1, "iscrowd": 0, "bbox": [10, 5, 20, 10], "area": 150},
+        {"id": 7, "category_id": 92, "iscrowd": 0, "bbox": [50, 25, 50, 25], "area": 900},
+        {"id": 8, "category_id": 1, "iscrowd": 1, "bbox": [0, 0, 100, 50], "area": 900},
+    ]
+    names = {139: "000000000139", 285: "000000000285"}
+    return {
+        "images": [
+            {"id": number, "file_name": f"{name}.jpg", "height": 50, "width": 100}
+            for number, name in names.items()
+        ],
+        "annotations": [
+            {"image_id": 139, "file_name": f"{names[139]}.png", "segments_info": segments},
+            {"image_id": 285, "file_name": f"{names[285]}.png", "segments_info": segments[:1]},
+        ],
+        "categories": [
+            {"id": 1, "name": "person", "isthing": 1, "supercategory": "person"},
+            {"id": 92, "name": "banner", "isthing": 0, "supercategory": "textile"},
+        ],
+    }
+
+
+def write_panoptic(folder: Path) -> Path:
+    for name in ("000000000139", "000000000285"):
+        picture_of(folder, f"val2017/{name}.jpg")
+    path = folder / "panoptic_val2017.json"
+    path.write_text(json.dumps(panoptic_document()))
+    return path

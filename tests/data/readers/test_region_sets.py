@@ -17,6 +17,7 @@ from tests.data.readers.made import (
     write_fg_ovd,
     write_flickr30k,
     write_genome,
+    write_panoptic,
 )
 
 BOX = (0.1, 0.1, 0.3, 0.3)  # 10, 5 to 30, 15 of 100 x 50
@@ -159,3 +160,34 @@ def test_pictures_that_are_nowhere(tmp_path: Path, kind: str) -> None:
         picture.unlink()
     with pytest.raises(MissingFileError, match="not found, such as"):
         open_reader(f"{kind}:{path}")
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_panoptic(tmp_path: Path, crowds: bool) -> None:
+    path = write_panoptic(tmp_path)
+    dataset: Any = open_reader(f"panoptic:{path},crowds={str(crowds).lower()}")
+    first, second = samples(dataset)
+    assert first.image == tmp_path / "val2017" / "000000000139.jpg"
+    expected = [("person", pytest.approx(BOX)), ("banner", (0.5, 0.5, 1.0, 1.0)), ("person", (0, 0, 1, 1))]
+    assert [(region.text, region.box) for region in first.regions] == expected[: 3 if crowds else 2]
+    assert len(second.regions) == 1
+    assert dataset.class_names == ("person", "banner")
+    assert (dataset.crowds, dataset.num_crowds) == (crowds, 1)
+    crowd_counts = {} if crowds else {"crowd segments": 1}
+    assert dataset.left_out == {"masks, which are not read": 4 if crowds else 3} | crowd_counts
+
+
+def test_panoptic_with_odd_segments(tmp_path: Path) -> None:
+    path = write_panoptic(tmp_path)
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segments_info"][1]["category_id"] = 5
+    document["annotations"].append({"image_id": 9, "segments_info": []})
+    path.write_text(json.dumps(document))
+    dataset: Any = open_reader(f"panoptic:{path}")
+    assert [cause for cause, _ in dataset.problems] == ["unknown image_id"]
+    with pytest.raises(SampleError, match="segment 1 of image 139: unknown category_id '5'"):
+        dataset[0]
+    document["categories"].append(document["categories"][0])
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="category id '1' occurs twice"):
+        open_reader(f"panoptic:{path}")

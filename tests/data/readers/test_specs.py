@@ -104,7 +104,6 @@ def test_what_no_reader_knows_is_named(tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text('[{"image_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}]')
     for name, tool in (
         ("labelme.json", "labelme"),
-        ("voc.xml", "Pascal VOC"),
         ("windows.json", "COCO"),
         ("found.json", "COCO's detection results"),
     ):
@@ -112,6 +111,9 @@ def test_what_no_reader_knows_is_named(tmp_path: Path) -> None:
             UserError, match=f"holds boxes of {tool}, which no reader knows: export it as COCO"
         ):
             open_reader(str(tmp_path / name))
+    with pytest.raises(UserError, match=f"is of one picture: give its folder, voc:{tmp_path}"):
+        open_reader(str(tmp_path / "voc.xml"))
+    (tmp_path / "voc.xml").unlink()
     for number in range(5):
         (tmp_path / f"train-{number}.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"holds tables; give one of table:.*-0\.parquet, .* and 2 more"):

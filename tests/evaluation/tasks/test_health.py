@@ -88,6 +88,7 @@ def test_numbers_equal_loops(model: CLOC, samples: Samples) -> None:
         "mean_cosine_in_image": np.mean([cosines[own].mean() for own in pairs if own.any()]),
         "mean_text_cosine": (rows * texts).sum(1).mean(),
         "modality_gap": np.linalg.norm(rows.mean(0) - texts.mean(0)),
+        "repeated_text_share": np.mean([found.texts.count(text) > 1 for text in found.texts]),
     }
     singular = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
     shares = singular / singular.sum()
@@ -100,3 +101,21 @@ def test_regions_must_have_company(model: CLOC, samples: Samples) -> None:
     lonely = [RegionSample("a", samples[0].image, regions=(Region((0, 0, 1, 1), "a"),))]
     with pytest.raises(UserError, match="an image with two regions; got none of 1"):
         evaluate(model, lonely, "region_health")
+
+
+def test_repeated_texts_are_counted(model: CLOC, samples: Samples) -> None:
+    texts = [region.text.lower() for sample in samples for region in sample.regions]
+    expected = np.mean([texts.count(text) > 1 for text in texts])
+    assert evaluate(model, samples, "region_health")["metrics"]["repeated_text_share"] == pytest.approx(
+        expected
+    )
+
+
+def test_health_is_both_tasks(model: CLOC, samples: Samples) -> None:
+    both = evaluate(model, samples, "health")
+    for task in ("region_health", "prompt_gain"):
+        alone = evaluate(model, samples, task)
+        for name, value in alone["metrics"].items():
+            assert both["metrics"][name] == pytest.approx(value)
+            assert both["intervals"][name] == pytest.approx(alone["intervals"][name])
+        assert both["protocol"][task]["num_regions"] == alone["protocol"]["num_regions"]

@@ -58,8 +58,8 @@ def test_templates_change_the_text(model: CLOC, samples: Samples) -> None:
     config = EvaluationConfig(templates=("a {}",))
     templated = evaluate(model, samples, "zeroshot_region_classification", config)
     assert templated["metrics"] == pytest.approx(spelled["metrics"])
-    assert templated["protocol"]["rules"]["templates"] == ("a {}",)
-    assert plain["protocol"]["rules"]["templates"] == ("{}",)
+    assert templated["protocol"]["rules"]["templates"] == ["a {}"]
+    assert plain["protocol"]["rules"]["templates"] == ["{}"]
 
 
 def test_classes_that_are_alike_as_far_as_the_model_reads_them_are_refused(

@@ -14,7 +14,7 @@ from pathlib import Path
 from open_cloc.config import call_with_options, lookup, parse_spec
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers.files import MOST_LOOKED_AT, subfolders
-from open_cloc.data.readers.unread import ADVICE, form_of
+from open_cloc.data.readers.unread import ADVICE, VOC_FORM, form_of
 from open_cloc.data.readers.upright import Upright, exif_option
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.shown import without_secrets
@@ -26,9 +26,17 @@ READERS = {
     "coco": "open_cloc.data.readers.coco:open_coco",
     "lvis": "open_cloc.data.readers.lvis:open_lvis",
     "yolo": "open_cloc.data.readers.yolo:open_yolo",
+    "voc": "open_cloc.data.readers.voc:open_voc",
+    "panoptic": "open_cloc.data.readers.panoptic:open_panoptic",
     "visual_genome": "open_cloc.data.readers.visual_genome:open_visual_genome",
     "flickr30k": "open_cloc.data.readers.flickr30k:open_flickr30k",
     "fg_ovd": "open_cloc.data.readers.fg_ovd:open_fg_ovd",
+    "odvg": "open_cloc.data.readers.odvg:open_odvg",
+    "karpathy": "open_cloc.data.readers.karpathy:open_karpathy",
+    "flair": "open_cloc.data.readers.flair:open_flair",
+    "sharegpt4v": "open_cloc.data.readers.sharegpt4v:open_sharegpt4v",
+    "urban1k": "open_cloc.data.readers.urban1k:open_urban1k",
+    "dci": "open_cloc.data.readers.dci:open_dci",
     "reclip": "open_cloc.data.readers.referring:open_reclip",
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
@@ -124,6 +132,8 @@ def _unknown(path: str) -> UserError:
         named = without_secrets(path)
         return MissingFileError(f"{named!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
     tool = form_of(Path(path))
+    if tool == VOC_FORM:
+        return UserError(f"{path!r} is of one picture: give its folder, voc:{Path(path).parent}")
     if tool:
         return UserError(f"{path!r} holds boxes of {tool}, which no reader knows: {ADVICE}")
     places = (Path(path), *subfolders(Path(path)))

@@ -9,26 +9,26 @@ from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_side, as_text, field_of, shown
-from open_cloc.data.readers.files import is_regular
-from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
-from open_cloc.errors import MissingFileError, UserError
-from open_cloc.files import parse_json, read_bytes
+from open_cloc.data.readers.packed import (
+    Entry,
+    PackedDataset,
+    as_object,
+    json_lines,
+    looks_like,
+    picture_folders,
+    problem_in,
+)
+from open_cloc.errors import MissingFileError
 from open_cloc.samples import Text
 
 FOLDERS = ("coco", "images", "coco2017")
 SOURCE, NEGATIVE = "fg_ovd", "negative"
-HEAD = 2**16
 FORM = (re.compile(rb'"pos_expression"\s*:'), re.compile(rb'"neg_expression"\s*:'))
 
 
 def recognises(text: str) -> bool:
     """Whether this is a file of JSON lines with sentences that are right and wrong."""
-    path = Path(text)
-    if path.suffix.lower() not in (".jsonl", ".json") or not is_regular(path):
-        return False
-    with path.open("rb") as stream:
-        head = stream.read(HEAD)
-    return all(pattern.search(head) for pattern in FORM)
+    return looks_like(Path(text), (".jsonl", ".json"), FORM)
 
 
 def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:
@@ -58,14 +58,11 @@ def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) ->
 def _entries(file: Path, problems: list[Problem]) -> Iterator[Entry]:
     """The pictures in the order of their first lines."""
     pictures: dict[str, tuple[list[RawRegion], tuple[int, int] | None, dict[str, Any]]] = {}
-    for number, line in enumerate(read_bytes(file).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(file, problems):
         try:
-            name, region, size_hw, metadata = _line(parse_json(line, f"{file}, line {number}"), number)
-        except UserError as error:
-            wrong = error if isinstance(error, FieldError) else FieldError(str(error))
-            problems.append(problem_in(wrong, f"line {number}", file))
+            name, region, size_hw, metadata = _line(as_object(row), number)
+        except FieldError as error:
+            problems.append(problem_in(error, f"line {number}", file))
             continue
         pictures.setdefault(name, ([], size_hw, metadata))[0].append(region)
     for name, (regions, size_hw, metadata) in pictures.items():
@@ -73,8 +70,6 @@ def _entries(file: Path, problems: list[Problem]) -> Iterator[Entry]:
 
 
 def _line(entry: Any, number: int) -> tuple[str, RawRegion, tuple[int, int] | None, dict[str, Any]]:
-    if not isinstance(entry, dict):
-        raise FieldError(f"must be an object; got {shown(entry)}")
     right, wrong = field_of(entry, "pos_expression"), field_of(entry, "neg_expression")
     if not isinstance(right, list) or len(right) != 1:
         raise FieldError(f"pos_expression must be a list of one sentence; got {shown(right)}")

@@ -22,6 +22,7 @@ LISTS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"ann
 CATEGORIES_KEY = re.compile(rb'"categories"\s*:\s*\[')
 CAPTION_KEY = re.compile(rb'"caption"\s*:\s*"')
 BOX_KEY = re.compile(rb'"bbox"\s*:')
+SEGMENTS_KEY = re.compile(rb'"segments_info"\s*:')
 LVIS_KEY = re.compile(rb'"not_exhaustive_category_ids"')
 MOST_LOOKED_AT = 100  # JSONs of a folder; of more, each is one picture's
 IMAGE_FOLDERS = ("images", "", "data", "JPEGImages", "img")  # beside annotations, in this order
@@ -30,7 +31,14 @@ OF_SYSTEMS = ("__macosx", ".ds_store", ".appledouble", "thumbs.db", "desktop.ini
 
 def looks_like_coco(file: Path) -> bool:
     """Whether a JSON holds lists of images and annotations, with categories or captions; it is not parsed."""
+    if holds_panoptic(file):
+        return False
     return _finds(file, (*LISTS, CATEGORIES_KEY)) or holds_captions(file)
+
+
+def holds_panoptic(file: Path) -> bool:
+    """Whether a JSON is COCO's panoptic form, whose boxes stand in lists of segments."""
+    return _finds(file, (*LISTS, SEGMENTS_KEY))
 
 
 def holds_captions(file: Path) -> bool:

@@ -11,14 +11,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_side
+from open_cloc.data.fields import FieldError
 from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
+from open_cloc.data.readers.xml_files import corners_in, parse_xml, size_in
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.files import read_bytes, read_text
+from open_cloc.files import read_text
 
 SENTENCES, ANNOTATIONS = "Sentences", "Annotations"
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
@@ -26,8 +25,6 @@ SOURCE = "flickr30k"
 NOT_VISUAL = "0"
 PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s\]]+)+) ([^\]]*)\]")
 MARK = "/EN#"
-# A document type may name entities that grow without end; these files have none.
-DECLARED = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 
 
 def recognises(text: str) -> bool:
@@ -130,7 +127,7 @@ def _boxes(
     file: Path,
 ) -> tuple[defaultdict[str, list[tuple[float, float, float, float]]], tuple[int, int] | None, list[Problem]]:
     """Boxes (x1, y1, x2, y2) by entity, the picture's (height, width), and objects that cannot be used."""
-    root = _parsed(file)
+    root = parse_xml(file)
     boxes: defaultdict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     problems = []
     for item in root.findall("object"):
@@ -139,34 +136,10 @@ def _boxes(
             continue
         numbers = [(name.text or "").strip() for name in item.findall("name")]
         try:
-            box = as_box([_number(corners, side) for side in ("xmin", "ymin", "xmax", "ymax")], "bndbox")
+            box = corners_in(corners)
         except FieldError as error:
             problems.append(problem_in(error, f"object of entity {' and '.join(numbers)}", file))
             continue
         for number in numbers:
             boxes[number].append(box)
-    size = root.find("size")
-    if size is None:
-        return boxes, None, problems
-    height, width = (as_side(_number(size, side), side) for side in ("height", "width"))
-    return boxes, (height, width), problems
-
-
-def _parsed(file: Path) -> Any:
-    try:
-        content = read_bytes(file)
-        if DECLARED.search(content):
-            raise FieldError("it declares a document type, which these files do not have")
-        return ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
-        raise FieldError(f"is not XML: {error}") from None
-    except UserError as error:
-        raise error if isinstance(error, FieldError) else FieldError(str(error)) from None
-
-
-def _number(parent: Any, name: str) -> float:
-    text = (parent.findtext(name) or "").strip()
-    try:
-        return float(text)
-    except ValueError:
-        raise FieldError(f"{name} must be a number; got {text!r:.40}") from None
+    return boxes, size_in(root), problems

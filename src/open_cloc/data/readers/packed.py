@@ -6,21 +6,24 @@ A reader that parses a file of its own gives `Entry` after `Entry`; this is the 
 from __future__ import annotations
 
 import json
-from array import array
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
-from open_cloc.data.fields import FieldError
+from open_cloc.data.fields import FieldError, shown
 from open_cloc.data.names import find, make_keys, resolve
+from open_cloc.data.readers.files import is_regular
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import parse_json, read_bytes, read_json
 from open_cloc.samples import RegionSample, Text
 from open_cloc.texts import PackedTexts
 
+HEAD = 2**16  # bytes of a file that are looked at
 TRIED = 100  # pictures that are looked for before they count as missing
 
 
@@ -54,6 +57,9 @@ class PackedDataset:
     Attributes:
         problems: Entries that cannot be used and belong to no sample.
         left_out: What was seen and is not used, with counts.
+        class_names: All names that a region may have; empty where the file lists none.
+        crowds: Whether boxes of crowds are among the regions.
+        num_crowds: How many there are, among the regions or not.
     """
 
     def __init__(
@@ -66,6 +72,9 @@ class PackedDataset:
         problems: Sequence[Problem] = (),
         left_out: Mapping[str, int] | None = None,
         outside: bool = False,
+        class_names: Sequence[str] = (),
+        crowds: bool = False,
+        num_crowds: int = 0,
     ) -> None:
         """Pack entries, and see that their pictures are there.
 
@@ -77,40 +86,39 @@ class PackedDataset:
             problems: Entries that could not be read; looked at when all were.
             left_out: What the reader saw and does not use; likewise.
             outside: Allow pictures that do not lie in these folders.
+            class_names: All names that a region may have, where the file lists them.
+            crowds: Whether boxes of crowds are among the regions.
+            num_crowds: How many there are, among the regions or not.
 
         Raises:
             UserError: If there is no entry that can be used.
             MissingFileError: If none of the first hundred pictures is there.
         """
         self.where, self.folders, self.outside = str(where), list(folders), outside
+        self.class_names, self.crowds, self.num_crowds = tuple(class_names), crowds, num_crowds
         self.box_format = box_format
-        names, keys, sizes, counts = [], [], array("q"), array("q")
-        texts, extras, boxes, scores, beside = [], [], array("d"), array("d"), []
-        self._own_problems: dict[int, list[Problem]] = {}
-        for number, entry in enumerate(entries):
-            names.append(entry.name)
-            keys.append(entry.key or entry.name)
-            sizes.extend(entry.size_hw or (0, 0))
-            counts.append(len(entry.regions))
-            beside.append(_beside(entry))
-            if entry.problems:
-                self._own_problems[number] = list(entry.problems)
-            for region in entry.regions:
-                boxes.extend(region.box)
-                scores.append(region.score)
-                texts.append(region.text)
-                extras.append(_extra(region))
+        found = list(entries)
+        names = [entry.name for entry in found]
         self.problems = list(problems)
         self.left_out = Counter(left_out or {})
         if not names:
             first = f"; the first: {self.problems[0].message}" if self.problems else ""
             raise UserError(f"no entry can be used{first} ({where})")
-        self._names, self._keys, self._beside = map(PackedTexts, (names, make_keys(keys), beside))
-        self._sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self._starts = np.cumsum([0, *counts])
-        self._boxes, self._scores = np.array(boxes, np.float64).reshape(-1, 4), np.array(scores)
-        self._texts, self._extras = PackedTexts(texts), PackedTexts(extras)
+        self._pack(found)
         self._require_pictures(names)
+
+    def _pack(self, entries: Sequence[Entry]) -> None:
+        names, keys = [entry.name for entry in entries], [entry.key or entry.name for entry in entries]
+        self._own_problems = {row: [*entry.problems] for row, entry in enumerate(entries) if entry.problems}
+        self._names, self._keys = PackedTexts(names), PackedTexts(make_keys(keys))
+        self._beside = PackedTexts(map(_beside, entries))
+        self._sizes = np.array([entry.size_hw or (0, 0) for entry in entries], np.int64).reshape(-1, 2)
+        self._starts = np.cumsum([0, *(len(entry.regions) for entry in entries)])
+        regions = [region for entry in entries for region in entry.regions]
+        self._boxes = np.array([region.box for region in regions], np.float64).reshape(-1, 4)
+        self._scores = np.array([region.score for region in regions])
+        self._texts = PackedTexts(region.text for region in regions)
+        self._extras = PackedTexts(map(_extra, regions))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -219,3 +227,78 @@ def picture_folders(path: Path, images: Path | None, *names: str) -> list[Path]:
 def problem_in(error: FieldError, what: str, where: object) -> Problem:
     """A part of a file that cannot be used."""
     return Problem(error.cause, f"{what}: {error} ({where})")
+
+
+def looks_like(file: Path, suffixes: Sequence[str], form: Iterable[re.Pattern[bytes]]) -> bool:
+    """Whether a file has one of these suffixes, and its beginning all parts of a form."""
+    if file.suffix.lower() not in suffixes or not is_regular(file):
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(HEAD)
+    return all(pattern.search(head) for pattern in form)
+
+
+def json_lines(file: Path, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
+    """The number and the value of each line of JSON; a line that is none becomes a problem."""
+    for number, line in enumerate(read_bytes(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, parse_json(line, f"{file}, line {number}")
+        except UserError as error:
+            problems.append(Problem("broken line", f"line {number}: {error}"))
+
+
+def json_list(file: Path, what: str, key: str = "") -> list[Any]:
+    """The list that a JSON file is, or holds under a key.
+
+    Args:
+        file: The file.
+        what: Whose form it should have, for the message.
+        key: Where the list stands; empty where it is the whole.
+
+    Raises:
+        MissingFileError: If the file is not there.
+        UserError: If there is no such list.
+    """
+    document = read_json(file)
+    found = document.get(key) if key and isinstance(document, dict) else document
+    if not isinstance(found, list):
+        where = f" {key!r}" if key else ""
+        raise UserError(f"{what}'s JSON is a list{where}; got {shown(found)} ({file})")
+    return found
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
+    """An object of JSON.
+
+    Raises:
+        FieldError: If it is none.
+    """
+    if not isinstance(value, dict):
+        raise FieldError(f"must be an object; got {shown(value)}")
+    return value
+
+
+def entries_of(
+    rows: Iterable[tuple[object, Any]],
+    read: Callable[[Any], Entry | None],
+    file: Path,
+    problems: list[Problem],
+) -> Iterator[Entry]:
+    """Rows read one by one; one that cannot be used becomes a problem, None is left out.
+
+    Args:
+        rows: What each is called in messages, and the row.
+        read: Makes an entry of it.
+        file: Where rows stand.
+        problems: Grows.
+    """
+    for name, row in rows:
+        try:
+            entry = read(row)
+        except FieldError as error:
+            problems.append(problem_in(error, str(name), file))
+            continue
+        if entry is not None:
+            yield entry

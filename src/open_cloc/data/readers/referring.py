@@ -14,17 +14,23 @@ from typing import Any, NamedTuple
 
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_id, as_text, field_of, shown
-from open_cloc.data.readers.files import is_regular
-from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
+from open_cloc.data.readers.packed import (
+    Entry,
+    PackedDataset,
+    as_object,
+    json_lines,
+    looks_like,
+    picture_folders,
+    problem_in,
+)
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.files import parse_json, read_bytes, read_json
+from open_cloc.files import read_json
 from open_cloc.samples import Text
 
 REFERRING = "referring"  # role of an expression
 DETECTED = "detection"  # source of a candidate that a detector gave
 NAMELESS = "object"  # a candidate's text where nothing names it
 FOLDERS = ("train2014", "images", "images/train2014", "coco/train2014")
-HEAD = 2**16
 FORM = (re.compile(rb'"ann_id"\s*:'), re.compile(rb'"anns"\s*:'), re.compile(rb'"sentences"\s*:'))
 # `..._000000581857_16.jpg` is the first picture's name with the number of a reference behind it.
 NUMBERED = re.compile(r"_\d+(?=\.jpe?g$)", re.IGNORECASE)
@@ -46,12 +52,7 @@ class Reference(NamedTuple):
 
 def recognises(text: str) -> bool:
     """Whether this is a file of ReCLIP's JSON lines."""
-    path = Path(text)
-    if path.suffix.lower() != ".jsonl" or not is_regular(path):
-        return False
-    with path.open("rb") as stream:
-        head = stream.read(HEAD)
-    return all(pattern.search(head) for pattern in FORM)
+    return looks_like(Path(text), (".jsonl",), FORM)
 
 
 def open_reclip(
@@ -102,14 +103,11 @@ def _entries(
     file: Path, detections: Mapping[str, list[RawRegion]] | None, problems: list[Problem]
 ) -> Iterator[Entry]:
     pictures: dict[str, tuple[str, dict[str, RawRegion], list[Reference]]] = {}
-    for number, line in enumerate(read_bytes(file).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(file, problems):
         try:
-            image, name, boxes, reference = _line(parse_json(line, f"{file}, line {number}"), number)
-        except UserError as error:
-            wrong = error if isinstance(error, FieldError) else FieldError(str(error))
-            problems.append(problem_in(wrong, f"line {number}", file))
+            image, name, boxes, reference = _line(as_object(row), number)
+        except FieldError as error:
+            problems.append(problem_in(error, f"line {number}", file))
             continue
         known = pictures.setdefault(image, (name, {}, []))
         known[1].update(boxes)
@@ -121,14 +119,11 @@ def _entries(
         yield Entry(name, [*own, *detected], (), None, metadata)
 
 
-def _line(entry: Any, number: int) -> tuple[str, str, dict[str, RawRegion], Reference]:
-    if not isinstance(entry, dict):
-        raise FieldError(f"must be an object; got {shown(entry)}")
+def _line(entry: Mapping[str, Any], number: int) -> tuple[str, str, dict[str, RawRegion], Reference]:
     name = NUMBERED.sub("", as_text(field_of(entry, "file_name"), "file_name"))
     boxes = {}
     for annotation in as_list(field_of(entry, "anns"), "anns"):
-        if not isinstance(annotation, dict):
-            raise FieldError(f"anns must be objects; got {shown(annotation)}")
+        annotation = as_object(annotation)
         own = as_id(field_of(annotation, "id"), "id")
         box = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h]")
         boxes[own] = RawRegion(box, NAMELESS, f"annotation {own}", source="reclip")
@@ -149,9 +144,7 @@ def reference_of(entry: Mapping[str, Any], name: str) -> Reference:
     boxes = [as_id(each, "ann_id") for each in (value if isinstance(value, list) else [value])]
     expressions = []
     for sentence in as_list(field_of(entry, "sentences"), "sentences"):
-        if not isinstance(sentence, dict):
-            raise FieldError(f"sentences must be objects; got {shown(sentence)}")
-        expressions.append(as_text(field_of(sentence, "raw"), "raw").strip())
+        expressions.append(as_text(field_of(as_object(sentence), "raw"), "raw").strip())
     if not expressions or not boxes:
         raise FieldError("a reference needs a box and a sentence")
     return Reference(name, boxes, expressions)

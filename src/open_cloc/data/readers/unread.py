@@ -13,6 +13,7 @@ from open_cloc.data.readers.files import is_regular, looks_like_coco
 
 LOOKED_AT = 20  # files of a suffix
 HEAD = 2**18  # bytes of a file
+VOC_FORM = "Pascal VOC"
 ADVICE = "export it as COCO JSON or YOLO"
 
 # The tools that write a form, and what all stands in it.
@@ -33,7 +34,7 @@ FORMS = {
         ),
     ),
     ".xml": (
-        ("Pascal VOC", (rb"<bndbox>",)),
+        (VOC_FORM, (rb"<bndbox>",)),
         ("CVAT", (rb"<box\s", rb"\bxtl=")),
         ("CVAT", (rb"<(polygon|polyline|points)\s", rb"\bpoints=")),
     ),

@@ -17,6 +17,7 @@ TASKS = {
     "referring": "open_cloc.evaluation.tasks.referring:referring",
     "grounding": "open_cloc.evaluation.tasks.grounding:grounding",
     "prompt_gain": "open_cloc.evaluation.tasks.prompt_gain:prompt_gain",
+    "health": "open_cloc.evaluation.tasks.health:health",
     "region_health": "open_cloc.evaluation.tasks.health:region_health",
 }
 

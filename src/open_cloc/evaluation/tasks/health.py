@@ -5,6 +5,9 @@ Shapes: X regions of a data set, R regions of one image, D shared embedding.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,8 +18,28 @@ from open_cloc.evaluation.intervals import Estimate, linear_around, mean_over
 from open_cloc.evaluation.method import Method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import TaskResult, measured
+from open_cloc.evaluation.tasks.prompt_gain import prompt_gain
 
 RANK_TOLERANCE = 1e-12  # of the largest square: below it a direction is rounding
+
+
+def health(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
+    """All signs of a run's health: `region_health`, and how far the box matters by `prompt_gain`.
+
+    Raises:
+        UserError: As these two.
+    """
+    parts = {"region_health": region_health, "prompt_gain": prompt_gain}
+    found = {name: task(method, dataset, config) for name, task in parts.items()}
+    shared = ("num_images", "intervals")
+    first = found["region_health"].protocol
+    return TaskResult(
+        {name: value for part in found.values() for name, value in part.metrics.items()},
+        {name: part.protocol for name, part in found.items()}
+        | {name: first[name] for name in shared if name in first},
+        {name: ends for part in found.values() for name, ends in part.intervals.items()},
+        {name: draws for part in found.values() for name, draws in part.draws.items()},
+    )
 
 
 def region_health(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
@@ -47,17 +70,25 @@ def region_health(method: Method, dataset: SampleDataset, config: EvaluationConf
         "mean_text_cosine": mean_over((features * text_features).sum(1), images, num_images),
         "effective_rank": smooth(effective_rank(features)),
         "modality_gap": smooth(modality_gap(features, text_features)),
+        "repeated_text_share": mean_over(_is_repeated(regions.texts), images, num_images),
     }
     protocol = {
         "mean_cosine": "of pairs of different regions; in_image: of one image, then the mean over images",
         "effective_rank": "exp of the entropy of the normalised singular values of the centred embeddings",
         "modality_gap": "distance of the mean region embedding and the mean embedding of the regions' texts",
+        "repeated_text_share": "regions whose text another region of the data set has",
         "num_images": num_images,
         "num_images_with_two_regions": len(several),
         "num_regions": len(features),
         "num_texts": len(texts),
     }
     return measured(estimates, num_images, protocol)
+
+
+def _is_repeated(texts: Sequence[str]) -> Tensor:
+    """(X,) 1 for a text that stands there more than once."""
+    counts = Counter(texts)
+    return torch.tensor([float(counts[text] > 1) for text in texts])
 
 
 def mean_cosine(features: Tensor) -> tuple[float, Tensor]:

@@ -1,0 +1,72 @@
+"""DCI (Densely Captioned Images): a JSON for each picture, with a short and a very long caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from open_cloc.data.annotations import Problem
+from open_cloc.data.fields import FieldError, as_text, field_of
+from open_cloc.data.readers.packed import Entry, PackedDataset, as_object, entries_of, picture_folders
+from open_cloc.errors import MissingFileError, UserError
+from open_cloc.files import read_json
+from open_cloc.samples import Text
+
+ANNOTATIONS, SPLITS, SUFFIX = "annotations", "splits.json", "-data.json"
+FOLDERS = ("photos", "images")
+SHORT, SOURCE = "short", "dci"
+
+
+def recognises(text: str) -> bool:
+    """Whether this is a folder whose `annotations` has a JSON for each picture, as DCI names them."""
+    folder = Path(text) / ANNOTATIONS
+    return folder.is_dir() and next(folder.glob(f"*{SUFFIX}"), None) is not None
+
+
+def open_dci(path: str, images: Path | None = None, split: str = "", outside: bool = False) -> PackedDataset:
+    """Open DCI. The caption is `extra_caption`; the short one is a text of the role `short`.
+
+    Args:
+        path: Folder of `annotations`.
+        images: Folder of the pictures; beside the annotations unless given.
+        split: One of `splits.json`'s, such as `test`; all annotations unless given, as FG-CLIP's script has
+            it.
+        outside: Allow pictures that do not lie in the data set's folder.
+
+    Raises:
+        MissingFileError: If the annotations or the pictures are missing.
+        UserError: If there is no such split, or no annotation can be used.
+    """
+    folder, problems = Path(path), list[Problem]()
+    if not (folder / ANNOTATIONS).is_dir():
+        raise MissingFileError(f"no folder {ANNOTATIONS} in {folder}, as DCI has it")
+    files = _of_split(folder, split) if split else sorted((folder / ANNOTATIONS).glob(f"*{SUFFIX}"))
+    named = [(file.name, file) for file in files]
+    entries = list(entries_of(named, _entry, folder / ANNOTATIONS, problems))
+    folders = picture_folders(folder, images, *FOLDERS)
+    return PackedDataset(folder, folders, entries, problems=problems, outside=outside)
+
+
+def _of_split(folder: Path, split: str) -> list[Path]:
+    places = (folder / SPLITS, folder / ANNOTATIONS / SPLITS)
+    splits = next((place for place in places if place.is_file()), None)
+    if splits is None:
+        raise MissingFileError(f"no {SPLITS} in {folder}")
+    document = read_json(splits)
+    names = document.get(split) if isinstance(document, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        there = ", ".join(document) if isinstance(document, dict) else "none"
+        raise UserError(f"no split {split!r} in {splits}; it has {there:.200}")
+    return [folder / ANNOTATIONS / Path(name).name for name in names]
+
+
+def _entry(file: Path) -> Entry:
+    try:
+        document: Any = read_json(file, without="mask_data")
+    except UserError as error:
+        raise FieldError(str(error)) from None
+    row = as_object(document)
+    caption = as_text(field_of(row, "extra_caption"), "extra_caption").strip()
+    short = row.get("short_caption")
+    texts = (Text(short.strip(), SHORT, SOURCE),) if isinstance(short, str) and short.strip() else ()
+    return Entry(as_text(field_of(row, "image"), "image"), captions=(caption,), texts=texts)

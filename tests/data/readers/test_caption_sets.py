@@ -1,0 +1,127 @@
+"""Data sets of captions, and ODVG's of grounded ones, in their genuine form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.errors import MissingFileError, UserError
+from tests.data.readers.made import (
+    picture_of,
+    samples,
+    write_dci,
+    write_flair,
+    write_karpathy,
+    write_odvg,
+    write_sharegpt4v,
+    write_urban1k,
+)
+
+BOX, OTHER = (0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 1.0, 1.0)
+
+
+def test_odvg(tmp_path: Path) -> None:
+    dataset: Any = open_reader(f"odvg:{write_odvg(tmp_path)}")
+    grounded, detected = samples(dataset)
+    assert grounded.captions == ("Two dogs on a mat",)
+    assert [(region.text, pytest.approx(region.box)) for region in grounded.regions] == [
+        ("Two dogs", BOX),
+        ("Two dogs", OTHER),
+        ("a mat", (0.0, 0.0, 1.0, 1.0)),
+    ]
+    assert [(region.text, pytest.approx(region.box)) for region in detected.regions] == [("motorcycle", BOX)]
+    assert detected.captions == ()
+    assert dataset.left_out == {"further phrases of a region": 1}
+
+
+def test_karpathy(tmp_path: Path) -> None:
+    path = write_karpathy(tmp_path)
+    dataset: Any = open_reader(f"karpathy:{path}")
+    assert [sample.captions for sample in samples(dataset)] == [("A dog 1.", "One 1"), ("A dog 3.", "One 3")]
+    assert dataset[1].image == tmp_path / "val2014" / "COCO_val2014_000000000003.jpg"
+    assert dataset.left_out == {"pictures of other splits": 1}
+    assert len(open_reader(f"karpathy:{path},split=")) == 3
+    with pytest.raises(UserError, match=r"no split 'dev' in .*; it has restval, test"):
+        open_reader(f"karpathy:{path},split=dev")
+
+
+def test_flair(tmp_path: Path) -> None:
+    dataset = open_reader(f"flair:{write_flair(tmp_path)}")
+    assert [sample.captions for sample in samples(dataset)] == [("first", "second"), ("other",)]
+    assert dataset[0].image == tmp_path / "images" / "docci" / "test_00731.jpg"
+
+
+@pytest.mark.parametrize("below", ["", "sam/images/"])
+def test_sharegpt4v(tmp_path: Path, below: str) -> None:
+    path = write_sharegpt4v(tmp_path, below)
+    dataset = open_reader(f"sharegpt4v:{path}")
+    assert dataset[1].captions == ("A long caption of picture 2.",)
+    assert dataset[1].image == tmp_path / "images" / below / "sa_2.jpg"
+    assert len(open_reader(f"sharegpt4v:{path},first=2")) == 2
+    with pytest.raises(UserError, match="first must be at least 0"):
+        open_reader(f"sharegpt4v:{path},first=-1")
+
+
+def test_urban1k(tmp_path: Path) -> None:
+    folder = write_urban1k(tmp_path)
+    picture_of(folder, "image/9.jpg")
+    (folder / "caption" / "8.txt").write_text("x")
+    dataset: Any = open_reader(f"urban1k:{folder}")
+    assert [sample.captions for sample in samples(dataset)] == [
+        ("A street, 1 of a thousand.",),
+        ("A street, 2 of a thousand.",),
+    ]
+    assert dataset.left_out == {"pictures without a text": 1, "texts without a picture": 1}
+
+
+def test_dci(tmp_path: Path) -> None:
+    folder = write_dci(tmp_path)
+    dataset = open_reader(f"dci:{folder}")
+    assert [sample.captions for sample in samples(dataset)] == [
+        ("A very long caption of 7.",),
+        ("A very long caption of 8.",),
+    ]
+    (short,) = dataset[0].texts
+    assert (short.text, short.role) == ("short 7", "short")
+    assert [sample.key for sample in samples(open_reader(f"dci:{folder},split=test"))] == ["sa_7"]
+    with pytest.raises(UserError, match="no split 'valid'"):
+        open_reader(f"dci:{folder},split=valid")
+    (folder / "splits.json").unlink()
+    with pytest.raises(MissingFileError, match=r"no splits\.json"):
+        open_reader(f"dci:{folder},split=test")
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "karpathy": ({"images": [{"split": "test", "sentences": [{"raw": 7}], "filename": "a"}]}, "raw must be"),
+    "flair": ({"annotations": [{"image": 7, "caption": "x"}]}, "image must be text"),
+    "sharegpt4v": ([{"image": "a.jpg", "conversations": [{}]}], "a question and an answer"),
+    "odvg": ({"filename": "a.jpg"}, "needs a table grounding or detection"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_entries_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
+    document, told = ODD[kind]
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=f"no entry can be used; the first: .*{told}"):
+        open_reader(f"{kind}:{tmp_path / 'a.json'}")
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "flair", "sharegpt4v"])
+@pytest.mark.parametrize("content", ["7", "{}", '{"images": 7, "annotations": {}}'])
+def test_what_is_no_such_file(tmp_path: Path, kind: str, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match="JSON is a list"):
+        open_reader(f"{kind}:{tmp_path / 'a.json'}")
+
+
+def test_their_forms_are_told_apart(tmp_path: Path) -> None:
+    writers = {"karpathy": write_karpathy, "flair": write_flair, "odvg": write_odvg, "dci": write_dci}
+    for kind, write in writers.items():
+        (tmp_path / kind).mkdir()
+        path = write(tmp_path / kind)
+        assert guess_spec(str(path)) == f"{kind}:{path}"
