@@ -114,6 +114,7 @@ def test_the_command(model: CLOC, samples: Samples, tmp_path: Path, capsys: Any)
     out = capsys.readouterr().out
     assert f"{TASK} on mine, against {places[0]}" in out
     assert "paired by image" in out
+    assert "ms a region" in out
     document = json.loads((tmp_path / "c.json").read_text())
     assert document["results"] == list(map(str, places))
     assert document["metrics"]["acc1"][1]["p"] is not None

@@ -12,7 +12,7 @@ import tyro
 from open_cloc.cli.parse import check_result_file, parse
 from open_cloc.cli.screen import say
 from open_cloc.errors import UserError
-from open_cloc.evaluation.compare import compare, comparison_table, read_result
+from open_cloc.evaluation.compare import compare, comparison_table, read_result, times_table
 from open_cloc.evaluation.intervals import LEVEL
 from open_cloc.files import write_json
 
@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
     first = found[0]
     say(f"{first['task']} on {first.get('dataset', '')}, against {names[0]}")
     say(comparison_table(rows, names))
+    times = times_table(found, names)
+    if times:
+        say(times)
     if any(row.interval is not None for each in rows.values() for row in each):
         say(f"in brackets: {LEVEL:.0%} intervals of the difference, paired by image; p is two-sided")
     else:

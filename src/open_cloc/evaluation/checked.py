@@ -10,6 +10,7 @@ Shapes: B images, R regions of one image, P phrases of one image, T texts, D sha
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +37,18 @@ class CheckedMethod:
     def __init__(self, method: Method) -> None:
         self.method = method
         self._keys: dict[str, None] = {}  # of all samples, in their order
+        self._seconds, self._regions = 0.0, 0
 
     @property
     def images_digest(self) -> str:
         """What runs over the same samples share: 16 hexadecimal digits of their names in order."""
         names = "\0".join(self._keys).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(names, digest_size=8).hexdigest()
+
+    @property
+    def seconds_per_region(self) -> float | None:
+        """Time of the method for each region, its picture's pass included; None where there was none."""
+        return self._seconds / self._regions if self._regions else None
 
     def _see(self, batch: EvaluationBatch) -> None:
         self._keys.update(dict.fromkeys(sample.key for sample in batch.samples))
@@ -76,7 +83,11 @@ class CheckedMethod:
             for sample, own in zip(batch.samples, boxes)
             for row in range(len(own))
         ]
-        return require_unit(self.method.embed_regions(batch, boxes), names)
+        started = time.perf_counter()
+        features = require_unit(self.method.embed_regions(batch, boxes), names)  # which waits for a device
+        self._seconds += time.perf_counter() - started
+        self._regions += len(features)
+        return features
 
 
 class CheckedGroundingMethod(CheckedMethod):

@@ -166,3 +166,17 @@ def _difference(row: Row) -> str:
         return "" if row.difference == 0 else f"  {row.difference:+.4f}"
     low, high = row.interval
     return f"  {row.difference:+.4f}  [{low:+.4f}, {high:+.4f}]  p {row.p:.3f}"
+
+
+def times_table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """What a region took in each result, picture's pass included; empty where none of them says it."""
+    times = {name: result.get("seconds_per_region") for name, result in zip(names, results)}
+    known = {name: time for name, time in times.items() if isinstance(time, float)}
+    if not known:
+        return ""
+    width = max(map(len, names))
+    devices = {name: result["protocol"].get("device", "") for name, result in zip(names, results)}
+    lines = [
+        f"  {name:{width}}  {1000 * time:8.2f}  {devices[name]}".rstrip() for name, time in known.items()
+    ]
+    return "\n".join(["ms a region, its picture's pass included", *lines])

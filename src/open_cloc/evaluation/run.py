@@ -13,7 +13,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import tell_opening
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
-from open_cloc.evaluation.checked import checked
+from open_cloc.evaluation.checked import CheckedMethod, checked
 from open_cloc.evaluation.compare import written_draws
 from open_cloc.evaluation.method import Method, Weights
 from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
@@ -79,7 +79,7 @@ def evaluate(
         dataset_name: For the result, such as `coco:val2017`; the data set's own FORMAT:PATH unless told.
         pretrained: For the result: the weights' place, if the method does not know it.
         language: For the result: that of the data set's texts.
-        draws: Add what `compare` needs: each metric on 1,000 other draws of the images, as base64 of float32.
+        draws: Add what `compare` shows: metrics on 1,000 other draws of the images, and the time a region.
 
     Returns:
         CLIP_benchmark's keys, `intervals` (lower and upper end of each metric) and `protocol`; plain JSON.
@@ -105,20 +105,23 @@ def evaluate(
         "model": name,
         "pretrained": pretrained or origin,
         "task": task_name(task),
-        **_numbers(result, draws),
+        **_numbers(result, opened if draws else None),
         "language": language,
         "protocol": common | {"images": opened.images_digest} | result.protocol,
     }
     return hide_secrets(made)
 
 
-def _numbers(result: TaskResult, draws: bool) -> dict[str, Any]:
+def _numbers(result: TaskResult, compared: CheckedMethod | None) -> dict[str, Any]:
+    """What was measured; of a method that is to be compared, its draws and its time as well."""
     found = {
         "metrics": result.metrics,
         "intervals": {name: list(ends) for name, ends in result.intervals.items()},
     }
+    if compared is None:
+        return found
     drawn = {name: written_draws(values) for name, values in result.draws.items()}
-    return found | {"draws": drawn} if draws else found
+    return found | {"draws": drawn, "seconds_per_region": compared.seconds_per_region}
 
 
 def _as_data(dataset: SampleDataset | str, name: str) -> tuple[SampleDataset, str]:
