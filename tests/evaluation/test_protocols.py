@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import PROTOCOLS
 from open_cloc.evaluation.run import evaluate
 from open_cloc.model.cloc import CLOC
+from open_cloc.texts import TextCleaning
 from tests.evaluation.tiny_data import NAMES, WITH_TEXTS, Samples, with_texts
 
 TASK = "zeroshot_region_classification"
@@ -146,3 +148,17 @@ def test_the_command_knows_protocols(crowded: Path, tmp_path: Path, capsys: Any)
     argv = ["eval", TASK, "--data", f"coco:{crowded}", "--weights", "w", "--protocol"]
     assert main([*argv, "fgclp"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("protocol", "as_written"), [("fgclip-long", False), ("clip", True)])
+def test_captions_are_lower_cased_where_the_script_does_it(
+    samples: Samples, protocol: str, as_written: bool
+) -> None:
+    """Also for a model that reads capitals."""
+    method: Any = Seen()
+    method.cleaning = TextCleaning(lower_case=False)
+    data = Samples(replace(sample, captions=(f"A Dog {sample.key}",)) for sample in samples)
+    result = evaluate(method, data, "zeroshot_retrieval", EvaluationConfig(protocol=protocol))
+    assert all(text.startswith("A Dog" if as_written else "a dog") for text in method.texts)
+    ks = {name.partition("@")[2] for name in result["metrics"]}
+    assert ks == ({"1", "5", "10"} if as_written else {"1"})

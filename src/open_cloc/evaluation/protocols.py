@@ -85,6 +85,14 @@ PROTOCOLS = {
             ties="hit",
         ),
         Protocol(
+            "fgclip-long",
+            "FG-CLIP, dci_retrieval.py and share1k_retrieval.py: one long caption a picture, recall@1",
+            {"zeroshot_retrieval": "text_retrieval_recall@1"},
+            lower_case=True,
+            recall_k=(1,),
+            skips="nothing; ShareGPT4V-1k is the first 1,000 entries, sharegpt4v:FILE,first=1000",
+        ),
+        Protocol(
             "reclip-gt",
             "ReCLIP (arXiv 2204.05991), main.py: every sentence, IoU above 0.5, among all annotated boxes",
             {"referring": "acc@0.5"},

@@ -71,7 +71,7 @@ def zeroshot_retrieval(method: Method, dataset: SampleDataset, config: Evaluatio
     else the others' captions, which are as right, would count as wrong.
     """
     features, samples, pictures = collect_images(method, dataset, config)
-    captions = [captions_of(sample, method) for sample in samples]
+    captions = [captions_of(sample, method, config.rules.lower_case) for sample in samples]
     text_features = method.embed_texts([text for texts in captions for text in texts]).cpu()
     text_labels = pictures.repeat_interleave(torch.tensor([len(texts) for texts in captions]))
     num_images = int(pictures.max()) + 1
@@ -93,13 +93,14 @@ def zeroshot_retrieval(method: Method, dataset: SampleDataset, config: Evaluatio
     return measured(estimates, num_images, protocol)
 
 
-def captions_of(sample: RegionSample, method: Method) -> list[str]:
-    """Cleaned captions of a sample.
+def captions_of(sample: RegionSample, method: Method, lower_case: bool = False) -> list[str]:
+    """Cleaned captions of a sample; lower-cased where the protocol says so, whatever the model reads.
 
     Raises:
         UserError: If there is none, or one is empty.
     """
-    texts = list(map(cleaning_of(method), sample.captions))
+    given = [text.lower() for text in sample.captions] if lower_case else sample.captions
+    texts = list(map(cleaning_of(method), given))
     if not texts or not all(texts):
         raise UserError(f"zeroshot_retrieval needs captions; got {texts} in sample {sample.key!r}")
     return texts
