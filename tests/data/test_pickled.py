@@ -147,6 +147,20 @@ def test_what_is_damaged_or_too_large_is_said(tmp_path: Path, monkeypatch: pytes
         read_plain_pickle(tmp_path / "absent.p")
 
 
+def test_what_unfolds_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 lists, each twice in the next: a message that showed them would never end."""
+    monkeypatch.setattr(pickled, "MOST_CONTAINERS", 10_000)
+    value: list[Any] = []
+    for _ in range(60):
+        value = [value, value]
+    ring: list[Any] = []
+    ring.append({"ring": ring})
+    for each in (value, ring):
+        (tmp_path / "refs.p").write_bytes(pickle.dumps(each))
+        with pytest.raises(UserError, match="unfolds into more than 10000 lists and dicts"):
+            read_plain_pickle(tmp_path / "refs.p")
+
+
 def test_harmless_instructions_are_pickles_own() -> None:
     known = {code.name for code in pickletools.opcodes}
     assert known >= HARMLESS

@@ -16,6 +16,7 @@ from open_cloc.errors import UserError
 from open_cloc.files import read_bytes
 
 MOST_BYTES = 64 * 2**20
+MOST_CONTAINERS = 5_000_000  # RefCOCOg has a tenth of a million references
 MOST_INSTRUCTIONS = 50_000_000
 # Instructions that make containers, texts and numbers, of protocols 0 to 5.
 _FRAMES = ("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP")
@@ -60,11 +61,28 @@ def read_plain_pickle(path: Path) -> Any:
         raise UserError(f"a pickle of {len(content)} bytes is not opened: at most {MOST_BYTES} ({path})")
     _refuse_programs(content, path)
     try:
-        return _Plain(io.BytesIO(content), encoding="utf-8").load()
+        found = _Plain(io.BytesIO(content), encoding="utf-8").load()
     except RecursionError:
         raise UserError(f"pickle is nested without end ({path})") from None
     except Exception as error:  # of a damaged stream: half a dozen kinds
         raise UserError(f"pickle is damaged: {type(error).__name__}: {error} ({path})") from None
+    _refuse_without_end(found, path)
+    return found
+
+
+def _refuse_without_end(value: Any, path: Path) -> None:
+    """A list may hold another twice, and that one a third: written out, a kilobyte has no end."""
+    waiting, count = [value], 0
+    while waiting:
+        own = waiting.pop()
+        inside = own.values() if isinstance(own, dict) else own if isinstance(own, (list, tuple)) else ()
+        waiting += [part for part in inside if isinstance(part, (dict, list, tuple))]
+        count += 1
+        if count > MOST_CONTAINERS:
+            raise UserError(
+                f"pickle unfolds into more than {MOST_CONTAINERS} lists and dicts, as no list of references "
+                f"does ({path})"
+            )
 
 
 def _refuse_programs(content: bytes, path: Path) -> None:

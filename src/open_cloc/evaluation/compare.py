@@ -102,8 +102,8 @@ def _refuse_unlike(first: Mapping[str, Any], other: Mapping[str, Any], one: str,
         mine, theirs = (_told(result, key) for result in (first, other))
         if mine != theirs:
             raise UserError(
-                f"{one} and {two} cannot be compared: their {what} differ, {_brief(mine)} and "
-                f"{_brief(theirs)}"
+                f"{one} and {two} cannot be compared: their {what} differ, {_brief(mine, theirs)} and "
+                f"{_brief(theirs, mine)}"
             )
     counts = sorted(key for key in {*first["protocol"], *other["protocol"]} if key.startswith(COUNTS))
     for key in counts:
@@ -118,10 +118,16 @@ def _told(result: Mapping[str, Any], key: str) -> Any:
     return result["protocol"].get(key, result.get(key))
 
 
-def _brief(value: Any) -> str:
-    """A rule's name where it has one, else the value."""
-    name = value.get("name") if isinstance(value, dict) else None
-    return f"protocol {name}" if name else f"{value!r:.120}"
+def _brief(value: Any, other: Any) -> str:
+    """A value, unless it is a table: then its name, or what of it the other has not."""
+    if not isinstance(value, dict):
+        return f"{value!r:.120}"
+    if value.get("name"):
+        return f"protocol {value['name']}"
+    if "name" in value and isinstance(other, dict) and other.get("name"):
+        return "no protocol"
+    own = {key: part for key, part in value.items() if not isinstance(other, dict) or other.get(key) != part}
+    return f"{own!r:.120}"
 
 
 def _row(metric: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> Row:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.errors import MissingFileError, UserError
 from tests.data.readers.made import (
@@ -47,6 +48,31 @@ def test_karpathy(tmp_path: Path) -> None:
     assert len(open_reader(f"karpathy:{path},split=")) == 3
     with pytest.raises(UserError, match=r"no split 'dev' in .*; it has restval, test"):
         open_reader(f"karpathy:{path},split=dev")
+
+
+def test_a_blank_sentence_costs_itself(tmp_path: Path) -> None:
+    path = write_karpathy(tmp_path)
+    document = json.loads(path.read_text())
+    document["images"][0]["sentences"][1]["raw"] = " "
+    path.write_text(json.dumps(document))
+    sample, problems = read_usable(open_reader(f"karpathy:{path}"), 0)
+    assert sample is not None
+    assert sample.captions == ("A dog 1.",)
+    ((_, message),) = problems
+    assert "sentence 1 of COCO_val2014_000000000001.jpg: raw must not be blank" in message
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "flair", "odvg", "sharegpt4v"])
+def test_a_folder_that_holds_their_file_is_not_read_for_its_pictures_alone(tmp_path: Path, kind: str) -> None:
+    write = {
+        "karpathy": write_karpathy,
+        "flair": write_flair,
+        "odvg": write_odvg,
+        "sharegpt4v": write_sharegpt4v,
+    }[kind]
+    path = write(tmp_path)
+    with pytest.raises(UserError, match=f"holds what describes its pictures; give one of {kind}:{path}"):
+        guess_spec(str(tmp_path))
 
 
 def test_flair(tmp_path: Path) -> None:
@@ -96,7 +122,7 @@ def test_dci(tmp_path: Path) -> None:
 
 
 ODD: dict[str, tuple[Any, str]] = {
-    "karpathy": ({"images": [{"split": "test", "sentences": [{"raw": 7}], "filename": "a"}]}, "raw must be"),
+    "karpathy": ({"images": [{"split": "test", "sentences": 7, "filename": "a"}]}, "sentences must be"),
     "flair": ({"annotations": [{"image": 7, "caption": "x"}]}, "image must be text"),
     "sharegpt4v": ([{"image": "a.jpg", "conversations": [{}]}], "a question and an answer"),
     "odvg": ({"filename": "a.jpg"}, "needs a table grounding or detection"),

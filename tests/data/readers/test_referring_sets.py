@@ -45,6 +45,19 @@ def test_reclip(tmp_path: Path) -> None:
     assert guess_spec(str(path)) == f"reclip:{path}"
 
 
+def test_a_picture_without_a_number_behind_its_name(tmp_path: Path) -> None:
+    path = write_reclip(tmp_path)
+    lines = [line | {"file_name": "COCO_train2014_000000581857.jpg"} for line in reclip_lines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert open_reader(f"reclip:{path}")[0].image == tmp_path / "train2014/COCO_train2014_000000581857.jpg"
+
+
+def test_a_bare_pickle_is_pointed_to_conversion(tmp_path: Path) -> None:
+    path = write_refcoco(tmp_path) / "refs(unc).p"
+    with pytest.raises(UserError, match="RefCOCO's is read by open-cloc data convert refcoco:"):
+        open_reader(str(path))
+
+
 def test_reclip_with_detections(tmp_path: Path) -> None:
     path = write_reclip(tmp_path)
     found = tmp_path / "refcoco_dets_dict.json"

@@ -83,6 +83,9 @@ def test_flickr30k_entities(tmp_path: Path) -> None:
 
 def test_flickr30k_splits(tmp_path: Path) -> None:
     folder = write_flickr30k(tmp_path)
+    for line in ("1000092795", "1000092795.jpg"):
+        (tmp_path / "test.txt").write_text(f"{line}\n")
+        assert len(open_reader(f"flickr30k:{folder},split={tmp_path / 'test.txt'}")) == 1
     (tmp_path / "test.txt").write_text("1000092795\n")
     assert len(open_reader(f"flickr30k:{folder},split={tmp_path / 'test.txt'}")) == 1
     (tmp_path / "test.txt").write_text("1000092795\n7\n")

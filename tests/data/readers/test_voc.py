@@ -57,10 +57,10 @@ def test_objects_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     write_voc(tmp_path)
     path = tmp_path / "Annotations" / "2008_000008.xml"
     path.write_text(VOC.replace("<xmin>10</xmin>", "<xmin>ten</xmin>"))
-    with pytest.raises(SampleError, match="object 0: xmin must be a number; got 'ten'"):
+    with pytest.raises(SampleError, match=r"object 0: xmin must be a number; got 'ten' \(.*2008_000008\.xml"):
         open_reader(f"voc:{tmp_path}")[0]
     path.write_text(VOC.replace("<xmax>30</xmax>", "<xmax>300</xmax>"))
-    with pytest.raises(SampleError, match="outside"):
+    with pytest.raises(SampleError, match=r"outside.*2008_000008\.xml, object 0"):
         open_reader(f"voc:{tmp_path}")[0]
     path.write_text("<annotation>")
     with pytest.raises(UserError, match=r"no entry can be used; the first: .*is not XML"):
@@ -68,3 +68,21 @@ def test_objects_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(MissingFileError, match="no XML files"):
         open_reader(f"voc:{tmp_path}")
+    write_voc(tmp_path / "valid")
+    with pytest.raises(MissingFileError, match=f"give one of voc:{tmp_path}/valid"):
+        open_reader(f"voc:{tmp_path}")
+
+
+def test_turned_boxes_and_outlines_are_named(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    turned = "<object><name>ship</name><robndbox><cx>5</cx></robndbox></object>"
+    outline = "<object><name>lake</name><polygon><x1>1</x1></polygon></object>"
+    content = VOC.replace("</annotation>", f"{turned}{outline}<object><name>x</name></object></annotation>")
+    (tmp_path / "Annotations" / "2008_000008.xml").write_text(content)
+    dataset: Any = open_reader(f"voc:{tmp_path}")
+    assert dataset.left_out == {
+        "parts of objects": 1,
+        "objects with robndbox in place of a box": 1,
+        "objects with polygon in place of a box": 1,
+        "objects with nothing in place of a box": 1,
+    }

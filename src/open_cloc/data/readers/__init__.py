@@ -45,9 +45,13 @@ READERS = {
 }
 # The same for what is opened only to be converted: pickles, which nothing else reads.
 CONVERTED = {"refcoco": "open_cloc.data.readers.refcoco:open_refcoco"}
+# Of those, what is one file, and is not looked for in folders by its own reader.
+OF_FILES = ("panoptic", "fg_ovd", "odvg", "karpathy", "flair", "sharegpt4v", "reclip")
+MOST_IN_FOLDER = 20
 # Names of folders that are no parts of one data set, in small letters.
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 TABLE = "table"
+PICKLES = (".p", ".pkl", ".pickle")
 LAST = "folder"  # asked when no other format is recognised: their folders hold pictures as well
 
 
@@ -94,6 +98,12 @@ def guess_spec(text: str) -> str:
     if below:
         alone = f", or {LAST}:{path} for its pictures alone" if found else ""
         raise UserError(f"{named!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
+    inside = _files_in(Path(path)) if found == [LAST] else []
+    if inside:
+        raise UserError(
+            f"{named!r} holds what describes its pictures; give one of {', '.join(inside)}, or {LAST}:{path} "
+            "for the pictures alone"
+        )
     splits = _splits_in(Path(path)) if found == [LAST] else []
     if len(splits) > 1:
         each = ", ".join(f"{LAST}:{split}" for split in splits)
@@ -120,6 +130,17 @@ def _data_sets_below(folder: Path) -> list[str]:
     return [f"{name}:{place}" for place in inside for name in _formats(str(place))]
 
 
+def _files_in(folder: Path) -> list[str]:
+    """FORMAT:PATH of a folder's own files of annotations, where these are few."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".json", ".jsonl"))
+    except OSError:
+        return []
+    if len(files) > MOST_IN_FOLDER:  # one for each picture
+        return []
+    return [f"{name}:{file}" for file in files for name in OF_FILES if _recogniser(name)(str(file))]
+
+
 def _splits_in(folder: Path) -> list[Path]:
     """Folders that bear a split's name, as in Hugging Face's image folders: tests are not to train on."""
     return [place for place in subfolders(folder) if place.name.lower() in SPLITS]
@@ -131,6 +152,8 @@ def _unknown(path: str) -> UserError:
     if not Path(path).exists():
         named = without_secrets(path)
         return MissingFileError(f"{named!r} is neither an existing path nor FORMAT:PATH (FORMAT: {formats})")
+    if Path(path).suffix.lower() in PICKLES:
+        return UserError(f"{path!r} is a pickle; RefCOCO's is read by open-cloc data convert refcoco:{path}")
     tool = form_of(Path(path))
     if tool == VOC_FORM:
         return UserError(f"{path!r} is of one picture: give its folder, voc:{Path(path).parent}")

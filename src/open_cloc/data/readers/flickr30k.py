@@ -75,7 +75,8 @@ def _names(folder: Path, split: Path | None) -> list[str]:
         return there
     if not split.is_file():
         raise MissingFileError(f"no such file of picture ids: {split}")
-    asked = list(dict.fromkeys(line.strip() for line in read_text(split).splitlines() if line.strip()))
+    lines = (line.strip().removesuffix(".jpg") for line in read_text(split).splitlines())
+    asked = list(dict.fromkeys(filter(None, lines)))
     lacking = set(asked) - set(there)
     if not asked or lacking:
         first = sorted(lacking)[:1]

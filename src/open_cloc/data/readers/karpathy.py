@@ -17,6 +17,7 @@ from open_cloc.data.readers.packed import (
     json_list,
     looks_like,
     picture_folders,
+    problem_in,
 )
 from open_cloc.errors import UserError
 
@@ -52,7 +53,7 @@ def open_karpathy(
         row = as_object(given)
         own = as_text(field_of(row, "split"), "split")
         splits[own] += 1
-        return _entry(row) if split in ("", own) else None
+        return _entry(row, file) if split in ("", own) else None
 
     numbered = ((f"image {number}", row) for number, row in enumerate(json_list(file, "Karpathy", "images")))
     entries = list(entries_of(numbered, read, file, problems))
@@ -64,11 +65,17 @@ def open_karpathy(
     return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 
-def _entry(row: Any) -> Entry:
+def _entry(row: Any, file: Path) -> Entry:
     sentences = field_of(row, "sentences")
     if not isinstance(sentences, list) or not sentences:
         raise FieldError(f"sentences must be a list; got {shown(sentences)}")
-    captions = [as_text(field_of(as_object(each), "raw"), "raw").strip() for each in sentences]
     name = as_text(field_of(row, "filename"), "filename")
+    captions, problems = [], []
+    for number, each in enumerate(sentences):
+        try:
+            captions.append(as_text(field_of(as_object(each), "raw"), "raw").strip())
+        except FieldError as error:
+            problems.append(problem_in(error, f"sentence {number} of {name}", file))
     folder = row.get("filepath")
-    return Entry(f"{folder}/{name}" if isinstance(folder, str) and folder else name, captions=captions)
+    whole = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+    return Entry(whole, captions=captions, problems=problems)

@@ -32,8 +32,8 @@ DETECTED = "detection"  # source of a candidate that a detector gave
 NAMELESS = "object"  # a candidate's text where nothing names it
 FOLDERS = ("train2014", "images", "images/train2014", "coco/train2014")
 FORM = (re.compile(rb'"ann_id"\s*:'), re.compile(rb'"anns"\s*:'), re.compile(rb'"sentences"\s*:'))
-# `..._000000581857_16.jpg` is the first picture's name with the number of a reference behind it.
-NUMBERED = re.compile(r"_\d+(?=\.jpe?g$)", re.IGNORECASE)
+# `..._000000581857_16.jpg` is the name of a picture of COCO with the number of a reference behind it.
+NUMBERED = re.compile(r"(?<=_\d{12})_\d+(?=\.jpe?g$)", re.IGNORECASE)
 
 
 class Reference(NamedTuple):

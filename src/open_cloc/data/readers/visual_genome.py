@@ -75,7 +75,8 @@ def _file_of(path: Path) -> Path:
     found = [path / name for name in (REGIONS, OBJECTS) if (path / name).is_file()]
     if len(found) != 1:
         raise UserError(
-            f"{path} must hold one of {REGIONS} and {OBJECTS}; it holds {len(found)}: give the file"
+            f"{path} must hold one of {REGIONS} and {OBJECTS}; it holds {len(found)}: give the file, as in "
+            f"visual_genome:{path / REGIONS}"
         )
     return found[0]
 
@@ -151,7 +152,7 @@ def _region(part: Any, left_out: Counter[str]) -> RawRegion:
         return RawRegion(box, as_text(field_of(part, "phrase"), "phrase").strip(), where, source=SOURCE)
     names = field_of(part, "names")
     if not isinstance(names, list) or not names:
-        raise FieldError(f"names must be a list of texts; got {shown(names)}")
+        raise FieldError(f"names must be a list of at least one text; got {shown(names)}")
     if len(names) > 1:
         left_out["further names of objects"] += len(names) - 1
     return RawRegion(box, as_text(names[0], "names").strip(), where, source=SOURCE)

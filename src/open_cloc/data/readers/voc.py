@@ -14,6 +14,7 @@ from pathlib import Path
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_text
 from open_cloc.data.names import find
+from open_cloc.data.readers.files import subfolders
 from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
 from open_cloc.data.readers.unread import VOC_FORM, form_of
 from open_cloc.data.readers.xml_files import corners_in, parse_xml, size_in
@@ -24,6 +25,7 @@ from open_cloc.pictures import SUFFIXES
 SOURCE = "voc"
 ANNOTATIONS, SETS = "Annotations", "ImageSets/Main"
 FOLDERS = ("JPEGImages", "images")
+OUTLINES = ("robndbox", "polygon", "points")  # turned boxes and outlines, which are not read
 LOOKED_AT = 3  # files, to see whether a folder is of this format
 
 
@@ -50,7 +52,9 @@ def open_voc(path: str, images: Path | None = None, split: str = "", outside: bo
     """
     folder = _annotations(Path(path))
     if folder is None:
-        raise MissingFileError(f"no XML files in {path} or its {ANNOTATIONS}")
+        below = ", ".join(f"voc:{each}" for each in subfolders(Path(path)) if _annotations(each) is not None)
+        hint = f"; give one of {below:.300}" if below else ""
+        raise MissingFileError(f"no XML files in {path} or its {ANNOTATIONS}{hint}")
     files = _of_split(Path(path), folder, split) if split else sorted(folder.glob("*.xml"))
     problems: list[Problem] = []
     left_out: Counter[str] = Counter()
@@ -96,10 +100,14 @@ def _entries(
                 try:
                     box = item.find("bndbox")
                     if box is None:
-                        left_out["objects without a box"] += 1
+                        outline = next((each.tag for each in item if each.tag in OUTLINES), "")
+                        left_out[f"objects with {outline or 'nothing'} in place of a box"] += 1
                         continue
-                    name = as_text(item.findtext("name"), "name").strip()
-                    regions.append(RawRegion(corners_in(box), name, f"object {number}", source=SOURCE))
+                    name, where = (
+                        as_text(item.findtext("name"), "name").strip(),
+                        f"{file.name}, object {number}",
+                    )
+                    regions.append(RawRegion(corners_in(box), name, where, source=SOURCE))
                 except FieldError as error:
                     own.append(problem_in(error, f"object {number}", file))
             left_out["parts of objects"] += len(root.findall("object/part"))
