@@ -209,3 +209,11 @@ def test_others_may_read_what_the_umask_says(tmp_path: Path, mask: int, mode: in
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys(("a.safetensors", "b", "c"), mode)
+
+
+def test_half_a_character_is_written_as_json_reads_it_back(tmp_path: Path) -> None:
+    document = {"caption \ud83d": "a \ud83d mug \U0001f600"}
+    write_json(tmp_path / "a.json", document)
+    assert read_json(tmp_path / "a.json") == document
+    write_text(tmp_path / "a.txt", "a \ud83d mug")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "a \\ud83d mug"

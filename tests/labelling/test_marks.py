@@ -158,6 +158,15 @@ def test_reports_of_any_marks_are_written_or_refused(files: dict[str, Any]) -> N
         assert "\n" not in told(lambda: write_report(Path(name)))
 
 
+@pytest.mark.parametrize("key", ["name", "source"])
+def test_reports_hold_half_a_character(tmp_path: Path, key: str) -> None:
+    files = sound_files()
+    certificate = changed(files["label.json"], (key,), "half \ud83d")
+    write(tmp_path, {**files, "label.json": certificate})
+    assert told(lambda: write_report(tmp_path)) == ""
+    assert json.loads((tmp_path / "report.json").read_text())[key] == "half \ud83d"
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[" * 100_000, b'{"a": NaN}', b"\xff", b'{"units": 1, "units": 2}', b"null"]
 )
