@@ -16,6 +16,7 @@ from tqdm import tqdm
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import SampleDataset, checked_boxes, clean_sample
 from open_cloc.data.bad_samples import problem_of
+from open_cloc.data.collate import stack_images
 from open_cloc.data.workers import run_workers
 from open_cloc.errors import SampleError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
@@ -110,6 +111,5 @@ class _EvaluationBatches:
             images.append(geometry.draw(pixels, self.preprocess.fill, self.preprocess.interpolation))
             samples.append(sample)
             geometries.append(geometry)
-        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         content = torch.tensor([geometry.content_box for geometry in geometries])
-        return EvaluationBatch(samples, stacked, content, geometries)
+        return EvaluationBatch(samples, stack_images(images), content, geometries)
