@@ -129,6 +129,11 @@ def test_the_command(model: CLOC, samples: Samples, tmp_path: Path, capsys: Any)
     ):
         assert main(["compare", *given]) == 2
         assert told in capsys.readouterr().err
+    odd = json.loads(places[1].read_text())
+    odd["metrics"]["acc1"] = "0.9"
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
+    assert main(["compare", str(places[0]), str(tmp_path / "odd.json")]) == 2
+    assert "metric acc1 must be a number; got '0.9'" in capsys.readouterr().err
     damaged = json.loads(places[1].read_text())
     damaged["draws"]["acc1"] = "?"
     places[1].write_text(json.dumps(damaged))

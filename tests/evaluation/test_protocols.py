@@ -86,6 +86,11 @@ def test_fgclip_is_ten_lines_of_its_script(samples: Samples) -> None:
     assert result["protocol"]["rules"]["source"].startswith("FG-CLIP")
 
 
+def test_templates_may_be_mixed() -> None:
+    own = EvaluationConfig(templates=("a {}", "openai-imagenet")).rules.texts_of("mug")
+    assert own == ["a mug", *(template("mug") for template in OPENAI_IMAGENET_TEMPLATES)]
+
+
 def test_names_are_bare_in_the_papers_protocol(model: CLOC, samples: Samples) -> None:
     samples.class_names = NAMES
     plain = evaluate(model, samples, TASK)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
@@ -201,6 +202,31 @@ def test_configs_of_strangers(
     folder = edited(tmp_path / "out", part, key, value)
     with pytest.raises(UserError, match=told):
         open_cloc.create_model(f"folder:{folder}", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("vision_model.head.probe", None, "lack 'vision_model.head.probe'"),
+        ("logit_scale", (2,), "odd shapes"),
+        ("text_model.encoder.layers.0.self_attn.q_proj.weight", (48, 7), "odd shapes"),
+        ("text_model.head.bias", (), "odd shapes"),
+        ("vision_model.post_layernorm.weight", (31,), "post_layernorm|norm.weight"),
+    ],
+)
+def test_weights_of_strangers(
+    weights: Path, tmp_path: Path, monkeypatch: Any, name: str, shape: tuple[int, ...] | None, told: str
+) -> None:
+    export("siglip", weights, tmp_path / "out")
+    monkeypatch.setitem(siglip.NETWORKS, (16, 32, 3), NETWORK)
+    path = tmp_path / "out" / "model.safetensors"
+    state = load_file(path)
+    del state[name]
+    if shape is not None:
+        state[name] = torch.zeros(shape)
+    save_file(state, path)
+    with pytest.raises(UserError, match=told):
+        open_cloc.create_model(f"folder:{tmp_path / 'out'}", device="cpu")
 
 
 def test_weights_that_are_not_there(weights: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -189,9 +189,7 @@ def remove(index: Place, where: str) -> int:
             of its regions does.
     """
     store = _open(index)
-    with store.writing():
-        removed = store.remove(where)
-        store.optimize()
+    removed = store.remove(where)
     from open_cloc.index.rows import PICTURES
 
     say(f"removed {removed} pictures; {store.count(PICTURES)} are left")

@@ -70,6 +70,11 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no result of open-cloc eval: expected {', '.join(parts)}")
     if not isinstance(found["metrics"], dict) or not isinstance(found["protocol"], dict):
         raise UserError(f"{path} is no result of open-cloc eval: metrics and protocol must be tables")
+    for name, value in found["metrics"].items():
+        if type(value) not in (int, float):
+            raise UserError(
+                f"{path} is no result of open-cloc eval: metric {name} must be a number; got {value!r:.40}"
+            )
     return found
 
 

@@ -168,8 +168,9 @@ def common_protocol(
 
 @cache
 def _written_out(templates: tuple[str, ...]) -> tuple[str, ...]:
-    if templates != (OPENAI_IMAGENET,):
+    if OPENAI_IMAGENET not in templates:
         return templates
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    eighty = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    return tuple(text for each in templates for text in (eighty if each == OPENAI_IMAGENET else [each]))

@@ -200,15 +200,8 @@ class RegionIndex:
         return hits[:limit]
 
     def remove(self, where: str) -> int:
-        """Take out the pictures that a filter in SQL names, with all of their regions; see `Store.remove`.
-
-        Raises:
-            UserError: If the filter cannot be understood, or another process writes.
-        """
-        with self.store.writing():
-            removed = self.store.remove(where)
-            self.store.optimize()
-        return removed
+        """Take out the pictures that a filter in SQL names, with all of their regions; see `Store.remove`."""
+        return self.store.remove(where)
 
     def picture_of(self, hit: Hit) -> Path | bytes | None:
         """A hit's picture: its file if it is as it was, or the small one that the index keeps, or None."""

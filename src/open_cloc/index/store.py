@@ -183,7 +183,7 @@ class Store:
                 self._table.add(list(rows))
 
     def remove(self, where: str) -> int:
-        """Take out pictures, each with all of its rows.
+        """Take out pictures, each with all of its rows; no other process of this machine writes meanwhile.
 
         Args:
             where: A filter in SQL; a picture goes if it lets one of its rows through.
@@ -192,15 +192,17 @@ class Store:
             How many pictures were there.
 
         Raises:
-            UserError: If the filter cannot be understood.
+            UserError: If the filter cannot be understood, or another process writes.
             RunError: If the rest cannot be written.
         """
-        pictures = sorted(set(self.read(["picture"], where)["picture"].to_pylist()))
-        for start in range(0, len(pictures), BATCH):
-            # Of hexadecimal digits: nothing to quote.
-            names = ", ".join(f"'{name}'" for name in pictures[start : start + BATCH])
-            with self._speaking():
-                self._table.delete(f"picture IN ({names})")
+        with self.writing():
+            pictures = sorted(set(self.read(["picture"], where)["picture"].to_pylist()))
+            for start in range(0, len(pictures), BATCH):
+                # Of hexadecimal digits: nothing to quote.
+                names = ", ".join(f"'{name}'" for name in pictures[start : start + BATCH])
+                with self._speaking():
+                    self._table.delete(f"picture IN ({names})")
+            self.optimize()
         return len(pictures)
 
     def optimize(self) -> None:

@@ -44,8 +44,20 @@ def test_visual_genome(tmp_path: Path, kind: str, sizes: bool) -> None:
 def test_visual_genome_of_both_files_asks_for_one(tmp_path: Path) -> None:
     write_genome(tmp_path)
     write_genome(tmp_path, "objects")
-    with pytest.raises(UserError, match=r"must hold one of region_descriptions\.json and objects\.json"):
+    with pytest.raises(
+        UserError,
+        match=r"one of region_descriptions\.json and objects\.json; it holds region_des",
+    ):
         open_reader(f"visual_genome:{tmp_path}")
+
+
+def test_sizes_that_are_none_are_counted_and_the_pictures_taken(tmp_path: Path) -> None:
+    path = write_genome(tmp_path)
+    odd = [{"image_id": 1, "width": "100", "height": 50}, None, {"image_id": 2, "width": 100, "height": 50}]
+    (tmp_path / "image_data.json").write_text(json.dumps(odd))
+    dataset: Any = open_reader(f"visual_genome:{path}")
+    assert dataset.left_out == {"sizes in image_data.json that are none": 2}
+    assert dataset[0].regions[0].box == pytest.approx(BOX)
 
 
 def test_a_box_that_leaves_its_picture_is_named(tmp_path: Path) -> None:

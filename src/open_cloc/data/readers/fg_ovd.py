@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_side, as_text, field_of, shown
+from open_cloc.data.fields import FieldError, as_box, as_text, field_of, shown
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    declared_size,
     json_lines,
     looks_like,
     picture_folders,
     problem_in,
 )
-from open_cloc.errors import MissingFileError
 from open_cloc.samples import Text
 
 FOLDERS = ("coco", "images", "coco2017")
@@ -34,8 +34,8 @@ def recognises(text: str) -> bool:
 def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:
     """Open one difficulty of FG-OVD, such as `1_attributes.jsonl`, which is its hard set.
 
-    Boxes of a picture that stand behind each other come as one sample. The sentences that are wrong are texts
-    of a region, of the role `negative`.
+    The boxes of a picture come as one sample, wherever its lines stand. The sentences that are wrong are
+    texts of a region, of the role `negative`.
 
     Args:
         path: The file.
@@ -47,8 +47,6 @@ def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) ->
         UserError: If no line can be used.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"no such annotation file: {path}")
     problems: list[Problem] = []
     entries = list(_entries(file, problems))
     folders = picture_folders(file, images, *FOLDERS)
@@ -69,7 +67,9 @@ def _entries(file: Path, problems: list[Problem]) -> Iterator[Entry]:
         yield Entry(name, regions, (), size_hw, metadata)
 
 
-def _line(entry: Any, number: int) -> tuple[str, RawRegion, tuple[int, int] | None, dict[str, Any]]:
+def _line(
+    entry: Mapping[str, Any], number: int
+) -> tuple[str, RawRegion, tuple[int, int] | None, dict[str, Any]]:
     right, wrong = field_of(entry, "pos_expression"), field_of(entry, "neg_expression")
     if not isinstance(right, list) or len(right) != 1:
         raise FieldError(f"pos_expression must be a list of one sentence; got {shown(right)}")
@@ -79,7 +79,5 @@ def _line(entry: Any, number: int) -> tuple[str, RawRegion, tuple[int, int] | No
     box = as_box(field_of(entry, "bbox"), "bbox [x, y, w, h]")
     text = as_text(right[0], "pos_expression").strip()
     region = RawRegion(box, text, f"line {number}", source=SOURCE, texts=texts)
-    sides = [entry.get("height"), entry.get("width")]
-    size_hw = None if None in sides else (as_side(sides[0], "height"), as_side(sides[1], "width"))
     kept = {key: entry[key] for key in ("image_id", "test_type") if isinstance(entry.get(key), (int, str))}
-    return as_text(field_of(entry, "img_path"), "img_path"), region, size_hw, kept
+    return as_text(field_of(entry, "img_path"), "img_path"), region, declared_size(entry), kept

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_side, as_text, field_of, shown
+from open_cloc.data.fields import FieldError, as_box, as_text, field_of, shown
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    declared_size,
+    entries_of,
     json_lines,
     looks_like,
     picture_folders,
     problem_in,
 )
-from open_cloc.errors import MissingFileError
 
 FOLDERS = ("images", "train2017", "val2017", "img")
 SOURCE = "odvg"
@@ -50,11 +51,15 @@ def open_odvg(path: str, images: Path | None = None, outside: bool = False) -> P
         UserError: If no line can be used.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"no such annotation file: {path}")
     problems: list[Problem] = []
     left_out: Counter[str] = Counter()
-    entries = list(_entries(file, problems, left_out))
+
+    def read(numbered: tuple[int, Any]) -> Entry:
+        number, row = numbered
+        return _entry(as_object(row), number, file, left_out)
+
+    lines = ((f"line {number}", (number, row)) for number, row in json_lines(file, problems))
+    entries = list(entries_of(lines, read, file, problems))
     folders = picture_folders(file, images, *FOLDERS)
     return PackedDataset(
         file,
@@ -67,19 +72,8 @@ def open_odvg(path: str, images: Path | None = None, outside: bool = False) -> P
     )
 
 
-def _entries(file: Path, problems: list[Problem], left_out: Counter[str]) -> Iterator[Entry]:
-    for number, document in json_lines(file, problems):
-        try:
-            yield _entry(document, number, file, left_out)
-        except FieldError as error:
-            problems.append(problem_in(error, f"line {number}", file))
-
-
-def _entry(document: Any, number: int, file: Path, left_out: Counter[str]) -> Entry:
-    document = as_object(document)
+def _entry(document: Mapping[str, Any], number: int, file: Path, left_out: Counter[str]) -> Entry:
     name = as_text(field_of(document, "filename"), "filename")
-    sides = [document.get("height"), document.get("width")]
-    size_hw = None if None in sides else (as_side(sides[0], "height"), as_side(sides[1], "width"))
     grounding, detection = document.get("grounding"), document.get("detection")
     captions: tuple[str, ...] = ()
     found: list[RawRegion] = []
@@ -98,7 +92,7 @@ def _entry(document: Any, number: int, file: Path, left_out: Counter[str]) -> En
             found += _regions(part, box, text, f"line {number}, region {row}", left_out)
         except FieldError as error:
             problems.append(problem_in(error, f"line {number}, region {row}", file))
-    return Entry(name, found, captions, size_hw, {}, problems)
+    return Entry(name, found, captions, declared_size(document), {}, problems)
 
 
 def _regions(part: Any, box: str, text: str, where: str, left_out: Counter[str]) -> list[RawRegion]:

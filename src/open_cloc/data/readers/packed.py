@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
-from open_cloc.data.fields import FieldError, shown
+from open_cloc.data.fields import FieldError, as_side, shown
 from open_cloc.data.names import find, make_keys, resolve
 from open_cloc.data.readers.files import is_regular
 from open_cloc.errors import MissingFileError, UserError
@@ -222,6 +222,43 @@ def picture_folders(path: Path, images: Path | None, *names: str) -> list[Path]:
         base = [here, here.parent]
     found = [folder / name for folder in base for name in names if (folder / name).is_dir()]
     return [*found, *base]
+
+
+def file_in(path: Path, found: Sequence[Path], wanted: str) -> Path:
+    """The path itself, or the only file of a data set in a folder.
+
+    Args:
+        path: A file or a folder.
+        found: The folder's files of the data set.
+        wanted: What they are called, for the message.
+
+    Raises:
+        MissingFileError: If nothing is there.
+        UserError: If the folder holds none of them, or several.
+    """
+    if not path.exists():
+        raise MissingFileError(f"no such annotation file or folder: {path}")
+    if not path.is_dir():
+        return path
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(f"{path} must hold one {wanted}; it holds {names}: give the file")
+    return found[0]
+
+
+def declared_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that an entry declares; None where it says nothing, and the picture does.
+
+    Raises:
+        FieldError: If it is no size.
+    """
+    sides = [entry.get("height"), entry.get("width")]
+    return None if None in sides else (as_side(sides[0], "height"), as_side(sides[1], "width"))
+
+
+def of_image(number: str) -> dict[str, int | str]:
+    """Metadata of a sample whose picture has a number, as COCO's readers give it."""
+    return {"image_id": int(number) if number.isdecimal() and len(number) < 19 else number}
 
 
 def problem_in(error: FieldError, what: str, where: object) -> Problem:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_side, as_text, field_of, shown
+from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_text, field_of, shown
 from open_cloc.data.readers.files import holds_panoptic
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    declared_size,
     entries_of,
     json_list,
+    of_image,
     picture_folders,
     problem_in,
 )
@@ -100,8 +102,6 @@ def _entry(
     if image not in pictures:
         raise FieldError(f"unknown image_id {image!r}", "unknown image_id")
     picture = pictures[image]
-    sides = [picture.get("height"), picture.get("width")]
-    size_hw = None if None in sides else (as_side(sides[0], "height"), as_side(sides[1], "width"))
     segments = field_of(row, "segments_info")
     if not isinstance(segments, list):
         raise FieldError(f"segments_info must be a list; got {shown(segments)}")
@@ -114,8 +114,7 @@ def _entry(
             continue
         if region is not None:
             regions.append(region)
-    metadata = {"image_id": int(image) if image.isdecimal() and len(image) < 19 else image}
-    return Entry(picture["file_name"], regions, (), size_hw, metadata, problems)
+    return Entry(picture["file_name"], regions, (), declared_size(picture), of_image(image), problems)
 
 
 def _region(

@@ -13,7 +13,14 @@ from typing import Any
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_side, as_text, field_of, shown
 from open_cloc.data.pickled import read_plain_pickle
-from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
+from open_cloc.data.readers.packed import (
+    Entry,
+    PackedDataset,
+    file_in,
+    of_image,
+    picture_folders,
+    problem_in,
+)
 from open_cloc.data.readers.referring import FOLDERS, Reference, reference_of, with_expressions
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
@@ -36,7 +43,7 @@ def open_refcoco(
         MissingFileError: If a file or the pictures are missing.
         UserError: If the pickle would run code or is none of references, or has no such split.
     """
-    file = _file_of(Path(path))
+    file = file_in(Path(path), sorted(Path(path).glob("refs(*).p")), "refs(...).p")
     boxes = file.with_name(BOXES)
     if not boxes.is_file():
         raise MissingFileError(f"no {BOXES} beside {file}")
@@ -50,18 +57,6 @@ def open_refcoco(
     entries = list(_entries(document, by_image, boxes, problems, left_out))
     folders = picture_folders(file, images, *FOLDERS)
     return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
-
-
-def _file_of(path: Path) -> Path:
-    if not path.exists():
-        raise MissingFileError(f"no such annotation file or folder: {path}")
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("refs(*).p"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise UserError(f"{path} must hold one refs(...).p; it holds {names}: give the file")
-    return found[0]
 
 
 def _by_image(
@@ -108,6 +103,8 @@ def _entries(
     for position, annotation in enumerate(annotations or ()):
         try:
             image, own, region = _box(annotation, names)
+            if own in boxes[image]:
+                raise FieldError(f"annotation id {own!r} occurs twice")
         except FieldError as error:
             problems.append(problem_in(error, f"annotation at position {position}", where))
             continue
@@ -134,8 +131,7 @@ def _entries(
                 )
             else:
                 sound.append(reference)
-        metadata = {"image_id": int(image) if image.isdecimal() and len(image) < 19 else image}
-        yield Entry(name, with_expressions(boxes[image], sound), (), size_hw, metadata)
+        yield Entry(name, with_expressions(boxes[image], sound), (), size_hw, of_image(image))
     for image in by_image:
         problems.append(Problem("unknown picture", f"references name image {image}, which is not in {where}"))
 

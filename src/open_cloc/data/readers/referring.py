@@ -20,10 +20,11 @@ from open_cloc.data.readers.packed import (
     as_object,
     json_lines,
     looks_like,
+    of_image,
     picture_folders,
     problem_in,
 )
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.errors import UserError
 from open_cloc.files import read_json
 from open_cloc.samples import Text
 
@@ -72,8 +73,6 @@ def open_reclip(
         UserError: If no line can be used, or the detections are no table.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"no such annotation file: {path}")
     problems: list[Problem] = []
     found = _detections(detections)
     entries = list(_entries(file, found, problems))
@@ -115,8 +114,7 @@ def _entries(
     for image, (name, boxes, references) in pictures.items():
         own = with_expressions(boxes, references)
         detected = [] if detections is None else detections.get(image, [])
-        metadata = {"image_id": int(image) if image.isdecimal() and len(image) < 19 else image}
-        yield Entry(name, [*own, *detected], (), None, metadata)
+        yield Entry(name, [*own, *detected], (), None, of_image(image))
 
 
 def _line(entry: Mapping[str, Any], number: int) -> tuple[str, str, dict[str, RawRegion], Reference]:

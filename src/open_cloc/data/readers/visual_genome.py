@@ -15,8 +15,15 @@ from typing import Any
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_id, as_side, as_text, field_of, shown
 from open_cloc.data.readers.files import is_regular
-from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders, problem_in
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.data.readers.packed import (
+    Entry,
+    PackedDataset,
+    file_in,
+    of_image,
+    picture_folders,
+    problem_in,
+)
+from open_cloc.errors import UserError
 from open_cloc.files import read_json
 
 REGIONS, OBJECTS, SIZES = "region_descriptions.json", "objects.json", "image_data.json"
@@ -55,34 +62,21 @@ def open_visual_genome(path: str, images: Path | None = None, outside: bool = Fa
         MissingFileError: If a file or the pictures are missing.
         UserError: If it is no such file, or the folder holds both.
     """
-    file = _file_of(Path(path))
+    known = [Path(path) / name for name in (REGIONS, OBJECTS)]
+    file = file_in(Path(path), [each for each in known if each.is_file()], f"of {REGIONS} and {OBJECTS}")
     document = read_json(file)
     if not isinstance(document, list):
         raise UserError(f"Visual Genome's JSON is a list of pictures; got {shown(document)} ({file})")
-    sizes = _sizes_beside(file)
     problems: list[Problem] = []
     left_out: Counter[str] = Counter()
+    sizes = _sizes_beside(file, left_out)
     entries = list(_entries(document, file, sizes, problems, left_out))
     folders = picture_folders(file, images, *FOLDERS)
     return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 
-def _file_of(path: Path) -> Path:
-    if not path.exists():
-        raise MissingFileError(f"no such annotation file or folder: {path}")
-    if not path.is_dir():
-        return path
-    found = [path / name for name in (REGIONS, OBJECTS) if (path / name).is_file()]
-    if len(found) != 1:
-        raise UserError(
-            f"{path} must hold one of {REGIONS} and {OBJECTS}; it holds {len(found)}: give the file, as in "
-            f"visual_genome:{path / REGIONS}"
-        )
-    return found[0]
-
-
-def _sizes_beside(file: Path) -> dict[str, tuple[int, int]]:
-    """(height, width) of pictures by id, where the file that says it is there."""
+def _sizes_beside(file: Path, left_out: Counter[str]) -> dict[str, tuple[int, int]]:
+    """(height, width) of pictures by id, where the file that says it is there; others say it themselves."""
     beside = file.with_name(SIZES)
     if not beside.is_file():
         return {}
@@ -93,7 +87,7 @@ def _sizes_beside(file: Path) -> dict[str, tuple[int, int]]:
             name = as_id(entry.get("image_id", entry.get("id")), "image_id")
             sizes[name] = as_side(entry.get("height"), "height"), as_side(entry.get("width"), "width")
         except (FieldError, AttributeError):
-            continue  # the picture says it
+            left_out[f"sizes in {SIZES} that are none"] += 1
     return sizes
 
 
@@ -128,8 +122,7 @@ def _entries(
                 regions.append(_region(part, left_out))
             except FieldError as error:
                 own.append(problem_in(error, f"{kind[:-1]} of image {name}", file))
-        metadata = {"image_id": int(name) if name.isdecimal() and len(name) < 19 else name}
-        yield Entry(f"{name}.jpg", regions, (), sizes.get(name), metadata, own)
+        yield Entry(f"{name}.jpg", regions, (), sizes.get(name), of_image(name), own)
 
 
 def _image_id(picture: Mapping[str, Any], parts: list[Any]) -> str:

@@ -16,7 +16,7 @@ from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from open_cloc.errors import UserError
+from open_cloc.errors import UserError, first_line
 from open_cloc.model.towers.hugging_face import Part, kind_of
 
 # Names of ours and of theirs that hold the same rows, one behind the other.
@@ -258,7 +258,7 @@ def state_from_siglip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a `SiglipModel` by open_clip's names.
 
     Raises:
-        UserError: If one is lacking.
+        UserError: If one is lacking, or of another shape.
     """
     vision, text = (_count(state, f"{tower}_model.encoder.layers.") for tower in ("vision", "text"))
     own: dict[str, Tensor] = {}
@@ -272,6 +272,8 @@ def state_from_siglip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own |= {name: state[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     except KeyError as error:
         raise UserError(f"the weights of this SiglipModel lack {error}") from None
+    except (RuntimeError, TypeError, IndexError) as error:  # torch's, of shapes that do not go together
+        raise UserError(f"the weights of this SiglipModel have odd shapes: {first_line(error)}") from None
     return own
 
 
