@@ -48,7 +48,8 @@ def cluster_renewed(cluster: None) -> Iterator[None]:
 
 
 def _start(ray: Any) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    # `local`: else Ray joins whatever cluster is up on this machine, another test's or another person's.
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 
 
 @pytest.fixture(scope="session")
