@@ -213,6 +213,19 @@ def read_text(path: Path) -> str:
         raise UserError(f"text is not UTF-8: {what_it_is(read_bytes(path)) or error} ({path})") from error
 
 
+def read_names(path: Path) -> tuple[str, ...]:
+    """The names in a file, such as classes, one a line; blank lines are left out.
+
+    Raises:
+        MissingFileError: If it is not there.
+        UserError: If it is no text, or holds none.
+    """
+    names = tuple(filter(None, map(str.strip, read_text(path).splitlines())))
+    if not names:
+        raise UserError(f"file of names, one a line, is empty: {path}")
+    return names
+
+
 def _kind_of_file(path: Path) -> str:
     return "the folder" if path.is_dir() else "the device or pipe"
 

@@ -240,7 +240,7 @@ EVAL = {
     "broken tar": (["grounding", "--data", "shards:shards"], "00000.tar"),
     "no classes": (
         ["zeroshot_region_classification", "--data", "coco:good.json", "--classes", "empty.txt"],
-        "file of class names is empty: empty.txt",
+        "file of names, one a line, is empty: empty.txt",
     ),
     "no captions": (["zeroshot-retrieval", "--data", "coco:good.json"], "caption"),
 }

@@ -27,7 +27,10 @@ from tests.data.readers.made import (
     write_genome,
     write_karpathy,
     write_lvis,
+    write_masks,
+    write_objects365,
     write_odvg,
+    write_open_images,
     write_panoptic,
     write_reclip,
     write_sharegpt4v,
@@ -89,7 +92,11 @@ FIXTURES: dict[str, Callable[[Path], str]] = {
     "reclip": lambda folder: str(write_reclip(folder)),
     "fg_ovd": lambda folder: str(write_fg_ovd(folder)),
     "scenes": lambda folder: "val",
+    "masks": write_masks,
+    "open_images": lambda folder: str(write_open_images(folder)),
+    "objects365": lambda folder: str(write_objects365(folder)),
 }
+UNGUESSED = ("scenes", "masks")  # what a path alone does not say
 
 
 def opened(kind: str, folder: Path) -> SampleDataset:
@@ -149,7 +156,7 @@ def test_unknown_options_are_refused(kind: str, tmp_path: Path) -> None:
         open_reader(f"{kind}:{FIXTURES[kind](tmp_path)},colour=red")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in READERS if kind != "scenes"])
+@pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in UNGUESSED])
 def test_a_bare_path_is_recognised(kind: str, tmp_path: Path) -> None:
     path = FIXTURES[kind](tmp_path)
     assert guess_spec(path) == f"{kind}:{path}"
@@ -161,7 +168,7 @@ def test_what_is_not_there_is_the_users_to_mend(kind: str, tmp_path: Path) -> No
         open_reader(f"{kind}:{tmp_path}/absent.x")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in READERS if kind != "scenes"])
+@pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in UNGUESSED])
 def test_what_is_wrong_or_not_used_can_be_told(kind: str, tmp_path: Path) -> None:
     dataset: Any = opened(kind, tmp_path)
     assert list(dataset.problems) == []

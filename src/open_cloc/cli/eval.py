@@ -12,11 +12,10 @@ import tyro
 from open_cloc.cli.parse import check_result_file, parse
 from open_cloc.cli.screen import say
 from open_cloc.data.readers import open_reader
-from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import FirstSamples, evaluate, result_table
 from open_cloc.evaluation.tasks import find_task
-from open_cloc.files import read_text, write_json
+from open_cloc.files import read_names, write_json
 
 # What every result holds.
 RESULT = ("dataset", "model", "task", "metrics", "protocol")
@@ -93,13 +92,3 @@ def measure(command: EvalCommand) -> dict[str, Any]:
     if command.limit is not None:
         result["protocol"]["limit"] = command.limit
     return result
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Class names, one a line."""
-    if not path.is_file():
-        raise MissingFileError(f"no such file of class names: {path}")
-    names = tuple(filter(None, (line.strip() for line in read_text(path).splitlines())))
-    if not names:
-        raise UserError(f"file of class names is empty: {path}")
-    return names

@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -432,4 +433,74 @@ def write_panoptic(folder: Path) -> Path:
         picture_of(folder, f"val2017/{name}.jpg")
     path = folder / "panoptic_val2017.json"
     path.write_text(json.dumps(panoptic_document()))
+    return path
+
+
+def write_map(file: Path, numbers: Any, palette: bool = False) -> None:
+    """A label map, in colours of a palette or not; numbers (H, W) or segments' ids of panoptic PNGs."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = np.asarray(numbers)
+    if values.max() > 255:
+        colours = np.stack([values % 256, values // 256 % 256, values // 65536], -1).astype(np.uint8)
+        Image.fromarray(colours).save(file)
+        return
+    picture = Image.fromarray(values.astype(np.uint8))
+    if palette:
+        picture = picture.convert("P")
+        picture.putpalette([(7 * n) % 256 for n in range(768)])
+        picture.putdata(values.astype(np.uint8).ravel().tolist())
+    picture.save(file)
+
+
+def write_masks(folder: Path) -> str:
+    """Two pictures of ADE20k's layout with two classes; returns the spec behind `masks:`."""
+    for name in ("ADE_val_00000001", "ADE_val_00000002"):
+        picture_of(folder, f"images/validation/{name}.jpg")
+        numbers = np.zeros((50, 100), np.uint8)
+        numbers[:25], numbers[25:, :50] = 1, 2
+        write_map(folder / f"annotations/validation/{name}.png", numbers)
+    (folder / "classes.txt").write_text("wall\nbuilding, edifice\n")
+    labels = f"labels={folder / 'annotations/validation'},classes={folder / 'classes.txt'}"
+    return f"{folder / 'images/validation'},{labels},first=1"
+
+
+def write_open_images(folder: Path) -> Path:
+    """Rows as the data set has them: shares, XMax before YMin, a group, a label in two rows."""
+    head = (
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,"
+        "IsInside\n"
+    )
+    rows = [
+        "0001eeaf4aed83f9,xclick,/m/0cmf2,1,0.022673031,0.9642005,0.07103825,0.80054647,0,0,0,0,0",
+        "000595fe6fee6369,xclick,/m/02wbm,1,0,1,0,1,0,0,1,0,0",
+        "000595fe6fee6369,xclick,/m/0cmf2,1,0.1,0.3,0.5,0.9,0,0,0,0,0",
+        "0001eeaf4aed83f9,xclick,/m/02wbm,1,0.5,0.75,0.25,0.5,0,0,0,0,0",
+    ]
+    path = folder / "validation-annotations-bbox.csv"
+    path.write_text(head + "\n".join(rows) + "\n")
+    (folder / "class-descriptions-boxable.csv").write_text("/m/0cmf2,Airplane\n/m/02wbm,Food\n")
+    for name in ("0001eeaf4aed83f9", "000595fe6fee6369"):
+        picture_of(folder, f"validation/{name}.jpg")
+    return path
+
+
+def write_objects365(folder: Path) -> Path:
+    """COCO's form with the data set's own file names; pictures in patches, as the archives unpack."""
+    names = ("images/v2/patch16/objects365_v2_00908726.jpg", "images/v1/patch8/objects365_v1_00420917.jpg")
+    document = {
+        "images": [
+            {"id": n, "file_name": name, "height": 50, "width": 100, "url": "", "license": 5}
+            for n, name in enumerate(names)
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 7, "bbox": [10.5, 5, 20, 10], "area": 200, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 93, "bbox": [0, 0, 100, 50], "area": 5000, "iscrowd": 1},
+        ],
+        "categories": [{"id": 7, "name": "Cabinet/shelf"}, {"id": 93, "name": "Knife"}],
+    }
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    path = folder / "annotations" / "zhiyuan_objv2_val.json"
+    path.write_text(json.dumps(document))
+    for name in names:
+        picture_of(folder, f"val/{name.removeprefix('images/v2/').removeprefix('images/v1/')}")
     return path

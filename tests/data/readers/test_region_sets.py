@@ -17,6 +17,8 @@ from tests.data.readers.made import (
     write_fg_ovd,
     write_flickr30k,
     write_genome,
+    write_objects365,
+    write_open_images,
     write_panoptic,
 )
 
@@ -189,7 +191,7 @@ def test_panoptic(tmp_path: Path, crowds: bool) -> None:
     assert dataset.class_names == ("person", "banner")
     assert (dataset.crowds, dataset.num_crowds) == (crowds, 1)
     crowd_counts = {} if crowds else {"crowd segments": 1}
-    assert dataset.left_out == {"masks, which are not read": 4 if crowds else 3} | crowd_counts
+    assert dataset.left_out == {"masks; masks=FOLDER reads them": 4 if crowds else 3} | crowd_counts
 
 
 def test_panoptic_with_odd_segments(tmp_path: Path) -> None:
@@ -206,3 +208,71 @@ def test_panoptic_with_odd_segments(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(UserError, match="category id '1' occurs twice"):
         open_reader(f"panoptic:{path}")
+
+
+def test_open_images(tmp_path: Path) -> None:
+    path = write_open_images(tmp_path)
+    dataset: Any = open_reader(str(path))
+    first, second = samples(dataset)
+    assert first.image == tmp_path / "validation" / "0001eeaf4aed83f9.jpg"
+    assert [region.text for region in first.regions] == ["Airplane", "Food"]
+    assert first.regions[0].box == pytest.approx((0.022673031, 0.07103825, 0.9642005, 0.80054647))
+    assert first.regions[1].box == pytest.approx((0.5, 0.25, 0.75, 0.5))
+    assert [(region.text, region.box) for region in second.regions] == [
+        ("Airplane", pytest.approx((0.1, 0.5, 0.3, 0.9)))
+    ]
+    assert dataset.left_out == {"boxes of groups": 1}
+    assert (dataset.crowds, dataset.num_crowds, dataset.class_names) == (False, 1, ("Airplane", "Food"))
+    assert second.metadata == {"image_id": "000595fe6fee6369"}
+    groups: Any = open_reader(f"open_images:{path},crowds=true")
+    assert [region.text for region in groups[1].regions] == ["Food", "Airplane"]
+    assert groups.left_out == {}
+
+
+def test_open_images_with_odd_rows(tmp_path: Path) -> None:
+    path = write_open_images(tmp_path)
+    lines = path.read_text().splitlines()
+    lines.append("0001eeaf4aed83f9,xclick,/m/nothing,1,0,1,0,1,0,0,0,0,0")
+    lines.append("0001eeaf4aed83f9,xclick,/m/02wbm,1,0,1,zero,1,0,0,0,0,0")
+    path.write_text("\n".join(lines))
+    dataset: Any = open_reader(f"open_images:{path}")
+    assert [cause for cause, _ in dataset.problems] == ["unknown label", "broken box"]
+    assert "line 7: YMin must be a number; got 'zero'" in dataset.problems[1].message
+    (tmp_path / "class-descriptions-boxable.csv").rename(tmp_path / "c.csv")
+    with pytest.raises(MissingFileError, match="give classes=FILE"):
+        open_reader(f"open_images:{path}")
+    assert len(samples(open_reader(f"open_images:{path},classes={tmp_path / 'c.csv'}"))) == 2
+    path.write_text("ImageID,LabelName,XMin,XMax,YMin\n")
+    with pytest.raises(UserError, match="need a column YMax"):
+        open_reader(f"open_images:{path},classes={tmp_path / 'c.csv'}")
+
+
+@pytest.mark.parametrize("layout", ["patches", "flat", "as written"])
+def test_objects365(tmp_path: Path, layout: str) -> None:
+    path = write_objects365(tmp_path)
+    pictures = sorted((tmp_path / "val").rglob("*.jpg"))
+    places = {
+        "flat": [tmp_path / "images" / picture.name for picture in pictures],
+        "as written": [
+            tmp_path
+            / "images"
+            / ("v2" if "_v2_" in picture.name else "v1")
+            / picture.relative_to(tmp_path / "val")
+            for picture in pictures
+        ],
+        "patches": pictures,
+    }[layout]
+    for picture, place in zip(pictures, places):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture.rename(place)
+    dataset: Any = open_reader(str(path))
+    first, second = samples(dataset)
+    assert first.image in places
+    assert first.regions[0].box == pytest.approx((0.105, 0.1, 0.305, 0.3))
+    assert (first.regions[0].text, first.regions[0].source) == ("Cabinet/shelf", "objects365")
+    assert second.regions == ()
+    assert dataset.num_crowds == 1
+    for place in places:
+        place.unlink()
+    with pytest.raises(MissingFileError, match="give their folder as images=FOLDER"):
+        open_reader(f"objects365:{path}")

@@ -412,3 +412,85 @@ def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
     read = [read_usable(dataset, index) for index in range(6)]
     assert [sample is not None for sample, _ in read] == [True, True, False, False, True, True]
     assert read[2][1][0].cause == "broken row"
+
+
+def objects_of(form: str, categories: list[Any]) -> Any:
+    """Two boxes as people store them."""
+    boxes = [[1.0, 0.5, 3.0, 2.0], [0, 0, 6, 4]]
+    if form == "lists":
+        return {"id": [1, 2], "area": [6, 24], "bbox": boxes, "category": categories}
+    return [{"bbox": box, "label": category} for box, category in zip(boxes, categories)]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("form", ["lists", "objects"])
+def test_boxes_of_the_hubs_tables(tmp_path: Path, suffix: str, form: str) -> None:
+    rows = [
+        {"image": f"{i}.png", "objects": objects_of(form, ["red mug", "mat"]), "width": 6, "height": 4}
+        for i in range(2)
+    ]
+    pictures(tmp_path, "0.png", "1.png")
+    path = write_table(tmp_path / f"t{suffix}", rows)
+    bare: Any = open_reader(f"table:{path}")
+    assert "boxes in the columns objects; box_format=... reads them" in bare.left_out
+    found = samples(open_reader(f"table:{path},box_format=xywh"))
+    assert [region.text for region in found[1].regions] == ["red mug", "mat"]
+    assert found[0].regions[0].box == pytest.approx((1 / 6, 0.125, 4 / 6, 0.625))
+    corners = samples(open_reader(f"table:{path},box_format=xyxy"))
+    assert corners[0].regions[0].box == pytest.approx((1 / 6, 0.125, 0.5, 0.5))
+
+
+def test_numbers_of_categories_have_names_in_parquet(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures(tmp_path, "0.png")
+    table = arrow.Table.from_pylist([{"image": "0.png", "objects": objects_of("lists", [1, 0])}])
+    label = {"names": ["mat", "mug"], "_type": "ClassLabel"}
+    features = {
+        "image": {"_type": "Image"},
+        "objects": {"feature": {"bbox": {"_type": "Sequence"}, "category": label}, "_type": "Sequence"},
+    }
+    named = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(named, tmp_path / "t.parquet")
+    dataset: Any = open_reader(f"table:{tmp_path / 't.parquet'},box_format=xywh")
+    assert [region.text for region in dataset[0].regions] == ["mug", "mat"]
+    assert dataset.class_names == ("mat", "mug")
+    parquet.write_table(table, tmp_path / "bare.parquet")
+    with pytest.raises(SampleError, match="category 1 is a number: give names=FILE"):
+        open_reader(f"table:{tmp_path / 'bare.parquet'},box_format=xywh")[0]
+    (tmp_path / "names.txt").write_text("rug\ncup\n")
+    spec = f"table:{tmp_path / 't.parquet'},box_format=xywh,names={tmp_path / 'names.txt'}"
+    assert [region.text for region in open_reader(spec)[0].regions] == ["cup", "rug"]
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ({"bbox": [[0, 0, 1, 1]], "category": []}, "there are 1 boxes and 0 names"),
+        ({"bbox": [[0, 0, 1]], "category": ["x"]}, "object 0: bbox"),
+        ({"bbox": [[0, 0, 1, 1]], "kind": ["x"]}, "holds none of category"),
+        ({"bbox": 3, "category": ["x"]}, "bbox must be a list"),
+        ([3], "must be a list of objects"),
+        ("boxes", "must be an object or a list of objects"),
+        ([{"bbox": [0, 0, 1, 1], "category": None}], "object 0: category"),
+        ([{"bbox": [0, 0, 1, 1], "category": 5}], "none of the 1 names"),
+    ],
+)
+def test_broken_objects_cost_their_box(tmp_path: Path, objects: Any, message: str) -> None:
+    pictures(tmp_path, "0.png")
+    (tmp_path / "names.txt").write_text("mug\n")
+    path = write_table(tmp_path / "t.jsonl", [{"image": "0.png", "objects": objects}])
+    dataset = open_reader(f"table:{path},box_format=xywh,names={tmp_path / 'names.txt'}")
+    with pytest.raises(SampleError, match=message):
+        dataset[0]
+
+
+def test_boxes_need_their_format(tmp_path: Path) -> None:
+    pictures(tmp_path, "0.png")
+    path = write_table(tmp_path / "t.jsonl", [{"image": "0.png", "things": objects_of("lists", ["a", "b"])}])
+    with pytest.raises(UserError, match=r"objects=things needs box_format=xyxy\|xywh\|cxcywh"):
+        open_reader(f"table:{path},objects=things")
+    with pytest.raises(UserError, match="box_format must be one of xyxy, xywh, cxcywh; got 'coco'"):
+        open_reader(f"table:{path},objects=things,box_format=coco")
+    with pytest.raises(UserError, match="no column of boxes; give it as objects=COLUMN"):
+        open_reader(f"table:{path},box_format=xywh")
+    assert len(open_reader(f"table:{path},objects=things,box_format=xywh")[0].regions) == 2

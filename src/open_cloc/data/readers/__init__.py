@@ -28,6 +28,9 @@ READERS = {
     "yolo": "open_cloc.data.readers.yolo:open_yolo",
     "voc": "open_cloc.data.readers.voc:open_voc",
     "panoptic": "open_cloc.data.readers.panoptic:open_panoptic",
+    "masks": "open_cloc.data.readers.masks:open_masks",
+    "objects365": "open_cloc.data.readers.objects365:open_objects365",
+    "open_images": "open_cloc.data.readers.open_images:open_open_images",
     "visual_genome": "open_cloc.data.readers.visual_genome:open_visual_genome",
     "flickr30k": "open_cloc.data.readers.flickr30k:open_flickr30k",
     "fg_ovd": "open_cloc.data.readers.fg_ovd:open_fg_ovd",
@@ -118,8 +121,9 @@ def guess_spec(text: str) -> str:
 def _formats(path: str) -> list[str]:
     """The formats of what lies at a path; a folder of pictures is none."""
     found = [name for name in READERS if name != LAST and _recogniser(name)(path)]
-    # A file that is of a certain data set is often a table as well.
-    return [name for name in found if name != TABLE] if len(found) > 1 else found
+    # A file that is of a certain data set is often a table, or COCO's form, as well.
+    general = {TABLE} | ({"coco"} if "objects365" in found else set())
+    return [name for name in found if name not in general] if len(found) > 1 else found
 
 
 def _data_sets_below(folder: Path) -> list[str]:

@@ -40,6 +40,8 @@ OF_IMAGES = {
 }
 KNOWN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "score", UNUSED}
 
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS's marks of categories
+
 # What finds the picture's name in an entry of `images`.
 NameOf = Callable[[Mapping[str, Any]], str]
 
@@ -80,6 +82,14 @@ def open_coco(
     unused = [file for file in coco_files(Path(path)) if file not in (annotations, captions)]
     dataset.left_out.update(f"{file} of COCO's form{_advice(file)}" for file in unused)
     return dataset
+
+
+def _by_frequency(categories: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for category in categories:
+        if category.get("frequency") in FREQUENCIES:
+            found[FREQUENCIES[category["frequency"]]].append(category["name"])
+    return dict(found)
 
 
 def _advice(file: Path) -> str:
@@ -161,6 +171,7 @@ class CocoDataset:
     Attributes:
         categories: The document's categories, those that cannot be used aside.
         class_names: Names of the categories, in the document's order.
+        class_groups: Names by how frequent the document says they are, as LVIS does.
         crowds: Whether boxes of crowds are among the regions.
         num_crowds: How many there are, among the regions or not.
         problems: Entries that cannot be used and belong to no sample.
@@ -289,6 +300,7 @@ class CocoDataset:
                 self.problems.append(_problem(error, self.where, "category", category, position))
         _refuse_repeated("category id", ids, self.where)
         self.categories = tuple(kept)
+        self.class_groups = _by_frequency(kept)
         self.class_names = tuple(category["name"] for category in kept)
         return {category_id: row for row, category_id in enumerate(ids)}
 

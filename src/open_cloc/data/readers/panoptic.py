@@ -1,14 +1,18 @@
-"""COCO's panoptic JSON (ADE20k's too): boxes of things and of stuff, by the names of their categories."""
+"""COCO's panoptic JSON (ADE20k's too): boxes and masks of things and of stuff, by their categories' names."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_text, field_of, shown
+from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_text, field_of, shown
+from open_cloc.data.label_maps import NO_CLASS, read_segments
+from open_cloc.data.names import resolve
 from open_cloc.data.readers.files import holds_panoptic
 from open_cloc.data.readers.packed import (
     Entry,
@@ -21,9 +25,10 @@ from open_cloc.data.readers.packed import (
     picture_folders,
     problem_in,
 )
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 
 SOURCE, CROWDS = "panoptic", "crowds"
+VOID = 0  # number of the pixels that are of no segment
 FOLDERS = ("val2017", "train2017", "images", "images/val2017", "images/validation")
 
 
@@ -33,13 +38,18 @@ def recognises(text: str) -> bool:
 
 
 def open_panoptic(
-    path: str, images: Path | None = None, crowds: bool = False, outside: bool = False
-) -> PackedDataset:
-    """Open the boxes of a panoptic JSON. Its masks, in PNGs beside it, are not read.
+    path: str,
+    images: Path | None = None,
+    masks: Path | None = None,
+    crowds: bool = False,
+    outside: bool = False,
+) -> PanopticDataset:
+    """Open a panoptic JSON: its boxes as regions and, where their folder is given, its masks as label maps.
 
     Args:
         path: Such as `panoptic_val2017.json`.
         images: Folder of the pictures (not of the PNGs); beside the file unless given.
+        masks: Folder of the PNGs, such as `panoptic_val2017`.
         crowds: Take the boxes of crowds as well.
         outside: Allow pictures that do not lie in the data set's folder.
 
@@ -52,19 +62,27 @@ def open_panoptic(
     names = _by_id(parts["categories"], "category", file, problems)
     pictures = _by_id(parts["images"], "image", file, problems)
 
+    segments: list[_Segments] = []
+
     def read(given: Any) -> Entry:
-        return _entry(as_object(given), pictures, names, crowds, file, counts)
+        row = as_object(given)
+        entry = _entry(row, pictures, names, crowds, file, counts)
+        if masks is not None:
+            segments.append(_segments(row, list(names)))
+        return entry
 
     numbered = ((f"annotation {number}", row) for number, row in enumerate(parts["annotations"]))
     entries = list(entries_of(numbered, read, file, problems))
     left_out = {
-        "masks, which are not read": sum(len(entry.regions) for entry in entries),
+        "masks; masks=FOLDER reads them": 0 if masks else sum(len(entry.regions) for entry in entries),
         "crowd segments": 0 if crowds else counts[CROWDS],
     }
-    return PackedDataset(
+    return PanopticDataset(
         file,
         picture_folders(file, images, *FOLDERS),
         entries,
+        masks,
+        segments,
         problems=problems,
         left_out={what: count for what, count in left_out.items() if count},
         outside=outside,
@@ -72,6 +90,76 @@ def open_panoptic(
         crowds=crowds,
         num_crowds=counts[CROWDS],
     )
+
+
+class _Segments(NamedTuple):
+    """What the PNG of a picture holds.
+
+    Attributes:
+        name: Of the PNG.
+        ids: Its segments' numbers, ascending.
+        classes: The class of each.
+    """
+
+    name: str
+    ids: np.ndarray
+    classes: np.ndarray
+
+
+class PanopticDataset(PackedDataset):
+    """Boxes of a panoptic JSON, and its label maps where the folder of its PNGs was given."""
+
+    def __init__(
+        self,
+        where: Path,
+        folders: Sequence[Path],
+        entries: Sequence[Entry],
+        masks: Path | None,
+        segments: Sequence[_Segments],
+        **options: Any,
+    ) -> None:
+        """Pack entries; see `PackedDataset` for what is not told here.
+
+        Args:
+            where: The file.
+            folders: Where pictures may lie.
+            entries: What was read.
+            masks: Folder of the PNGs.
+            segments: What each of these holds.
+            options: The others.
+        """
+        super().__init__(where, folders, entries, **options)
+        self.masks, self.segments = masks, segments
+
+    def label_map(self, index: int) -> np.ndarray:
+        """The class of each pixel: (H, W) int64, `NO_CLASS` where there is none; crowds have theirs.
+
+        Raises:
+            UserError: If no folder of PNGs was given.
+            SampleError: If the PNG is none, or holds a segment that the file does not know.
+        """
+        if self.masks is None:
+            raise UserError(f"label maps lie in PNGs: open the data as panoptic:{self.where},masks=FOLDER")
+        name, ids, classes = self.segments[index]
+        file = resolve(self.masks, name, outside=self.outside)
+        found = read_segments(file)
+        places = np.searchsorted(ids, found).clip(max=max(0, len(ids) - 1))
+        is_known = ids[places] == found if len(ids) else np.zeros(found.shape, bool)
+        if not (is_known | (found == VOID)).all():
+            unknown = int(found[~is_known & (found != VOID)][0])
+            raise SampleError(f"segment {unknown} is not in segments_info ({file})", "unknown segment")
+        return np.where(is_known, classes[places] if len(ids) else NO_CLASS, NO_CLASS)
+
+
+def _segments(row: Mapping[str, Any], categories: Sequence[str]) -> _Segments:
+    numbers = {category: number for number, category in enumerate(categories)}
+    name = as_text(field_of(row, "file_name"), "file_name, the PNG's")
+    found: dict[int, int] = {}
+    for segment in map(as_object, row["segments_info"]):
+        number = as_number(field_of(segment, "id"), "id")
+        found[int(number)] = numbers.get(as_id(field_of(segment, "category_id"), "category_id"), NO_CLASS)
+    ids = sorted(found)
+    return _Segments(name, np.array(ids, np.int64), np.array([found[one] for one in ids], np.int64))
 
 
 def _by_id(rows: list[Any], what: str, file: Path, problems: list[Problem]) -> dict[str, Mapping[str, Any]]:

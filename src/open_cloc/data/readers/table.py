@@ -26,9 +26,11 @@ from open_cloc.data.readers.columns import (
     unused,
 )
 from open_cloc.data.readers.files import is_regular
-from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, Rows, open_rows, parts_of
+from open_cloc.data.readers.objects import COLUMNS, Objects, objects_of
+from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, Rows, class_names, open_rows, parts_of
 from open_cloc.data.readers.unread import form_of
 from open_cloc.errors import MissingFileError, SampleError, UserError
+from open_cloc.files import read_names
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts
 
@@ -57,8 +59,12 @@ def open_table(
     key: str | None = None,
     root: Path | None = None,
     outside: bool = False,
+    objects: str | None = None,
+    box_format: str = "",
+    normalized: bool = False,
+    names: Path | None = None,
 ) -> TableDataset:
-    """Open a table of pictures.
+    """Open a table of pictures, with boxes where `box_format` says what those of a column are.
 
     Args:
         path: A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file; with a `*` in its name, as in
@@ -69,6 +75,11 @@ def open_table(
         key: Column of unique names; one of `KEY_COLUMNS` unless given; empty for row numbers.
         root: Folder that the pictures' paths are relative to; the table's own unless given.
         outside: Allow pictures that do not lie in that folder or the table's.
+        objects: Column of boxes with names, as Hugging Face's data sets for detection have it;
+            `objects` unless given.
+        box_format: `xyxy`, `xywh` or `cxcywh`; nothing in a table says it, and without it no box is read.
+        normalized: Boxes are shares of the picture's sides instead of pixels.
+        names: File with the names that whole numbers stand for, one a line; Parquet of the hub has them.
 
     Raises:
         MissingFileError: If the table or the root does not exist.
@@ -79,7 +90,10 @@ def open_table(
     folder = root or file.parent
     if not folder.is_dir():
         raise MissingFileError(f"no such folder of pictures: root={folder} ({file})")
-    return TableDataset(rows, folder, image, caption, key, outside)
+    column = objects or next(iter(find_columns(rows.columns, COLUMNS)), "")
+    known = read_names(names) if names is not None else class_names(rows, column)
+    boxes = objects_of(rows.columns, objects, box_format, normalized, known, str(file))
+    return TableDataset(rows, folder, image, caption, key, outside, boxes)
 
 
 class TableDataset:
@@ -88,6 +102,7 @@ class TableDataset:
     Attributes:
         where: The table, for messages.
         columns: Names of the table's columns.
+        class_names: What numbers of categories stand for; empty where names stand in the table, or no boxes.
         keys: A name for each row; empty where the column of keys holds none.
         problems: None: what is wrong belongs to a row.
         left_out: What was seen and is not used, with counts.
@@ -101,6 +116,7 @@ class TableDataset:
         caption: str | None = None,
         key: str | None = None,
         outside: bool = False,
+        objects: Objects | None = None,
     ) -> None:
         """Find the columns, and check that keys are unique.
 
@@ -111,11 +127,13 @@ class TableDataset:
             caption: Column of the texts; found by its name unless given; empty for none.
             key: Column of unique names; found by its name unless given; empty for row numbers.
             outside: Allow pictures that do not lie in `root` or the table's folder.
+            objects: The column of boxes; none is read unless given.
 
         Raises:
             UserError: If there are no rows, a column is missing, or keys are not unique.
         """
         self._rows, self.where, self.root, self.outside = rows, str(rows.file), root, outside
+        self.objects, self.class_names = objects, tuple(objects.names if objects else ())
         if not len(rows):
             raise UserError(f"table has no rows, but perhaps a header that is one ({self.where})")
         self.columns = rows.columns
@@ -156,6 +174,8 @@ class TableDataset:
         except SampleError as error:
             raise SampleError(f"{error} ({where})", error.cause) from error
         captions, problems = self._captions(row, where)
+        boxes = self.objects
+        regions, broken = boxes.read(row.get(boxes.column), where) if boxes else ((), ())
         used = (self._image, self._caption, self._key)
         others = {name: value for name, value in row.items() if name not in used}
         return RawSample(
@@ -164,8 +184,11 @@ class TableDataset:
             size_hw=None,
             where=where,
             captions=captions,
+            regions=regions,
+            box_format=boxes.box_format if boxes else "xyxy",
+            normalized=boxes.normalized if boxes else True,
             metadata=({"file_name": file_name} if file_name else {}) | scalars(others),
-            problems=problems,
+            problems=(*problems, *broken),
         )
 
     def _find(self, what: str, given: str | None, known: Sequence[str]) -> str:
@@ -244,8 +267,11 @@ class TableDataset:
         columns = [name for name in self.columns if name != self._image]
         counts: Counter[str] = Counter()
         boxes = find_boxes(columns)
-        if boxes:
-            counts[f"boxes in the columns {', '.join(boxes)}"] = len(self)
+        if self.objects:
+            boxes = (self.objects.column,)
+        elif boxes:
+            advice = "; box_format=... reads them" if find_columns(boxes, COLUMNS) else ""
+            counts[f"boxes in the columns {', '.join(boxes)}{advice}"] = len(self)
         if not self._is_caption_known:
             counts["rows without a column of captions; give it as caption=COLUMN"] = len(self)
         used = (self._image, self._caption, self._key, *boxes)
