@@ -162,12 +162,14 @@ class View:
         content_boxes: (B, V, 4) normalised `xyxy` of the picture inside each padded canvas.
         boxes: (B, V, R, 4) normalised `xyxy` of the view's canvas; zeros where the region is not in it.
         region_mask: (B, V, R) bool, True where enough of a real region is in the view.
+        places: (B, V, 4) where each crop lies, normalised `xyxy` of the batch's own canvas.
     """
 
     images: Tensor
     content_boxes: Tensor
     boxes: Tensor
     region_mask: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class RegionBatch:
         role_index: Rows of `texts` by role, -1 where there is none: (B, K) for texts of the picture, and
             (B, R, K) under `regions.ROLE` for texts of regions.
         views: Further crops by name, as objectives ask for them.
+        points: (B, R, P, 2) normalised `xy` of the canvas: regions that are asked for by points on them in
+            place of their box, NaN where they are not; None where none is.
         bad: Samples that could not be used while this batch was made, counted by cause.
     """
 
@@ -206,6 +210,7 @@ class RegionBatch:
     region_text_ids: Tensor | None = None
     role_index: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, View] = field(default_factory=dict)
+    points: Tensor | None = None
     bad: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> RegionBatch:
@@ -292,6 +297,7 @@ class Features:
         texts: Features of texts with roles: (B, K, D), and (B, R, K, D) under `regions.ROLE`.
         text_masks: True for those that are there: (B, K) and (B, R, K).
         views: Features of further crops, V of each picture: their fields have a second axis V.
+        place_features: (B, V, D) of a view: what the Prompter sees in the whole picture where each crop lies.
         teacher: The teacher's features of the same batch, without gradient.
         world: Where these images stand among the world's.
         gathered: Paths of what is the world's by now.
@@ -315,6 +321,7 @@ class Features:
     texts: Mapping[str, Tensor] = field(default_factory=dict)
     text_masks: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, Features] = field(default_factory=dict)
+    place_features: Tensor | None = None
     teacher: Features | None = None
     world: World = ALONE
     gathered: frozenset[str] = frozenset()

@@ -17,6 +17,10 @@ GIVEN = {
         2, -1, -1
     ),
     "text": torch.randn(2, 3, EMBED, generator=torch.Generator().manual_seed(0)),
+    "points": torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(1)),
+    "boxes": torch.rand(2, 3, 2, 4, generator=torch.Generator().manual_seed(2))
+    .sort(-1)
+    .values[..., [0, 1, 2, 3]],
     "mask": torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0)) > 0.7,
 }
 

@@ -95,7 +95,7 @@ def test_a_mask_that_fills_a_box_is_the_box(prompter: str) -> None:
 def test_empty_masks_and_two_kinds_at_once_are_refused(image: EncodedImage) -> None:
     with pytest.raises(ValueError, match="must cover something; got an empty one in row 0"):
         image.embed(masks=np.zeros((1, 50, 90), bool))
-    with pytest.raises(ValueError, match="boxes or masks, not both"):
+    with pytest.raises(ValueError, match="boxes, masks or points, not several"):
         image.embed(BOXES, masks=np.ones((1, 50, 90), bool))
 
 

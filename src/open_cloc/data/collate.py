@@ -22,6 +22,7 @@ from open_cloc.samples import RegionBatch, RegionSample, Wants
 from open_cloc.texts import text_id
 
 NOTHING_MORE = Wants()
+MOST_POINTS = 3
 
 
 class Tokenize(Protocol):
@@ -51,6 +52,7 @@ class Prepared(NamedTuple):
     texts: list[str]
     role_texts: Mapping[str, list[list[str]]] = {}
     views: Mapping[str, PreparedView] = {}
+    points: np.ndarray | None = None  # (<= R, P, 2) float32, NaN where the box asks
 
 
 def prepare(
@@ -95,8 +97,35 @@ def prepare(
         boxes=boxes[drawn].astype(np.float32),
         texts=[texts[row] for row in drawn],
         role_texts=draw_texts(sample, drawn.tolist(), wants.roles, clean, rng),
-        views=make_views(pixels, own_boxes[drawn], preprocess, config.augment, wants.views, rng),
+        views=make_views(pixels, own_boxes[drawn], preprocess, geometry, config.augment, wants.views, rng),
+        points=draw_points(boxes[drawn], config.points, rng) if config.points else None,
     )
+
+
+def draw_points(boxes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Points on things, in place of a share of boxes (R, 4): (R, P, 2), NaN for the others.
+
+    One to `MOST_POINTS` of them, in the middle half of the box each way, where most boxes hold their thing.
+    Where there are fewer, one repeats.
+    """
+    count = len(boxes)
+    places = rng.uniform(0.25, 0.75, (count, MOST_POINTS, 2))
+    points = boxes[:, None, :2] + places * (boxes[:, None, 2:] - boxes[:, None, :2])
+    used = rng.integers(1, MOST_POINTS + 1, count)
+    unused = np.arange(MOST_POINTS) >= used[:, None]  # (R, P)
+    points = np.where(unused[..., None], points[:, :1], points)
+    points[rng.random(count) >= share] = np.nan
+    return points.astype(np.float32)
+
+
+def _stack_points(points: Sequence[np.ndarray | None], num_regions: int) -> Tensor | None:
+    stacked = np.full((len(points), num_regions, MOST_POINTS, 2), np.nan, np.float32)
+    if all(own is None for own in points):
+        return None
+    for row, own in zip(stacked, points):
+        if own is not None:
+            row[: len(own)] = own
+    return torch.from_numpy(stacked)
 
 
 def collate(
@@ -144,6 +173,7 @@ def collate(
         region_text_ids=torch.from_numpy(text_ids),
         role_index={role: torch.where(own < 0, own, place[own]) for role, own in role_index.items()},
         views=stack_views([sample.views for sample in samples], num_regions),
+        points=_stack_points([sample.points for sample in samples], num_regions),
         bad=dict(bad),
     )
 
@@ -173,6 +203,7 @@ class LoaderConfig:
         timeout: Seconds without a batch after which a worker counts as hung; 0 waits for ever.
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
+        points: Share of regions that are asked for by one to three points on them instead of by their box.
         caption_from_regions: Join a picture's distinct phrases to a caption where it has none.
         augment: Random crop and flip.
     """
@@ -186,6 +217,7 @@ class LoaderConfig:
     timeout: float = 600.0
     max_bad_fraction: float = 0.01
     min_box_area: float = 1e-5
+    points: float = 0.0
     caption_from_regions: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -201,8 +233,9 @@ class LoaderConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UserError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"loader max_bad_fraction must lie in [0, 1]; got {self.max_bad_fraction}")
+        for name in ("max_bad_fraction", "points"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"loader {name} must lie in [0, 1]; got {getattr(self, name)}")
 
     @property
     def num_workers(self) -> int:

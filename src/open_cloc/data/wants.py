@@ -24,6 +24,7 @@ class PreparedView(NamedTuple):
     content_boxes: np.ndarray  # (V, 4)
     boxes: np.ndarray  # (V, <= R, 4) float32
     visible: np.ndarray  # (V, <= R) bool
+    places: np.ndarray  # (V, 4) float32
 
 
 def draw_texts(
@@ -59,18 +60,25 @@ def make_views(
     pixels: np.ndarray,
     boxes: np.ndarray,
     canvas: CanvasConfig,
+    geometry: Geometry,
     augment: AugmentConfig,
     views: Mapping[str, ViewConfig],
     rng: np.random.Generator,
 ) -> dict[str, PreparedView]:
-    """Random crops of a picture, with its drawn regions' boxes (R, 4) of the source."""
-    return {name: _make_view(pixels, boxes, canvas, augment, view, rng) for name, view in views.items()}
+    """Random crops of a picture, with its drawn regions' boxes (R, 4) of the source.
+
+    Where they lie on the canvas, the geometry says, by which the picture came there.
+    """
+    return {
+        name: _make_view(pixels, boxes, canvas, geometry, augment, view, rng) for name, view in views.items()
+    }
 
 
 def _make_view(
     pixels: np.ndarray,
     boxes: np.ndarray,
     canvas: CanvasConfig,
+    geometry: Geometry,
     augment: AugmentConfig,
     view: ViewConfig,
     rng: np.random.Generator,
@@ -80,11 +88,13 @@ def _make_view(
     seen = [visible_boxes(boxes, crop) for crop in crops]
     visible = np.stack([share >= augment.min_visible for _, share in seen])
     placed = np.stack([own for own, _ in seen]).astype(np.float32)
+    windows = np.array([crop.window for crop in crops]) / np.tile(pixels.shape[1::-1], 2)
     return PreparedView(
         images=np.stack([crop.draw(pixels, canvas.fill, canvas.interpolation) for crop in crops]),
         content_boxes=np.array([crop.content_box for crop in crops], np.float32),
         boxes=placed * visible[..., None],
         visible=visible,
+        places=geometry.to_canvas(windows).clip(0, 1).astype(np.float32),
     )
 
 
@@ -125,4 +135,5 @@ def _stack_view(own: Sequence[PreparedView], num_regions: int) -> View:
         content_boxes=torch.from_numpy(np.stack([view.content_boxes for view in own])),
         boxes=boxes,
         region_mask=mask,
+        places=torch.from_numpy(np.stack([view.places for view in own])),
     )

@@ -20,12 +20,15 @@ from open_cloc.canvas import Geometry
 from open_cloc.errors import NotFiniteError, UserError
 from open_cloc.inference.answer import FoundPhrase, Label, NamedRegion
 from open_cloc.inference.inputs import (
+    around,
     boxes_of_masks,
     boxes_of_picture,
     check_distinct,
     check_texts,
     check_told_apart,
     masks_of_picture,
+    points_of_picture,
+    sets_of_boxes,
 )
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
@@ -90,26 +93,29 @@ class EncodedImage:
         boxes: ArrayLike | None = None,
         *,
         masks: ArrayLike | None = None,
+        points: ArrayLike | None = None,
         box_format: str = "xyxy",
         normalized: bool = False,
     ) -> np.ndarray:
         """Embed the picture, or regions of it.
 
         Args:
-            boxes: (R, 4), any number of them; pixels of the picture unless `normalized`.
+            boxes: (R, 4), any number of them; pixels of the picture unless `normalized`. (R, P, 4) are R
+                regions of P boxes each; one of fewer repeats one.
             masks: (R, H, W) bool of the picture, in place of boxes; none of them empty.
+            points: (R, P, 2) `xy` in place of boxes, P points on each of R things; in the same unit.
             box_format: `xyxy`, `xywh` or `cxcywh`.
             normalized: Whether the boxes are in [0, 1] of the picture's width and height.
 
         Returns:
-            (R, D) float32 of unit length; (D,) of the whole picture without boxes and masks.
+            (R, D) float32 of unit length; (D,) of the whole picture without boxes, masks and points.
 
         Raises:
-            UserError: If a box is not finite, inverted or outside the picture, the format is unknown, or
-                masks are not bool, of another size or empty.
+            UserError: If a box is not finite, inverted or outside the picture, the format is unknown, masks
+                are not bool, of another size or empty, or a point is outside.
         """
-        features = self._regions(boxes, masks, box_format, normalized).features.float().cpu().numpy()
-        return features[0] if boxes is None and masks is None else features
+        found = self._regions(boxes, masks, points, box_format, normalized).features.float().cpu().numpy()
+        return found[0] if boxes is None and masks is None and points is None else found
 
     @torch.inference_mode()
     def classify(
@@ -118,6 +124,7 @@ class EncodedImage:
         boxes: ArrayLike | None = None,
         *,
         masks: ArrayLike | None = None,
+        points: ArrayLike | None = None,
         box_format: str = "xyxy",
         normalized: bool = False,
         top_k: int = 5,
@@ -129,6 +136,7 @@ class EncodedImage:
                 trained otherwise), without a prompt template.
             boxes: (R, 4) boxes, as `embed` takes them.
             masks: (R, H, W) masks in place of boxes, as `embed` takes them.
+            points: (R, P, 2) points in place of boxes, as `embed` takes them.
             box_format: `xyxy`, `xywh` or `cxcywh`.
             normalized: Whether the boxes are in [0, 1] of the picture's width and height.
             top_k: Names per region; all of them if there are fewer.
@@ -147,7 +155,7 @@ class EncodedImage:
         check_texts(labels, "labels", self.model.cleaning)
         check_distinct(labels, self.model.cleaning)
         check_told_apart(labels, self.model.tokenize(list(labels)))
-        regions = self._regions(boxes, masks, box_format, normalized)
+        regions = self._regions(boxes, masks, points, box_format, normalized)
         cosines = regions.features @ torch.stack(self.texts(labels)).T  # (R, T)
         scores, order = self._probabilities(cosines).topk(min(top_k, len(labels)), dim=-1)
         boxes_px = denormalize_boxes(regions.boxes, self.size_hw).tolist()
@@ -188,18 +196,36 @@ class EncodedImage:
         ]
 
     def _regions(
-        self, boxes: ArrayLike | None, masks: ArrayLike | None, box_format: str, normalized: bool
+        self,
+        boxes: ArrayLike | None,
+        masks: ArrayLike | None,
+        points: ArrayLike | None,
+        box_format: str,
+        normalized: bool,
     ) -> _Regions:
-        if boxes is not None and masks is not None:
-            raise UserError("give boxes or masks, not both")
+        if sum(given is not None for given in (boxes, masks, points)) > 1:
+            raise UserError("give boxes, masks or points, not several of them")
         if masks is not None:
             array = masks_of_picture(masks, self.size_hw)
             return self._embedded({"mask": self.geometry.masks_to_canvas(array)}, boxes_of_masks(array))
+        if points is not None:
+            own = points_of_picture(points, self.size_hw, normalized)
+            on_canvas = self._on_canvas(np.concatenate([own, own], -1))[..., :2]
+            return self._embedded({"points": on_canvas}, around(own, own))
+        sets = sets_of_boxes(boxes)
+        if sets is not None:
+            own = boxes_of_picture(sets.reshape(-1, 4), self.size_hw, box_format, normalized)
+            own = own.reshape(sets.shape)
+            return self._embedded({"boxes": self._on_canvas(own)}, around(own[..., :2], own[..., 2:]))
         if boxes is not None:
             own = boxes_of_picture(boxes, self.size_hw, box_format, normalized)
-            return self._embedded({"box": self.geometry.to_canvas(own).astype(np.float32).clip(0, 1)}, own)
+            return self._embedded({"box": self._on_canvas(own)}, own)
         whole = np.array([[0.0, 0.0, 1.0, 1.0]])
         return _Regions(F.normalize(self.state.image_features.float(), dim=-1), whole)
+
+    def _on_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (..., 4) of the picture on the canvas, float32."""
+        return self.geometry.to_canvas(boxes).astype(np.float32).clip(0, 1)
 
     def _embedded(self, prompts: dict[str, np.ndarray], boxes: np.ndarray) -> _Regions:
         """Prompts of the canvas, embedded."""

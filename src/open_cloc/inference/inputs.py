@@ -78,6 +78,51 @@ def masks_of_picture(masks: ArrayLike, size_hw: tuple[int, int]) -> np.ndarray:
     return array
 
 
+def points_of_picture(points: ArrayLike, size_hw: tuple[int, int], normalized: bool) -> np.ndarray:
+    """Check a user's points.
+
+    Args:
+        points: (R, P, 2) `xy`, P of each of R things.
+        size_hw: (height, width) of the picture.
+        normalized: Whether they are in [0, 1] of its width and height.
+
+    Returns:
+        (R, P, 2) float64 normalised.
+
+    Raises:
+        UserError: If they are of another shape, or one does not lie in the picture.
+    """
+    try:
+        array = np.asarray(points, np.float64)
+    except (TypeError, ValueError):
+        raise UserError("points must be (R, P, 2) numbers, as many for each thing") from None
+    if array.ndim != 3 or array.shape[2] != 2 or (len(array) and not array.shape[1]):
+        raise UserError(f"points must be (R, P, 2), P `xy` for each of R things; got {array.shape}")
+    own = array if normalized else array / np.array(size_hw[::-1])
+    outside = ~((own >= 0) & (own <= 1)).all(-1)  # this way round, NaN is outside
+    if outside.any():
+        row, place = (int(index[0]) for index in np.nonzero(outside))
+        got = ", ".join(f"{value:g}" for value in array[row, place])
+        raise UserError(f"points must lie in the picture; got ({got}) in row {row}")
+    return own
+
+
+def sets_of_boxes(boxes: ArrayLike | None) -> np.ndarray | None:
+    """What a user gives as boxes, if it is (R, P, 4), several boxes a region; None for anything else."""
+    try:
+        array = np.asarray(boxes)
+    except (TypeError, ValueError):  # said where boxes are checked
+        return None
+    return array if array.ndim == 3 and array.shape[1] and array.shape[2] == 4 else None
+
+
+def around(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The boxes (R, 4) around P corners (R, P, 2) each, lower ones and upper ones."""
+    if not low.shape[1]:
+        return np.empty((0, 4))
+    return np.concatenate([low.min(1), high.max(1)], -1)
+
+
 def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     """The boxes around masks (R, H, W), none of them empty: (R, 4) float64 normalised `xyxy`."""
     ends = []

@@ -18,6 +18,8 @@ from open_cloc.model.towers.tower import ImageTower, TextTokens, TowerOutput
 from open_cloc.samples import Features, RegionBatch, View
 
 REGIONAL = ("region_features", "pred_boxes")  # what needs the Prompter
+PLACES = "place_features"
+NOWHERE: Mapping[str, Tensor] = {}
 TEXT_TOKENS = ("text_tokens", "text_token_mask")
 IMAGE_TOKENS = ("image_tokens", "image_token_mask")
 
@@ -61,9 +63,13 @@ def compute_features(
         features = replace(features, **_caption_tokens(tokens, batch.caption_index))
     if after_texts is not None:
         after_texts(features)
-    features = _with_image(model, features, batch.images, batch.content_boxes, batch.boxes, needs)
-    wanted = {path.split(".")[1] for path in needs if path.startswith("views.")}
-    views = {name: _of_view(model, batch.views[name], features, needs, name) for name in sorted(wanted)}
+    wanted = sorted({path.split(".")[1] for path in needs if path.startswith("views.")})
+    places = {name: batch.views[name].places for name in wanted if f"views.{name}.{PLACES}" in needs}
+    features, of_places = _with_image(
+        model, features, batch.images, batch.content_boxes, batch.boxes, needs, places, batch.points
+    )
+    views = {name: _of_view(model, batch.views[name], features, needs, name) for name in wanted}
+    views |= {name: replace(views[name], place_features=made) for name, made in of_places.items()}
     return replace(features, views=views)
 
 
@@ -74,23 +80,39 @@ def _with_image(
     content_boxes: Tensor,
     boxes: Tensor,
     needs: Collection[str],
-) -> Features:
-    """The same features with those of pictures (B, 3, H, W) and of boxes (B, R, 4) in them."""
-    if not boxes.shape[1] or not any(name in needs for name in REGIONAL):
+    places: Mapping[str, Tensor] = NOWHERE,
+    points: Tensor | None = None,
+) -> tuple[Features, dict[str, Tensor]]:
+    """The same features with those of pictures (B, 3, H, W) and of boxes (B, R, 4) in them.
+
+    And those of places (B, V, 4) by name, which are boxes too: (B, V, D). Regions with points (B, R, P, 2)
+    are asked for by these.
+    """
+    if not places and (not boxes.shape[1] or not any(name in needs for name in REGIONAL)):
         # Plain CLIP, at plain CLIP's price.
         output = image_tower_of(model.clip.visual).encode(model.normalize_pixels(images))
         made: dict[str, Any] = {"image_features": output.image_features}
         if not boxes.shape[1]:
             made |= {"region_features": features.region_text_features, "pred_boxes": boxes}
-        return replace(features, **made, **_image_tokens(model, output, content_boxes, needs))
+        return replace(features, **made, **_image_tokens(model, output, content_boxes, needs)), {}
     state = model.encode_image(images, content_boxes)
     made = {"image_features": state.image_features}
     if "region_features" in needs:
-        made["region_features"] = model.encode_regions(state, {"box": boxes})
+        made["region_features"] = _embedded(model, state, boxes, points)
     if "pred_boxes" in needs:
         (phrases,) = features.take("region_text_features")
         made["pred_boxes"] = model.ground(state, phrases)
-    return replace(features, **made, **_image_tokens(model, state, content_boxes, needs))
+    of_places = {name: model.encode_regions(state, {"box": own}) for name, own in places.items()}
+    return replace(features, **made, **_image_tokens(model, state, content_boxes, needs)), of_places
+
+
+def _embedded(model: Encoder, state: Any, boxes: Tensor, points: Tensor | None) -> Tensor:
+    """Regions (B, R, D) by their boxes or, where there are any, by points on them."""
+    by_boxes = model.encode_regions(state, {"box": boxes})
+    if points is None:
+        return by_boxes
+    asked = ~points[:, :, :1, 0].isnan()  # (B, R, 1)
+    return torch.where(asked, model.encode_regions(state, {"points": points.nan_to_num(0.5)}), by_boxes)
 
 
 def _image_tokens(
@@ -115,7 +137,7 @@ def _of_view(model: Encoder, view: View, features: Features, needs: Collection[s
     own = {path.removeprefix(prefix) for path in needs if path.startswith(prefix)}
     count = view.images.shape[1]
     flat = Features(region_text_features=_repeated(features.region_text_features, count))
-    made = _with_image(
+    made, _ = _with_image(
         model,
         flat,
         view.images.flatten(0, 1),

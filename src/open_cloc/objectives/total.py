@@ -23,6 +23,7 @@ OBJECTIVES = {
     "image_text": "open_cloc.objectives.image_text:ImageText",
     "region_text": "open_cloc.objectives.region_text:RegionText",
     "grounding": "open_cloc.objectives.grounding:Grounding",
+    "distill": "open_cloc.objectives.distill:Distill",
     "sparc": "open_cloc.objectives.sparc:Sparc",
 }
 # total = image_text + lambda * (region_text + grounding)
@@ -139,6 +140,7 @@ def _blank_view(view: ViewConfig, boxes: Tensor) -> View:
         content_boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, view.count, 4),
         boxes=boxes[:, None].expand(-1, view.count, -1, -1),
         region_mask=torch.ones(batch, view.count, boxes.shape[1], dtype=torch.bool),
+        places=torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(batch, view.count, -1),
     )
 
 

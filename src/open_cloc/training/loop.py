@@ -125,7 +125,17 @@ def build_objectives(recipe: Recipe, model: CLOC) -> Objectives:
 
 
 def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
-    """Decide what is recomputed and what is frozen."""
+    """Decide what is recomputed and what is frozen.
+
+    Raises:
+        UserError: If an objective asks for places of a picture that a crop may leave out.
+    """
+    places = [path for path in objectives.needs if path.endswith("place_features")]
+    if places and recipe.data.loader.augment.min_crop_scale < 1:
+        raise UserError(
+            f"data.loader.augment.min_crop_scale must be 1 where an objective needs {places[0]}: a crop "
+            "leaves places out"
+        )
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     freeze.lock_towers(model, recipe.optim)
     freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)
@@ -198,6 +208,7 @@ def _scalars(run: Run, step: int, factor: float, watch: Watch) -> dict[str, floa
         "skipped_steps": watch.skipped,
         **graphs,
         **values,
+        **{f"health/{name}": value for name, value in watch.take_health().items() if math.isfinite(value)},
         "logit_scale": whole_tensor(run.model.clip.logit_scale).exp().item(),
         "lr": run.recipe.optim.lr * factor,
     }

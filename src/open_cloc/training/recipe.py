@@ -101,6 +101,7 @@ class RunConfig:
         save_minutes: Checkpoint every so many minutes.
         keep: Newest checkpoints to keep.
         log_steps: Log every so many steps.
+        health_steps: Log signs of the run's health every so many steps, under `health/`; 0 for never.
         report_to: Any of `tensorboard`, `wandb`; `log.jsonl` is always written.
         progress: Show a progress bar.
     """
@@ -120,6 +121,7 @@ class RunConfig:
     save_minutes: float = 10.0
     keep: int = 2
     log_steps: int = 10
+    health_steps: int = 100
     report_to: tuple[str, ...] = ("tensorboard",)
     progress: bool = True
 
@@ -137,6 +139,7 @@ class RunConfig:
         _require("run.save_minutes", self.save_minutes, self.save_minutes > 0, "above 0")
         _require("run.keep", self.keep, self.keep >= 1, "at least 1")
         _require("run.log_steps", self.log_steps, self.log_steps >= 1, "at least 1")
+        _require("run.health_steps", self.health_steps, self.health_steps >= 0, "at least 0")
 
     def rank_batch_size(self, num_ranks: int) -> int:
         """Images of a step on each of so many ranks.

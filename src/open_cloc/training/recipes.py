@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,23 @@ def finetune() -> Recipe:
     )
 
 
+def distill() -> Recipe:
+    """Give any CLIP regions that can be asked for, from pictures alone: no box, no caption.
+
+    Give `--model.towers NAME,pretrained=TAG`, `--data.train folder:...` and `--run.samples`. What the
+    Prompter and the tower say of a place learns to be what the tower, as it was, says of the cut-out.
+    """
+    recipe = finetune()
+    return Recipe(
+        name="distill",
+        model=recipe.model,
+        data=DataConfig(loader=LoaderConfig(num_regions=0, augment=AugmentConfig(flip=0.5))),
+        objectives=(Term("distill"),),
+        optim=replace(recipe.optim, lock_text=True),
+        run=RunConfig(global_batch_size=64, precision="bf16"),
+    )
+
+
 def paper_vit_b16() -> Recipe:
     """From scratch as in the paper: ViT-B/16 at 224 pixels, 439,087 steps of 32,768 images (Table A).
 
@@ -170,6 +188,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "scenes-cloc": scenes_cloc,
     "scenes-clip": scenes_clip,
     "finetune": finetune,
+    "distill": distill,
     "paper-vit-b16": paper_vit_b16,
     "small-pretrained": small_pretrained,
 }

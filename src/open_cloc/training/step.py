@@ -16,6 +16,7 @@ from open_cloc.samples import RegionBatch
 from open_cloc.training import checkpoint, optim
 from open_cloc.training.accumulate import Forward, split_batch
 from open_cloc.training.gather import Begun, gather_with_notes
+from open_cloc.training.health import health_of, separable
 from open_cloc.training.parallelize import average_gradients, running_statistics, whole_state
 from open_cloc.training.ranks import Ranks
 from open_cloc.training.recipe import Recipe
@@ -76,7 +77,8 @@ def train_step(run: Run, batch: RegionBatch, step: int, notes: Notes = NOTHING_T
         notes: What this rank tells the others.
 
     Returns:
-        The losses by name and the gradient's norm, those of all ranks, and all ranks' notes; on the device.
+        The losses by name and the gradient's norm, those of all ranks, all ranks' notes and, each
+        `run.health_steps`, how this rank's part of the batch looks; on the device.
     """
     recipe, optimizer, objectives = run.recipe, run.optimizer, run.objectives
     forward = Forward(
@@ -92,7 +94,11 @@ def train_step(run: Run, batch: RegionBatch, step: int, notes: Notes = NOTHING_T
     features = forward.features(begun)
     numbers = torch.tensor([*map(int, notes)])
     gathered, told = gather_with_notes(features, objectives.gathered, numbers, begun)
+    looking = recipe.run.health_steps > 0 and (step + 1) % recipe.run.health_steps == 0
+    if looking:
+        gathered = separable(gathered)
     losses = objectives(gathered)
+    health = health_of(gathered, losses, objectives.terms) if looking else {}
     optimizer.zero_grad()
     losses["total"].backward()
     forward.backward(features)  # for a batch in parts: from the features on, where the graph ended
@@ -103,4 +109,4 @@ def train_step(run: Run, batch: RegionBatch, step: int, notes: Notes = NOTHING_T
     optim.clamp_logit_scale(run.model, recipe.optim.max_logit_scale)
     if objectives.teacher is not None:
         objectives.teacher.follow(whole_state(run.model))
-    return Said(losses, told)
+    return Said(losses, told, health)

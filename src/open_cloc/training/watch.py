@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,10 +47,12 @@ class Said(NamedTuple):
     Attributes:
         losses: By name, and the gradient's norm: scalars of all ranks.
         notes: (5,) the sums of all ranks' `Notes`.
+        health: Scalars of this rank's batch, in some steps.
     """
 
     losses: dict[str, Tensor]
     notes: Tensor
+    health: Mapping[str, Tensor] = {}
 
 
 class Watch:
@@ -58,6 +61,7 @@ class Watch:
     Attributes:
         values: Losses of the newest step that is known.
         notes: Its notes. What they ask for stays asked in each step until it is done.
+        health: Of the newest step that has looked at it.
         skipped: Steps of the run, so far as is known, that changed nothing as something was not finite.
     """
 
@@ -70,6 +74,7 @@ class Watch:
         """
         self.skipped, self.most_skipped = skipped, most_skipped
         self.values: dict[str, float] = {}
+        self.health: dict[str, float] = {}
         self.notes = NOTHING_TOLD
         self._coming: list[_Coming] = []
 
@@ -91,10 +96,16 @@ class Watch:
         """
         self._read(len(self._coming))
 
+    def take_health(self) -> dict[str, float]:
+        """What has been seen of the run's health since the last time."""
+        health, self.health = self.health, {}
+        return health
+
     def _read(self, count: int) -> None:
         ready, self._coming = self._coming[:count], self._coming[count:]
         for coming in ready:
-            self.values, self.notes = coming.read()
+            self.values, health, self.notes = coming.read()
+            self.health = health or self.health
             bad = next((name for name, value in self.values.items() if not math.isfinite(value)), "")
             if bad:
                 self._skip(coming.step, bad)
@@ -121,18 +132,20 @@ class _Coming:
     """One step's numbers between device and host."""
 
     def __init__(self, step: int, said: Said) -> None:
-        self.step, self.names = step, tuple(said.losses)
-        values = torch.stack([value.float() for value in said.losses.values()])
+        self.step, self.names, self.looked_at = step, tuple(said.losses), tuple(said.health)
+        values = torch.stack([value.float() for value in (*said.losses.values(), *said.health.values())])
         self.values, self.notes = _to_host(values), _to_host(said.notes)
         self.copied: torch.cuda.Event | None = None
         if values.device.type == "cuda":
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def read(self) -> tuple[dict[str, float], Notes]:
+    def read(self) -> tuple[dict[str, float], dict[str, float], Notes]:
         if self.copied is not None:
             self.copied.synchronize()
-        return dict(zip(self.names, self.values.tolist())), Notes(*self.notes.tolist())
+        values = self.values.tolist()
+        health = dict(zip(self.looked_at, values[len(self.names) :]))
+        return dict(zip(self.names, values)), health, Notes(*self.notes.tolist())
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ PROMPTS = {
     "box": "open_cloc.model.prompts.box:BoxPrompt",
     "text": "open_cloc.model.prompts.text:TextPrompt",
     "mask": "open_cloc.model.prompts.mask:MaskPrompt",
+    "points": "open_cloc.model.prompts.points:PointsPrompt",
+    "boxes": "open_cloc.model.prompts.boxes:BoxesPrompt",
 }
 
 
