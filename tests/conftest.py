@@ -149,3 +149,35 @@ def hf_clip(tmp_path_factory: pytest.TempPathFactory, text_tower: Path) -> Path:
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tipsv2(tmp_path_factory: pytest.TempPathFactory, text_tower: Path) -> Path:
+    """Folder of a random two-layer TIPSv2 with its image processor and a tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "Tipsv2Model"):
+        pytest.skip("this version of transformers has no TIPSv2")
+    folder = tmp_path_factory.mktemp("hf") / "tiny_tips"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text_tower)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = size | {"intermediate_size": 64, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    vision = size | {"mlp_ratio": 2, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        config = transformers.Tipsv2Config(text_config=text, vision_config=vision)
+        transformers.Tipsv2Model(config).save_pretrained(folder)
+    transformers.Tipsv2ImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def owlv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer OWLv2 with its image processor and a tokenizer."""
+    from transformers import Owlv2ImageProcessor
+
+    from tests.labelling.detectors.made import SIZE, make_owl
+
+    folder = make_owl(tmp_path_factory.mktemp("hf") / "tiny_owl", "owlv2")
+    Owlv2ImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder

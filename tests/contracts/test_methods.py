@@ -22,7 +22,7 @@ TEXTS = ["a red dog", "two cats"]
 PHRASES: list[list[str]] = [["a red dog", "two cats"], []]
 
 # Methods that bring their own model, and the fixture that makes its folder.
-OWN_MODELS = {"hf_clip": "hf_clip"}
+OWN_MODELS = {"hf_clip": "hf_clip", "tipsv2": "tipsv2", "owlv2": "owlv2"}
 
 
 @pytest.fixture(params=METHODS)

@@ -14,17 +14,22 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate, result_table
 from open_cloc.evaluation.tasks import TASKS
 from open_cloc.model.cloc import CLOC
-from tests.evaluation.tiny_data import WITH_TEXTS, with_texts
+from tests.evaluation.tiny_data import WITH_MAPS, WITH_TEXTS, with_maps, with_texts
 
 DATA = "scenes:val,image_size=64,num_samples=5"
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_it_gives_finite_numbers_and_says_how(task: str, tiny_model_cfg: dict[str, Any]) -> None:
+    if task == "detection":
+        pytest.importorskip("pycocotools")
     model = CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).eval()
     scenes = open_reader(DATA)
     data = with_texts(scenes[index] for index in range(5)) if task in WITH_TEXTS else scenes
-    result = evaluate(model, data, task, EvaluationConfig(batch_size=2, candidates=20))
+    if task in WITH_MAPS:
+        data = with_maps(scenes[index] for index in range(5))
+    method = "roialign" if task in WITH_MAPS else ""
+    result = evaluate(model, data, task, EvaluationConfig(batch_size=2, candidates=20), method=method)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["task"] == task
     assert result["metrics"]
@@ -33,7 +38,7 @@ def test_it_gives_finite_numbers_and_says_how(task: str, tiny_model_cfg: dict[st
     assert all(low <= high for low, high in result["intervals"].values())
     assert result["protocol"]["intervals"]["resamples"] == 1000
     protocol = result["protocol"]
-    assert protocol["method"] in ("prompter", "ranked")
+    assert protocol["method"] in ("prompter", "ranked", method)
     assert protocol["num_images"] == 5
     assert all(isinstance(protocol[name], int) for name in protocol if name.startswith("num_"))
     assert len(result_table(result).splitlines()) > len(result["metrics"])

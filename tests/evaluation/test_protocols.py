@@ -26,7 +26,7 @@ from open_cloc.evaluation.protocols import PROTOCOLS
 from open_cloc.evaluation.run import evaluate
 from open_cloc.model.cloc import CLOC
 from open_cloc.texts import TextCleaning
-from tests.evaluation.tiny_data import NAMES, WITH_TEXTS, Samples, with_texts
+from tests.evaluation.tiny_data import NAMES, Samples, method_for, suited
 
 TASK = "zeroshot_region_classification"
 
@@ -102,8 +102,8 @@ def test_names_are_bare_in_the_papers_protocol(model: CLOC, samples: Samples) ->
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_each_protocol_runs_the_tasks_that_it_is_for(model: CLOC, samples: Samples, name: str) -> None:
     for task, metric in PROTOCOLS[name].metrics.items():
-        data = with_texts(samples) if task in WITH_TEXTS else samples
-        result = evaluate(model, data, task, EvaluationConfig(protocol=name))
+        config = EvaluationConfig(protocol=name)
+        result = evaluate(model, suited(samples, task), task, config, method=method_for(task))
         assert metric in result["metrics"]
         json.dumps(result)
 

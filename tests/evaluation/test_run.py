@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import NAMES, Samples
+from tiny_data import NAMES, Samples, method_for
 
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.methods import open_method
@@ -131,7 +131,7 @@ def test_unknown_tasks() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_an_empty_data_set_and_an_unknown_method_fail(model: CLOC, samples: Samples, task: str) -> None:
     with pytest.raises(UserError, match="empty"):
-        evaluate(model, Samples(), task)
+        evaluate(model, Samples(), task, method=method_for(task))
     with pytest.raises(UserError, match="unknown method 'magic'"):
         evaluate(model, samples, task, method="magic")
 

@@ -14,6 +14,7 @@ NAMES = ("red dog", "blue cat", "green tree", "small house", "old car", "white c
 
 
 WITH_TEXTS = ("referring", "fine_grained")  # tasks that ask for further texts of regions
+WITH_MAPS = ("segmentation",)  # tasks that ask for label maps
 
 
 class Samples(list[RegionSample]):
@@ -46,3 +47,32 @@ def with_texts(samples: Iterable[RegionSample]) -> Samples:
         replace(s, regions=(*(replace(r, texts=texts) for r in s.regions), *([found] * bool(s.regions))))
         for s in samples
     )
+
+
+def suited(samples: Samples, task: str) -> Samples:
+    """The samples with what a task asks for."""
+    if task in WITH_TEXTS:
+        return with_texts(samples)
+    return with_maps(samples) if task in WITH_MAPS else samples
+
+
+def method_for(task: str, method: str = "") -> str:
+    """The method, or the one that a task needs."""
+    return "roialign" if task in WITH_MAPS else method
+
+
+class Mapped(Samples):
+    """Pictures with a label map each."""
+
+    class_names = ("red dog, dog", "blue cat", "green tree", "small house")
+
+    def label_map(self, index: int) -> np.ndarray:
+        shape = self[index].pixels().shape[:2]
+        found = np.random.default_rng(index).integers(-1, 3, shape)  # no small house anywhere
+        found[: shape[0] // 2] = index % 3
+        return found
+
+
+def with_maps(samples: Iterable[RegionSample]) -> Mapped:
+    """The samples' pictures, each with a label map."""
+    return Mapped(replace(sample, captions=(), regions=()) for sample in samples)

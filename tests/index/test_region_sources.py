@@ -10,7 +10,7 @@ import pytest
 
 from open_cloc.boxes import OK, box_problems
 from open_cloc.errors import UserError
-from open_cloc.index.regions import GRID, open_regions
+from open_cloc.model.region_sources import GRID, open_regions
 from open_cloc.samples import Region, RegionSample
 from tests.index.made import sample
 

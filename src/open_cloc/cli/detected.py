@@ -11,7 +11,7 @@ import numpy as np
 
 from open_cloc.errors import SampleError, UserError
 from open_cloc.files import read_text
-from open_cloc.index.regions import RegionSource  # the parser of options reads annotations
+from open_cloc.model.region_sources import RegionSource  # the parser of options reads annotations
 from open_cloc.samples import Region, RegionSample
 
 

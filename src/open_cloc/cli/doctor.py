@@ -36,6 +36,7 @@ ENABLES = {
     "label": "label, and tables in Parquet",
     "fonts": "labels drawn in scripts that the system has no font for",
     "onnx": "export onnx, onnx-int8",
+    "eval": "eval detection",
     "index": "index, and LanceDB tables that embed their own regions",
     "serve": "serve",
     "supervision": "Predictor.detections",

@@ -24,9 +24,9 @@ from open_cloc.inference.predictor import load
 if TYPE_CHECKING:
     from open_cloc.index.query import Query
     from open_cloc.index.region_index import RegionIndex
-    from open_cloc.index.regions import RegionSource
     from open_cloc.index.search import Hit
     from open_cloc.index.store import Store
+    from open_cloc.model.region_sources import RegionSource
 
 Place = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX", help="Its folder or URL.")]
 LOOKED_AT = 100  # samples, to see whether data has boxes
@@ -255,7 +255,7 @@ def _with_model(store: Store, weights: str, tokens: Path | None, device: str | N
 
 def _opened(options: AddOptions) -> tuple[SampleDataset, list[RegionSource]]:
     """The pictures, and where their regions come from."""
-    from open_cloc.index.regions import open_regions
+    from open_cloc.model.region_sources import open_regions
 
     sources = [open_regions(spec, {"detector": detectors(options.device)}) for spec in options.regions]
     dataset = open_source(options.data)

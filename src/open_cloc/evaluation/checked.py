@@ -21,7 +21,14 @@ from torch import Tensor
 from open_cloc.canvas import CanvasConfig
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch
-from open_cloc.evaluation.method import FoundBoxes, GroundingMethod, Method, cleaning_of
+from open_cloc.evaluation.method import (
+    DenseMethod,
+    FoundBoxes,
+    GroundingMethod,
+    Method,
+    cleaning_of,
+    logit_scale_of,
+)
 from open_cloc.texts import TextCleaning
 
 LENGTH_TOLERANCE = 0.01  # rows may have been of 16 bits
@@ -60,6 +67,10 @@ class CheckedMethod:
     @property
     def cleaning(self) -> TextCleaning:
         return cleaning_of(self.method)
+
+    @property
+    def logit_scale(self) -> float | None:
+        return logit_scale_of(self.method)
 
     def describe(self) -> dict[str, Any]:
         """What made the numbers, as plain JSON."""
@@ -116,6 +127,45 @@ class CheckedGroundingMethod(CheckedMethod):
 def checked(method: Method) -> CheckedMethod:
     """The same method, its answers looked at."""
     return CheckedGroundingMethod(method) if isinstance(method, GroundingMethod) else CheckedMethod(method)
+
+
+def dense_of(method: Method) -> DenseMethod:
+    """The same method as one that tells what is at each place of a picture, its answers looked at.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    own = method.method if isinstance(method, CheckedMethod) else method
+    if not isinstance(own, DenseMethod):
+        able = ", ".join(("roialign", "roialign,tokens=value", "roialign,tokens=csa"))
+        raise UserError(
+            f"method {own.describe()['method']} has no embedding for each place; those that do: {able}"
+        )
+    return _CheckedDense(own, method if isinstance(method, CheckedMethod) else CheckedMethod(own))
+
+
+class _CheckedDense(CheckedMethod):
+    """A method whose answers for places are looked at as well.
+
+    Args:
+        method: Whose answers they are.
+        seen_by: Who counts the samples.
+    """
+
+    method: DenseMethod
+
+    def __init__(self, method: DenseMethod, seen_by: CheckedMethod) -> None:
+        super().__init__(method)
+        self.seen_by = seen_by
+
+    def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
+        """Pictures of a batch -> (B, rows, columns, D) of unit length."""
+        self.seen_by._see(batch)
+        tokens = self.method.embed_tokens(batch)
+        names = [f"a place of sample {sample.key!r}" for sample in batch.samples]
+        each = tokens.shape[1] * tokens.shape[2]
+        require_unit(tokens.flatten(0, 2), [name for name in names for _ in range(each)])
+        return tokens
 
 
 def require_unit(features: Tensor, names: Sequence[str]) -> Tensor:

@@ -65,6 +65,8 @@ def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig
     Raises:
         UserError: If two of them are the same to the method's model: it may read only the beginning of each.
     """
+    if not names:
+        raise UserError("there are no classes to choose from: the data set is empty, or has no region")
     texts = [config.rules.texts_of(name) for name in names]
     features = method.embed_texts([text for own in texts for text in own]).cpu()  # (C * templates, D)
     features = F.normalize(features.unflatten(0, (len(names), -1)).mean(1), dim=-1)
@@ -92,6 +94,18 @@ def _first_alike(features: Tensor) -> tuple[int, int] | None:
         for row, other in alike.tril(start - 1).nonzero()[:1].tolist():
             return other, start + row
     return None
+
+
+def class_groups(method: Method, dataset: SampleDataset, names: Sequence[str]) -> dict[str, list[int]]:
+    """The numbers of the classes in each group that the data set knows, such as LVIS's frequencies."""
+    numbers = {name: number for number, name in enumerate(names)}
+    clean = cleaning_of(method)
+    groups = getattr(dataset, "class_groups", {})
+    found = {
+        group: [numbers[clean(name)] for name in members if clean(name) in numbers]
+        for group, members in groups.items()
+    }
+    return {group: members for group, members in found.items() if members}
 
 
 def group_masks(method: Method, texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:

@@ -42,12 +42,14 @@ class RegionFeatures(NamedTuple):
         features: (X, D) float32 of unit length.
         texts: Cleaned texts of the regions, X of them.
         image_index: (X,) number of each region's image.
+        areas: (X,) area of each box in pixels of its picture.
         num_images: Images read, those without regions included.
     """
 
     features: Tensor
     texts: list[str]
     image_index: Tensor
+    areas: Tensor
     num_images: int
 
 
@@ -82,14 +84,20 @@ def collect_regions(method: Method, dataset: SampleDataset, config: EvaluationCo
     features: list[Tensor] = []
     texts: list[str] = []
     counts: list[int] = []
+    areas: list[np.ndarray] = []
     for batch in read_batches(dataset, method.canvas, config):
         texts += [text for sample in batch.samples for text in region_texts(sample, method)]
         counts += [len(sample.regions) for sample in batch.samples]
+        areas += [
+            (own[:, 2:] - own[:, :2]).prod(1) * np.prod(geometry.source_hw)
+            for own, geometry in zip(batch.boxes, batch.geometries)
+        ]
         features.append(method.embed_regions(batch, batch.boxes).cpu())
     if not texts:
         raise UserError(f"dataset has no regions in its {len(counts)} images; expected at least one")
     image_index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return RegionFeatures(torch.cat(features), texts, image_index, len(counts))
+    of_boxes = torch.from_numpy(np.concatenate(areas))
+    return RegionFeatures(torch.cat(features), texts, image_index, of_boxes, len(counts))
 
 
 def region_texts(sample: RegionSample, method: Method) -> list[str]:

@@ -2,7 +2,8 @@
 
 Images are drawn anew, with replacement, as many as there are, and each metric is computed of each draw.
 Regions of one picture stay together: they are alike, and as independent things they would promise too much.
-All metrics are functions of sums over images, so a draw costs a weighted sum and nothing is embedded again.
+Nearly all metrics are functions of sums over images, so a draw costs a weighted sum; the others say
+themselves what they are on a draw. Nothing is embedded again.
 
 Shapes: I images, X things (regions, phrases, captions or images), K sums of a metric, S draws.
 """
@@ -20,6 +21,7 @@ RESAMPLES = 1000
 LEVEL = 0.95
 SEED = 0
 NUMBERS_AT_ONCE = 2**22  # of a draw's weights or sums: 32 MiB
+BINS = 15  # of confidence
 
 HOW = {
     "kind": "percentile bootstrap over images; classes and galleries stay whole",
@@ -62,6 +64,26 @@ class Estimate(NamedTuple):
         return self.of_sums(self.parts.sum(1).to_dense()[:, None]).item()
 
 
+class Computed(NamedTuple):
+    """A metric that is no function of a few sums, such as one of ranked things.
+
+    Attributes:
+        of_draws: (I, S) how often each image is drawn -> (S,) float64 values.
+        num_images: I.
+    """
+
+    of_draws: Callable[[Tensor], Tensor]
+    num_images: int
+
+    @property
+    def value(self) -> float:
+        """The metric on the data set as it is."""
+        return self.of_draws(torch.ones(self.num_images, 1, dtype=torch.float64)).item()
+
+
+Statistic: TypeAlias = "Estimate | Computed"
+
+
 def mean_over(values: Tensor, images: Tensor, num_images: int, weights: Tensor | None = None) -> Estimate:
     """The mean over things.
 
@@ -92,6 +114,24 @@ def mean_over_classes(hits: Tensor, classes: Tensor, images: Tensor, num_images:
     return Estimate(_sparse(rows, images.repeat(2), sums, (2 * count, num_images)), _mean_of_ratios)
 
 
+def calibration_error(confidences: Tensor, hits: Tensor, images: Tensor, num_images: int) -> Estimate:
+    """How far confidence is from accuracy: the mean over things of their bin's gap between the two.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with 15 bins of equal width.
+
+    Args:
+        confidences: (X,) probability of each guess.
+        hits: (X,) whether it is right.
+        images: (X,) the image of each.
+        num_images: I.
+    """
+    bins = (confidences * BINS).long().clamp(max=BINS - 1)
+    rows = torch.cat([bins, bins, torch.full_like(bins, BINS)])
+    gaps = torch.cat([confidences.double(), -hits.double(), torch.ones(len(bins), dtype=torch.float64)])
+    parts = _sparse(rows, images.repeat(3), gaps, (BINS + 1, num_images))
+    return Estimate(parts, lambda sums: sums[:BINS].abs().sum(0) / sums[BINS])
+
+
 def linear_around(value: float, influence: Tensor, images: Tensor, num_images: int) -> Estimate:
     """A smooth function of the data by its first order: for what is no mean, such as a rank or a distance.
 
@@ -106,7 +146,7 @@ def linear_around(value: float, influence: Tensor, images: Tensor, num_images: i
     return Estimate(parts, lambda sums: value + sums[0] - influence.sum())
 
 
-def measure(estimates: Mapping[str, Estimate], num_images: int) -> Measured:
+def measure(estimates: Mapping[str, Statistic], num_images: int) -> Measured:
     """Values, intervals and draws of estimates by name."""
     values = {name: estimate.value for name, estimate in estimates.items()}
     if num_images < 2:
@@ -122,14 +162,22 @@ def ends_of(draws: np.ndarray) -> Interval:
     return low, high
 
 
-def _drawn(estimates: list[Estimate], num_images: int) -> np.ndarray:
+def _drawn(estimates: list[Statistic], num_images: int) -> np.ndarray:
     """Every metric of every draw: (metrics, S)."""
-    sizes = [len(estimate.parts) for estimate in estimates]
-    together = torch.cat([estimate.parts for estimate in estimates])
+    summed = [estimate for estimate in estimates if isinstance(estimate, Estimate)]
+    nothing = torch.zeros(0, num_images, dtype=torch.float64).to_sparse()
+    together = torch.cat([nothing, *(estimate.parts for estimate in summed)])
+    sizes = [len(estimate.parts) for estimate in summed]
     chunks = []
     for weights in _draws(num_images, max(1, NUMBERS_AT_ONCE // max(num_images, len(together)))):
-        sums = torch.sparse.mm(together, weights).split(sizes)  # (K, s) of each metric
-        chunks.append(torch.stack([e.of_sums(own) for e, own in zip(estimates, sums)]))
+        sums = iter(
+            torch.sparse.mm(together, weights).split(sizes) if summed else ()
+        )  # (K, s) of each metric
+        rows = [
+            estimate.of_sums(next(sums)) if isinstance(estimate, Estimate) else estimate.of_draws(weights)
+            for estimate in estimates
+        ]
+        chunks.append(torch.stack(rows))
     return torch.cat(chunks, dim=1).numpy()
 
 

@@ -29,7 +29,8 @@ class Method(Protocol):
     any R: they need not be the sample's own regions.
 
     A method may also have `cleaning`, a `TextCleaning`: how its texts are read. Without it they are
-    lower-cased, as in the paper.
+    lower-cased, as in the paper. And `logit_scale`, by which its model multiplies cosines before a softmax:
+    what takes a probability from them, such as a calibration, is measured only where there is one.
     """
 
     @property
@@ -64,6 +65,11 @@ def cleaning_of(method: Method) -> TextCleaning:
     return getattr(method, "cleaning", TextCleaning())
 
 
+def logit_scale_of(method: Method) -> float | None:
+    """What a method's cosines are multiplied by before a softmax; None where nobody says."""
+    return getattr(method, "logit_scale", None)
+
+
 class FoundBoxes(NamedTuple):
     """Where the phrases of a batch are, picture by picture.
 
@@ -86,6 +92,15 @@ class GroundingMethod(Method, Protocol):
 
     def ground(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> FoundBoxes:
         """The best box for each phrase of each picture of a batch."""
+        ...
+
+
+@runtime_checkable
+class DenseMethod(Method, Protocol):
+    """A method that can also tell what is at each place of a picture."""
+
+    def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
+        """Pictures of a batch -> (B, rows, columns, D) float32 of unit length, places of the canvas."""
         ...
 
 

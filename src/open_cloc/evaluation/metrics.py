@@ -103,6 +103,21 @@ def rank_classes(features: Tensor, classes: Tensor, targets: Tensor) -> Ranks:
     return find_ranks(features, classes, targets, torch.arange(len(classes)))
 
 
+def confidences(features: Tensor, classes: Tensor, scale: float) -> Tensor:
+    """Probability of the likeliest class of each thing.
+
+    Args:
+        features: (X, D) of unit length.
+        classes: (C, D) of unit length.
+        scale: What cosines are multiplied by before their softmax.
+
+    Returns:
+        (X,) in (0, 1].
+    """
+    parts = [(scale * chunk @ classes.T).softmax(1).amax(1) for chunk in _chunks(features, len(classes))]
+    return torch.cat(parts) if parts else features.new_zeros(0)
+
+
 def find_ranks(
     queries: Tensor,
     gallery: Tensor,

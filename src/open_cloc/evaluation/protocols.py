@@ -21,6 +21,27 @@ OPENAI_IMAGENET = "openai-imagenet"  # in place of templates: the 80 of CLIP's o
 
 
 @dataclass(frozen=True)
+class DenseRules:
+    """How places of a picture are named, for segmentation. Lengths are in sides of the model's canvas.
+
+    Attributes:
+        short_side: Of the resized picture; 1.5 are 336 pixels for a model of 224.
+        stride: From a window, as large as the canvas, to the next.
+        scale: What cosines are multiplied by before their softmax.
+        average: What is averaged where windows overlap: cosines, or their probabilities.
+        background: Probability below which a place is of the first class; 0 where that is one like others.
+        least_area: Share of all places of other classes than the first below which such a class is dropped.
+    """
+
+    short_side: float = 1.5
+    stride: float = 0.5
+    scale: float = 40.0
+    average: Literal["cosines", "probabilities"] = "cosines"
+    background: float = 0.0
+    least_area: float = 0.0
+
+
+@dataclass(frozen=True)
 class Protocol:
     """The rules of an evaluation, whatever the model and the data.
 
@@ -35,6 +56,9 @@ class Protocol:
         recall_k: The K of recall@K; empty takes the task's own.
         candidates: Among which boxes an expression chooses: the `annotated` ones, or `detected` ones.
         ties: What a right answer counts among others that are exactly as near: its `share`, or a `hit`.
+        several_boxes: Which box of a phrase that has several an answer must be near: `any` of them, or the
+            one around all, `merged`.
+        dense: How segmentation names places.
         skips: What the script leaves out without a word, and we do not.
     """
 
@@ -48,6 +72,8 @@ class Protocol:
     recall_k: tuple[int, ...] = ()
     candidates: Literal["annotated", "detected"] = "annotated"
     ties: Literal["share", "hit"] = "share"
+    several_boxes: Literal["any", "merged"] = "any"
+    dense: DenseRules = DenseRules()
     skips: str = ""
 
     def texts_of(self, name: str) -> list[str]:
@@ -55,6 +81,20 @@ class Protocol:
         texts = [template.replace("{}", name) for template in _written_out(self.templates)]
         return [text.lower() for text in texts] if self.lower_case else texts
 
+
+SEGMENTATION = {"segmentation": "miou"}
+# Of TCL (arXiv 2212.00785): seven of CLIP's, and two for several things.
+TCL_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of a {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "a photo of many {}.",
+    "a photo of {}s.",
+)
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -110,6 +150,53 @@ PROTOCOLS = {
             "CLIP's zero-shot evaluation, as CLIP_benchmark does it: 80 templates, Karpathy's captions",
             {"zeroshot_classification": "acc1", "zeroshot_retrieval": "text_retrieval_recall@1"},
             templates=(OPENAI_IMAGENET,),
+        ),
+        Protocol(
+            "flickr30k-any",
+            "Flickr30k Entities as MDETR and GLIP have it: IoU of 0.5 with any box of the phrase",
+            {"grounding": "acc@0.5"},
+            skips="phrases without a box",
+        ),
+        Protocol(
+            "flickr30k-merged",
+            "the same with the one box around all boxes of the phrase",
+            {"grounding": "acc@0.5"},
+            several_boxes="merged",
+            skips="phrases without a box",
+        ),
+        Protocol(
+            "sclip",
+            "SCLIP, clip_segmentor.py: VOC20, Context59, COCO-Stuff, ADE20k",
+            SEGMENTATION,
+            templates=(OPENAI_IMAGENET,),
+        ),
+        Protocol(
+            "sclip-cityscapes",
+            "the same with a short side of 560 pixels",
+            SEGMENTATION,
+            templates=(OPENAI_IMAGENET,),
+            dense=DenseRules(short_side=2.5),
+        ),
+        Protocol(
+            "sclip-background",
+            "the same for Context60 and COCO-Object, whose first class is what is like no other",
+            SEGMENTATION,
+            templates=(OPENAI_IMAGENET,),
+            dense=DenseRules(scale=50.0, background=0.1),
+        ),
+        Protocol(
+            "sclip-voc21",
+            "the same for VOC21, where a class of a tenth of the foreground or less is dropped too",
+            SEGMENTATION,
+            templates=(OPENAI_IMAGENET,),
+            dense=DenseRules(scale=65.0, background=0.1, least_area=0.1),
+        ),
+        Protocol(
+            "tips",
+            "TIPS, TIPS_zeroshot_segmentation.ipynb, sliding: windows of 448 pixels 336 apart",
+            SEGMENTATION,
+            templates=TCL_TEMPLATES,
+            dense=DenseRules(1.0, 0.75, scale=1.0, average="probabilities"),
         ),
     )
 }

@@ -45,7 +45,15 @@ class FirstSamples:
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("class_names", "left_out", "problems", "crowds", "num_crowds"):
+        if name in (
+            "class_names",
+            "class_groups",
+            "label_map",
+            "left_out",
+            "problems",
+            "crowds",
+            "num_crowds",
+        ):
             return getattr(self.dataset, name)
         raise AttributeError(name)
 

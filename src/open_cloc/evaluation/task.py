@@ -9,7 +9,7 @@ import numpy as np
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.evaluation import intervals
-from open_cloc.evaluation.intervals import Estimate, Interval
+from open_cloc.evaluation.intervals import Interval, Statistic
 from open_cloc.evaluation.method import Method
 from open_cloc.evaluation.options import EvaluationConfig
 
@@ -30,7 +30,7 @@ class TaskResult(NamedTuple):
     draws: Mapping[str, np.ndarray] = {}
 
 
-def measured(estimates: Mapping[str, Estimate], num_images: int, protocol: Mapping[str, Any]) -> TaskResult:
+def measured(estimates: Mapping[str, Statistic], num_images: int, protocol: Mapping[str, Any]) -> TaskResult:
     """Values with their intervals, and the protocol that says how those came about."""
     found = intervals.measure(estimates, num_images)
     said = {"intervals": intervals.HOW} if found.intervals else {}

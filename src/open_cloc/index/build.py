@@ -15,12 +15,12 @@ import numpy as np
 from open_cloc.boxes import OK, box_problems
 from open_cloc.data.annotations import Problem, SampleDataset, checked_boxes, clean_sample
 from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
-from open_cloc.index.regions import RegionSource
 from open_cloc.index.rows import picture_id, rows_of, thumbnail_of, values_of
 from open_cloc.index.store import About, Store
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache, content_of
+from open_cloc.model.region_sources import RegionSource
 from open_cloc.samples import Region, RegionSample
 
 READERS = 2  # threads that read, decode and find regions while the tower computes

@@ -13,13 +13,13 @@ from open_cloc.draw import contact_sheet
 from open_cloc.errors import UserError
 from open_cloc.index.build import Added, add_pictures
 from open_cloc.index.query import Query, of_image, of_text
-from open_cloc.index.regions import RegionSource, open_regions
 from open_cloc.index.rerank import reranked
 from open_cloc.index.search import Hit, Rows, path_of, search
 from open_cloc.index.store import About, Store
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache
 from open_cloc.model.identity import identity_of
+from open_cloc.model.region_sources import RegionSource, open_regions
 from open_cloc.pictures import Picture
 from open_cloc.samples import Region, RegionSample
 

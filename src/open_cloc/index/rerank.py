@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from open_cloc.boxes import iou
-from open_cloc.index.regions import OF_GRID
 from open_cloc.index.search import Hit, path_of
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache
+from open_cloc.model.region_sources import OF_GRID
 
 # What a box of a grid gains where the box that a phrase finds is its own, in units of the hits' spread of
 # scores. Boxes that labels or a detector gave gain nothing: on generated scenes their cosine alone ranks

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from tiny_data import Samples
@@ -9,9 +12,11 @@ from torch import Tensor
 
 from open_cloc.canvas import Geometry
 from open_cloc.errors import UserError
+from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
 from open_cloc.evaluation.tasks.grounding import best_ious
 from open_cloc.model.cloc import CLOC, ImageState
+from open_cloc.samples import Region
 
 
 def test_best_ious_take_the_best_of_a_phrases_boxes() -> None:
@@ -56,3 +61,24 @@ def test_a_method_that_finds_no_boxes_is_refused_with_those_that_do(model: CLOC,
     message = "method crop cannot ground phrases; those that can: prompter, ranked, head$"
     with pytest.raises(UserError, match=message):
         evaluate(model, samples, "grounding", method="crop")
+
+
+def test_the_box_around_all_of_a_phrases_boxes(model: CLOC, samples: Samples) -> None:
+    """As GLIP's merged boxes: what `evaluate` says of it is what the one box around them gives."""
+    around = Samples()
+    for sample in samples:
+        boxes: dict[str, list[tuple[float, ...]]] = {}
+        for region in sample.regions:
+            boxes.setdefault(region.text, []).append(region.box)
+        ends = {text: np.array(own) for text, own in boxes.items()}
+        regions = tuple(
+            Region((*own[:, :2].min(0).tolist(), *own[:, 2:].max(0).tolist()), text)
+            for text, own in ends.items()
+        )
+        around.append(replace(sample, regions=regions))
+    merged = evaluate(model, samples, "grounding", EvaluationConfig(protocol="flickr30k-merged"))
+    alone = evaluate(model, around, "grounding", EvaluationConfig(protocol="flickr30k-any"))
+    assert merged["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
+    assert "around all" in merged["protocol"]["repeated_phrases"]
+    plain = evaluate(model, samples, "grounding")
+    assert plain["metrics"]["mean_iou"] != merged["metrics"]["mean_iou"]

@@ -75,3 +75,45 @@ def test_classes_that_are_alike_as_far_as_the_model_reads_them_are_refused(
     assert "2 of 9 texts are longer than the 16 tokens this model reads" in caplog.text
     samples.class_names = (*NAMES, f"{long} by a tree")
     assert evaluate(model, samples, "zeroshot_region_classification")["protocol"]["num_classes"] == 8
+
+
+def test_sizes_are_those_of_coco(model: CLOC) -> None:
+    pixels = np.zeros((200, 400, 3), np.uint8)
+    sides = {"small": 31, "medium": 40, "large": 100}
+    regions = tuple(Region((0, 0, side / 400, side / 200), f"a {name}") for name, side in sides.items())
+    edge = Region((0, 0, 32 / 400, 32 / 200), "a medium")  # 1,024 pixels are no longer small
+    data = Samples(
+        [RegionSample("s", pixels, (), (*regions, edge)), RegionSample("t", pixels, (), regions[:1])]
+    )
+    result = evaluate(model, data, "zeroshot_region_classification")
+    counts = {name: result["protocol"][f"num_regions/{name}"] for name in sides}
+    assert counts == {"small": 2, "medium": 2, "large": 1}
+    total = sum(result["metrics"][f"acc1/{name}"] * count for name, count in counts.items())
+    assert total / 5 == pytest.approx(result["metrics"]["acc1"])
+
+
+def test_calibration_is_the_gap_of_confidence_and_accuracy(model: CLOC, samples: Samples) -> None:
+    result = evaluate(model, samples, "zeroshot_region_classification")
+    predictor = Predictor(model)
+    names = sorted({region.text.lower() for s in samples for region in s.regions})
+    texts = predictor.encode_text(names)
+    scale = float(model.clip.logit_scale.exp().detach())
+    assert result["protocol"]["logit_scale"] == pytest.approx(scale)
+    bins: dict[int, list[float]] = {}
+    for sample in samples:
+        predictor.set_image(sample.pixels())
+        for region in sample.regions:
+            (feature,) = predictor.encode_regions(image=None, boxes=[region.box], normalized=True)
+            logits = scale * texts @ feature
+            likely = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            hit = names[int(np.argmax(logits))] == region.text.lower()
+            bins.setdefault(min(14, int(likely.max() * 15)), []).append(float(likely.max()) - hit)
+    expected = sum(abs(sum(gaps)) for gaps in bins.values()) / sum(map(len, bins.values()))
+    assert result["metrics"]["calibration_error"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_without_softmax_has_no_calibration(tiny_model_cfg: dict, samples: Samples) -> None:
+    sigmoid = CLOC({**tiny_model_cfg, "init_logit_bias": -10.0}).eval()
+    result = evaluate(sigmoid, samples, "zeroshot_region_classification", method="roialign")
+    assert "calibration_error" not in result["metrics"]
+    assert result["protocol"]["logit_scale"] is None

@@ -60,7 +60,7 @@ def by_loops(queries: Tensor, keys: Tensor, values: Tensor, readout: Readout) ->
     mixed = np.zeros((tokens, heads * width))
     for head in range(heads):
         for token in range(tokens):
-            if readout == "value":
+            if readout != "csa":
                 row = v[head, token]
             else:
                 weights = np.zeros(tokens)
@@ -73,7 +73,7 @@ def by_loops(queries: Tensor, keys: Tensor, values: Tensor, readout: Readout) ->
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("readout", ["value", "csa"])
+@pytest.mark.parametrize("readout", ["value", "value_block", "csa"])
 def test_tokens_equal_loops(visual: Any, readout: Readout) -> None:
     size = 160 if hasattr(visual, "trunk") else 48
     pixels = torch.randn(2, 3, size, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC, ImageState
+from open_cloc.model.create import TOWERS, create_model
 from open_cloc.model.embed import embed_texts, tell_cut
+from open_cloc.model.features import project_tokens
 from open_cloc.model.load import load_model
+from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.dense import Readout, last_block
 from open_cloc.precision import computing_in
 from open_cloc.texts import TextCleaning
@@ -74,6 +78,12 @@ class ClocTowers:
             "device": self.model.device.type,
         }
 
+    @property
+    def logit_scale(self) -> float | None:
+        """What the model multiplies cosines by; None for one of sigmoid losses, which knows no softmax."""
+        clip = self.model.clip
+        return None if clip.logit_bias is not None else float(clip.logit_scale.detach().exp())
+
     def autocast(self) -> AbstractContextManager:
         """The context in which the model runs."""
         return computing_in(self.config.precision, self.model.device)
@@ -97,6 +107,16 @@ class ClocTowers:
             with self.autocast():
                 self._last = batch.images, self._encoded(pictures, content_boxes)
         return self._last[1]
+
+    def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
+        """Places of each picture's canvas -> (B, rows, columns, D) of unit length.
+
+        Each image token goes through the tower's own pooling and projection, alone.
+        """
+        state = self.encode(batch)
+        with self.autocast():
+            rows = project_tokens(image_tower_of(self.model.clip.visual), state.image_tokens)
+        return F.normalize(rows.float(), dim=-1).unflatten(1, state.grid_size)
 
     def _encoded(self, pictures: Tensor, content_boxes: Tensor) -> ImageState:
         if self.tokens == "last":
@@ -129,17 +149,23 @@ class ClocTowers:
         return torch.cat(rows)
 
 
-def open_towers(method: str, what: str, setup: Setup, tokens: Readout = "last") -> ClocTowers:
+def open_towers(
+    method: str, what: str, setup: Setup, tokens: Readout = "last", *, prompts: bool = False
+) -> ClocTowers:
     """The towers of the weights that a method of ours is given.
+
+    Weights may also be any towers that training can start from, `open_clip:ViT-B-16,pretrained=openai` among
+    them: a plain CLIP is measured by what needs no Prompter.
 
     Args:
         method: Its name.
         what: What stands behind the name.
         setup: The weights, and how to measure.
         tokens: How the image tower's last block is read.
+        prompts: The method asks the Prompter, which plain towers have not.
 
     Raises:
-        UserError: If there are no weights, or they stand behind the method's name.
+        UserError: If there are no weights, or they stand behind the method's name, or lack a Prompter.
         MissingFileError: If there is no such folder or repository.
     """
     if what:
@@ -149,7 +175,21 @@ def open_towers(method: str, what: str, setup: Setup, tokens: Readout = "last") 
         raise UserError(f"method {method} needs a model: give --weights FOLDER, or a hub id")
     if isinstance(weights, CLOC):
         return ClocTowers(weights, setup.config, method, tokens=tokens)
-    return ClocTowers(load_model(weights, setup.device), setup.config, method, str(weights), tokens)
+    if not _names_towers(str(weights)):
+        return ClocTowers(load_model(weights, setup.device), setup.config, method, str(weights), tokens)
+    if prompts:
+        raise UserError(
+            f"method {method} needs a trained Prompter, which {weights} has not: take roialign, crop, blur "
+            "or whole"
+        )
+    return ClocTowers(
+        create_model(str(weights), device=setup.device), setup.config, method, str(weights), tokens
+    )
+
+
+def _names_towers(weights: str) -> bool:
+    """Whether weights are KIND:WHAT of towers and no folder."""
+    return weights.partition(":")[0] in TOWERS and ":" in weights and not Path(weights).exists()
 
 
 def describe_model(model: CLOC) -> str:

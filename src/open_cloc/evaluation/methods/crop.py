@@ -32,6 +32,7 @@ class PictureMethod:
         self.towers, self._pictures_of = towers, pictures_of
         self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
+        self.logit_scale = towers.logit_scale
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""

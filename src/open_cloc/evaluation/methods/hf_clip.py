@@ -6,9 +6,9 @@ Shapes: X pictures or crops, R regions of one image, T texts, D shared embedding
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ TEXTS_PER_CHUNK = 256
 FILES = ("*.json", "*.txt", "*.model")
 
 
+Foreign = TypeVar("Foreign", bound="HfClipMethod")
+
+
 class HfClipMethod:
     """A model of transformers that embeds pictures and texts.
 
@@ -47,6 +50,7 @@ class HfClipMethod:
 
     # The processor wants the pictures themselves, so that nothing need be drawn for it.
     canvas = CanvasConfig((1, 1))
+    name_of_method, auto_class = "hf_clip", "AutoModel"
 
     def __init__(
         self,
@@ -56,25 +60,38 @@ class HfClipMethod:
         device: torch.device,
         cleaning: TextCleaning,
     ) -> None:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        import transformers
+        from transformers import AutoImageProcessor, AutoTokenizer
 
         self.name, self.config, self.device, self.cleaning = name, config, device, cleaning
-        self.model: Any = open_model(AutoModel, folder).to(device).eval()
+        opened = open_model(getattr(transformers, self.auto_class), folder)
+        self.model: Any = opened.to(device).eval()
         self.processor: Any = open_safely(AutoImageProcessor, folder)
         self.tokenizer: Any = open_safely(AutoTokenizer, folder)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What the model multiplies cosines by; None for a SigLIP, which knows no softmax."""
+        scale = getattr(self.model, "logit_scale", None)
+        return None if scale is None or hasattr(self.model, "logit_bias") else float(scale.detach().exp())
 
     def describe(self) -> dict[str, Any]:
         """What made the numbers, as plain JSON."""
         vision = self.model.config.vision_config
         size = f"{vision.hidden_size}x{vision.num_hidden_layers}-patch{vision.patch_size}"
         return {
-            "method": "hf_clip",
+            "method": self.name_of_method,
             "model": f"{self.model.config.model_type} ViT-{size}",
             "pretrained": self.name,
             "precision": self.config.precision,
             "device": self.device.type,
             "processor": json.loads(self.processor.to_json_string()),
         }
+
+    @property
+    def towers(self) -> Any:
+        """The model that embeds whole pictures and texts."""
+        return self.model
 
     def try_out(self) -> None:
         """Embed a text and a picture, whose sizes must agree; raises whatever the library does."""
@@ -101,7 +118,7 @@ class HfClipMethod:
         rows = []
         for some in _chunks([Image.fromarray(pixels) for pixels in pictures], self.config.batch_size):
             inputs = self.processor(images=some, return_tensors="pt")
-            rows.append(self._embed(self.model.get_image_features, inputs))
+            rows.append(self._embed(self.towers.get_image_features, inputs))
         return torch.cat(rows) if rows else self._nothing()
 
     def _embed_some_texts(self, texts: list[str]) -> Tensor:
@@ -111,7 +128,7 @@ class HfClipMethod:
         inputs = self.tokenizer(
             texts, padding=padding, truncation=True, max_length=length, return_tensors="pt"
         )
-        return self._embed(self.model.get_text_features, inputs)
+        return self._embed(self.towers.get_text_features, inputs)
 
     def _embed(self, get_features: Any, inputs: Any) -> Tensor:
         with computing_in(self.config.precision, self.device):
@@ -137,13 +154,33 @@ def open_hf_clip(what: str, setup: Setup, *, lower_case: bool = True) -> HfClipM
         UserError: If it is no CLIP or SigLIP, is damaged, or CLOC weights are given too.
         MissingFileError: If the model, its image processor or its tokenizer is not there.
     """
+    return open_foreign(HfClipMethod, what, setup, lower_case)
+
+
+def open_foreign(
+    kind: type[Foreign], what: str, setup: Setup, lower_case: bool, model_types: Collection[str] = ()
+) -> Foreign:
+    """A model of transformers of a certain kind, tried out.
+
+    Args:
+        kind: The method.
+        what: Folder or hub id.
+        setup: How to measure, and where.
+        lower_case: Lower-case its texts.
+        model_types: Those of transformers that will do; all CLIPs unless given.
+
+    Raises:
+        UserError: If it is another model, or damaged, or CLOC weights are given too.
+        MissingFileError: If the model, its image processor or its tokenizer is not there.
+    """
+    name = kind.name_of_method
     if setup.weights is not None:
-        raise UserError(f"method hf_clip:{what} brings its own model; leave --weights out")
+        raise UserError(f"method {name}:{what} brings its own model; leave --weights out")
     if not what:
-        raise UserError("method hf_clip needs the folder of a model: hf_clip:FOLDER")
-    device, folder = choose_device(setup.device), _find_clip(what)
-    method = HfClipMethod(folder, what, setup.config, device, TextCleaning(lower_case))
-    if not hasattr(method.model, "get_image_features") or not hasattr(method.model, "get_text_features"):
+        raise UserError(f"method {name} needs the folder of a model: {name}:FOLDER")
+    device, folder = choose_device(setup.device), _find_clip(what, model_types)
+    method = kind(folder, what, setup.config, device, TextCleaning(lower_case))
+    if not hasattr(method.towers, "get_image_features") or not hasattr(method.towers, "get_text_features"):
         raise UserError(f"{what} holds a {type(method.model).__name__}; expected a CLIP or SigLIP")
     try:
         method.try_out()
@@ -153,7 +190,7 @@ def open_hf_clip(what: str, setup: Setup, *, lower_case: bool = True) -> HfClipM
     return method
 
 
-def _find_clip(what: str) -> Path:
+def _find_clip(what: str, model_types: Collection[str]) -> Path:
     """The folder of a model that embeds pictures and texts; of a hub's model, what is read of it.
 
     Raises:
@@ -170,8 +207,10 @@ def _find_clip(what: str) -> Path:
         raise MissingFileError(f"no CLIP or SigLIP of transformers at {what}: it holds no config.json")
     config = read_json(path)
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        raise UserError(f"{what} holds a model of type {kind!r:.60}; expected a CLIP or SigLIP")
+    able = model_types or MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if not isinstance(kind, str) or kind not in able:
+        expected = " or ".join(model_types) or "a CLIP or SigLIP"
+        raise UserError(f"{what} holds a model of type {kind!r:.60}; expected {expected}")
     return folder
 
 

@@ -19,6 +19,8 @@ from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
 from open_cloc.model.search import ground_phrases
 
+Prompt = Literal["box", "points"]
+
 
 class PrompterMethod:
     """A CLOC model as it is meant to be used: one pass per picture, then any number of prompts.
@@ -26,17 +28,19 @@ class PrompterMethod:
     Args:
         towers: The model at work.
         candidates: Boxes that compete with the box head's answer for a phrase, at most; 0 for none.
+        prompt: What a region is asked for by: its box, or the point in the middle of it.
     """
 
-    def __init__(self, towers: ClocTowers, candidates: int) -> None:
-        self.towers, self.candidates = towers, candidates
+    def __init__(self, towers: ClocTowers, candidates: int, prompt: Prompt = "box") -> None:
+        self.towers, self.candidates, self.prompt = towers, candidates, prompt
         self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
+        self.logit_scale = towers.logit_scale
         self._known_texts: dict[str, Tensor] = {}
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""
-        return self.towers.embed_boxes(batch, boxes, _embed_prompted)
+        return self.towers.embed_boxes(batch, boxes, EMBED[self.prompt])
 
     def describe_grounding(self) -> dict[str, Any]:
         """How boxes are found: by ranked candidates, or by the box head alone."""
@@ -68,7 +72,11 @@ class PrompterMethod:
 
 
 def open_prompter(
-    what: str, setup: Setup, *, grounding: Literal["ranked", "head"] = "ranked"
+    what: str,
+    setup: Setup,
+    *,
+    grounding: Literal["ranked", "head"] = "ranked",
+    prompt: Prompt = "box",
 ) -> PrompterMethod:
     """The Prompter's regions.
 
@@ -76,9 +84,11 @@ def open_prompter(
         what: Nothing: the model is the setup's.
         setup: The weights and how to measure them.
         grounding: Finds phrases by ranking candidate boxes, or by the box head's answer as it is.
+        prompt: `box`, or `points`: regions are asked for by the middle of their box alone.
     """
     candidates = setup.config.candidates if grounding == "ranked" else 0
-    return PrompterMethod(open_towers("prompter", what, setup), candidates)
+    name = "prompter" if prompt == "box" else f"prompter,prompt={prompt}"
+    return PrompterMethod(open_towers(name, what, setup, prompts=True), candidates, prompt)
 
 
 def open_head(what: str, setup: Setup) -> PrompterMethod:
@@ -86,5 +96,13 @@ def open_head(what: str, setup: Setup) -> PrompterMethod:
     return open_prompter(what, setup, grounding="head")
 
 
-def _embed_prompted(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
+def _by_boxes(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
     return embed_regions(model, state, {"box": boxes})
+
+
+def _by_points(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    return embed_regions(model, state, {"points": centres[:, :, None]})
+
+
+EMBED = {"box": _by_boxes, "points": _by_points}

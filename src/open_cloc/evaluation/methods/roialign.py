@@ -31,10 +31,15 @@ class RoiAlignMethod:
         self.towers = towers
         self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
+        self.logit_scale = towers.logit_scale
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""
         return self.towers.embed_boxes(batch, boxes, embed_pooled)
+
+    def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
+        """Pictures of a batch -> (B, rows, columns, D) float32 of unit length, places of the canvas."""
+        return self.towers.embed_tokens(batch)
 
 
 def open_roialign(what: str, setup: Setup, tokens: Readout = "last") -> RoiAlignMethod:
@@ -43,8 +48,8 @@ def open_roialign(what: str, setup: Setup, tokens: Readout = "last") -> RoiAlign
     Args:
         what: Nothing.
         setup: The model, and how to measure.
-        tokens: `last`, those that the tower gives; `value` or `csa`, its last block read so that they keep
-            their place (`open_cloc.model.towers.dense`).
+        tokens: `last`, those that the tower gives; `value`, `value_block` or `csa`, its last block read so
+            that they keep their place (`open_cloc.model.towers.dense`).
     """
     return RoiAlignMethod(open_towers("roialign", what, setup, tokens))
 

@@ -18,6 +18,7 @@ class WholeMethod:
 
     def __init__(self, towers: ClocTowers) -> None:
         self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
+        self.logit_scale = towers.logit_scale
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:

@@ -25,6 +25,7 @@ from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
 
 IOU_THRESHOLD = 0.5
+SEVERAL = {"any": "its best box counts", "merged": "the box around all of its boxes counts"}
 
 
 class _Grounded(NamedTuple):
@@ -50,7 +51,8 @@ class _Grounded(NamedTuple):
 def grounding(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
     """Ground each distinct phrase of each image in that image.
 
-    A phrase that stands at several boxes is one query, and its best overlap with any of them counts.
+    A phrase that stands at several boxes is one query. Its best overlap with any of them counts or, where the
+    protocol says so, that with the box around all of them.
 
     Raises:
         UserError: If the method cannot find boxes.
@@ -64,7 +66,7 @@ def grounding(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     estimates["mean_score"] = mean_over(found.scores, images, num_images)
     protocol: dict[str, object] = {
         **method.describe_grounding(),
-        "repeated_phrases": "one query per distinct phrase of an image; its best box counts",
+        "repeated_phrases": f"one query per distinct phrase; {SEVERAL[config.rules.several_boxes]}",
         "averaging": "micro over queries",
         "num_images": num_images,
         "num_regions": found.num_regions,
@@ -111,7 +113,8 @@ def _ground_all(method: GroundingMethod, dataset: SampleDataset, config: Evaluat
         own_texts = [region_texts(sample, method) for sample in batch.samples]
         phrases = [list(dict.fromkeys(own)) for own in own_texts]
         found = method.ground(batch, phrases)
-        ious += _own_ious(found.boxes, batch.samples, own_texts, phrases)
+        merged = config.rules.several_boxes == "merged"
+        ious += _own_ious(found.boxes, batch.samples, own_texts, phrases, merged)
         scores.append(found.scores)
         texts += [phrase for own in phrases for phrase in own]
         counts += map(len, phrases)
@@ -127,6 +130,7 @@ def _own_ious(
     samples: Sequence[RegionSample],
     texts: Sequence[Sequence[str]],
     phrases: Sequence[Sequence[str]],
+    merged: bool,
 ) -> list[Tensor]:
     """Overlaps (P,) of each image's boxes; `boxes` are those of all its samples' phrases in a row."""
     ious = []
@@ -134,5 +138,15 @@ def _own_ious(
         if own:
             true_boxes = torch.tensor([region.box for region in sample.regions])  # (R, 4) of the picture
             index = torch.tensor([own.index(text) for text in own_texts])
+            if merged:
+                true_boxes, index = _around(true_boxes, index, len(own)), torch.arange(len(own))
             ious.append(best_ious(found, true_boxes, index))
     return ious
+
+
+def _around(boxes: Tensor, phrase_index: Tensor, count: int) -> Tensor:
+    """The box around all boxes (R, 4) of each phrase: (P, 4)."""
+    places = phrase_index[:, None].expand(-1, 2)
+    low = torch.full((count, 2), torch.inf).scatter_reduce(0, places, boxes[:, :2], "amin")
+    high = torch.full((count, 2), -torch.inf).scatter_reduce(0, places, boxes[:, 2:], "amax")
+    return torch.cat([low, high], 1)

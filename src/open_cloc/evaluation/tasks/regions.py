@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from open_cloc.data.annotations import SampleDataset
-from open_cloc.evaluation.classes import Classes, class_names, embed_classes, group_masks
+from open_cloc.evaluation.classes import (
+    Classes,
+    class_groups,
+    class_names,
+    embed_classes,
+    group_masks,
+)
 from open_cloc.evaluation.collect import collect_regions
-from open_cloc.evaluation.method import Method
+from open_cloc.evaluation.intervals import calibration_error, mean_over, mean_over_classes
+from open_cloc.evaluation.method import Method, logit_scale_of
 from open_cloc.evaluation.metrics import (
     TIES,
     Ranks,
     classification_estimates,
+    confidences,
     find_own_ranks,
     find_ranks,
     rank_classes,
@@ -24,6 +32,8 @@ from open_cloc.evaluation.metrics import (
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import TaskResult, measured
 
+# COCO's, by the area of a box in pixels.
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
 # Readings of texts that repeat -> what is right, for the protocol.
 RIGHT = {
     "own": "every region against every region's text; its own alone is right",
@@ -39,18 +49,36 @@ def zeroshot_region_classification(
     regions = collect_regions(method, dataset, config)
     classes = class_names(method, dataset, regions.texts, config)
     targets = classes.targets(regions.texts)
-    ranks = rank_classes(regions.features, embed_classes(method, classes.names, config), targets)
+    class_features = embed_classes(method, classes.names, config)
+    ranks = rank_classes(regions.features, class_features, targets)
     images, num_images, num_classes = regions.image_index, regions.num_images, len(classes.names)
     estimates = classification_estimates(ranks, num_classes, targets, images, num_images)
+    scale = logit_scale_of(method)
+    if scale is not None:
+        sure = confidences(regions.features, class_features, scale)
+        estimates["calibration_error"] = calibration_error(sure, ranks.hits(1), images, num_images)
     protocol: dict[str, object] = {
         "classes": classes.source,
         "averaging": "acc1, acc5: micro; mean_per_class_recall: macro over classes that occur",
         "ties": TIES,
+        "sizes": "small below 32 x 32 pixels of the picture, large from 96 x 96 on; areas of boxes",
+        "logit_scale": scale,
         "num_images": num_images,
         "num_regions": len(targets),
         "num_classes": num_classes,
         "num_classes_that_occur": len(targets.unique()),
     }
+    sizes = {name: (regions.areas >= low) & (regions.areas < high) for name, (low, high) in SIZES.items()}
+    for name, mask in sizes.items():
+        if mask.any():
+            protocol[f"num_regions/{name}"] = int(mask.sum())
+            estimates[f"acc1/{name}"] = mean_over(ranks.of(mask).hits(1), images[mask], num_images)
+    for name, members in class_groups(method, dataset, classes.names).items():
+        mask = torch.isin(targets, torch.tensor(members))
+        if mask.any():
+            protocol[f"num_regions/{name}"] = int(mask.sum())
+            own = mean_over_classes(ranks.of(mask).hits(1), targets[mask], images[mask], num_images)
+            estimates[f"mean_per_class_recall/{name}"] = own
     for name, mask in group_masks(method, regions.texts, config).items():
         group = classification_estimates(ranks.of(mask), num_classes, targets[mask], images[mask], num_images)
         estimates |= {f"{key}/{name}": estimate for key, estimate in group.items()}

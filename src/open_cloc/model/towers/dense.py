@@ -1,9 +1,10 @@
 """Image tokens that keep their place: the last block of any ViT read in another way, without training.
 
 The last block of a CLIP mixes all tokens into what the class token needs, and a token says less of its own
-place than before. Two ways round it are common:
+place than before. Three ways round it are common:
 
 - `value`: the block's values alone, through its output projection (MaskCLIP, arXiv 2112.01071);
+- `value_block`: values in place of what attention mixes, and the block's other parts as they are (TIPS);
 - `csa`: attention of tokens to what has like queries, and like keys, in place of queries to keys (SCLIP,
   arXiv 2312.01597).
 
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from open_cloc.errors import UserError
 
-Readout = Literal["last", "value", "csa"]
+Readout = Literal["last", "value", "value_block", "csa"]
 
 
 class _Last(NamedTuple):
@@ -61,11 +62,10 @@ class Caught:
         """The tokens read so: (B, N, C), after the tower's last norm where that stands before its pooling."""
         last, x = self._last, self._x[-1]
         queries, keys, values = last.queries_keys_values(last.norm_1(x))
-        if readout == "value":
-            x = last.project(_joined(values))
-        else:
-            attention = _alike(queries) + _alike(keys)  # (B, H, P + N, P + N)
-            x = last.rest(x + last.project(_joined(attention @ values)))
+        if readout == "csa":
+            values = (_alike(queries) + _alike(keys)) @ values  # (B, H, P + N, P + N) @ (B, H, P + N, c)
+        projected = last.project(_joined(values))
+        x = projected if readout == "value" else last.rest(x + projected)
         return last.norm(x)[:, last.prefix :]
 
 

@@ -1,0 +1,163 @@
+"""Open-vocabulary detection without training: name given boxes, and count average precision as COCO does.
+
+Shapes: R proposals of one image, C classes, D shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from open_cloc.boxes import denormalize_boxes
+from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import UserError
+from open_cloc.evaluation.average_precision import Boxes, precision_estimates
+from open_cloc.evaluation.batches import EvaluationBatch, read_batches
+from open_cloc.evaluation.classes import Classes, class_groups, class_names, embed_classes
+from open_cloc.evaluation.collect import region_texts
+from open_cloc.evaluation.method import Method, logit_scale_of
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.task import TaskResult, measured
+from open_cloc.model.region_sources import RegionSource, open_regions
+from open_cloc.samples import Region
+
+OVERLAP = 0.5  # of two boxes of a class, of which the lower score goes
+PAIRS = 1000  # of box and class that compete in a picture
+MOST = 100  # detections of a picture, and of a class in it
+SCALE = 100.0  # of cosines, where a method says none of its own: CLIP's
+
+
+class _Found(NamedTuple):
+    """What was detected in a picture: (n, 4) normalised `xyxy`, (n,) classes and (n,) scores."""
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+
+
+def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
+    """Name every proposal, and judge the whole as a detector's answer.
+
+    A proposal's score for a class is the class's probability among all, times the proposal's own score where
+    it has one.
+
+    Raises:
+        UserError: If there are no regions, or no proposals.
+    """
+    source = open_regions(config.proposals)
+    classes = _classes(method, dataset, config)
+    known = {name: number for number, name in enumerate(classes.names)}
+    features = embed_classes(method, classes.names, config)
+    scale = logit_scale_of(method) or SCALE
+    is_own = config.proposals == "labels"
+    there, found, num_proposals, num_images = _Table(), _Table(), 0, 0
+    for batch in read_batches(dataset, method.canvas, config):
+        proposals = _proposals(batch, source)
+        boxes = [np.array([region.box for region in own], float).reshape(-1, 4) for own in proposals]
+        rows = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
+        for number, (sample, geometry) in enumerate(zip(batch.samples, batch.geometries)):
+            names = [_known(known, text, classes) for text in region_texts(sample, method)]
+            own = torch.tensor([region.box for region in sample.regions]).reshape(-1, 4)
+            there.add(own, names, num_images + number, geometry.source_hw)
+            answer = _named(rows[number], boxes[number], proposals[number], features, scale, is_own)
+            found.add(answer.boxes, answer.classes, num_images + number, geometry.source_hw, answer.scores)
+        num_images += len(batch.samples)
+        num_proposals += sum(map(len, proposals))
+    if not there.classes or not num_proposals:
+        what = "proposals" if there.classes else "regions"
+        raise UserError(f"there are no {what} in the {num_images} images; expected at least one")
+    groups = class_groups(method, dataset, classes.names)
+    estimates = precision_estimates(
+        there.table(), found.table(), len(classes.names), num_images, MOST, groups
+    )
+    protocol = {
+        "proposals": config.proposals,
+        "score": "softmax over classes of the scaled cosine, times the proposal's own score",
+        "logit_scale": scale,
+        "suppression": "none" if is_own else f"of a class's boxes that overlap by more than {OVERLAP}",
+        "averaging": "COCO's: mean over classes that occur and overlaps of 0.5 to 0.95",
+        "areas": "of boxes, where COCO's own evaluation takes those of outlines",
+        "most_detections": MOST,
+        "classes": classes.source,
+        "num_images": num_images,
+        "num_regions": len(there.classes),
+        "num_proposals": num_proposals,
+        "num_detections": len(found.classes),
+        "num_classes": len(classes.names),
+        "num_classes_that_occur": len(set(there.classes)),
+    }
+    return measured(estimates, num_images, protocol)
+
+
+def _classes(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> Classes:
+    """What a box may be; the data set's texts are read only where nothing else says it."""
+    said = config.classes or getattr(dataset, "class_names", ())
+    texts: set[str] = set()
+    for number in range(0 if said else len(dataset)):
+        texts.update(region_texts(dataset[number], method))
+    return class_names(method, dataset, sorted(texts), config)
+
+
+def _known(known: Mapping[str, int], text: str, classes: Classes) -> int:
+    return known[text] if text in known else int(classes.targets([text]))
+
+
+def _proposals(batch: EvaluationBatch, source: RegionSource) -> list[list[Region]]:
+    return [source(sample, sample.pixels()) for sample in batch.samples]
+
+
+def _named(
+    rows: Tensor,
+    boxes: np.ndarray,
+    proposals: Sequence[Region],
+    classes: Tensor,
+    scale: float,
+    keep_all: bool,
+) -> _Found:
+    """The best detections of a picture, from its proposals (R, D) and the classes (C, D)."""
+    own = torch.tensor([region.score for region in proposals], dtype=torch.float32).nan_to_num(1.0)
+    scores = (scale * rows.float() @ classes.T).softmax(1) * own[:, None]  # (R, C)
+    best = scores.flatten().topk(min(PAIRS, scores.numel()))
+    box, kind = best.indices // len(classes), best.indices % len(classes)
+    places = torch.from_numpy(boxes).float()[box]
+    kept = torch.arange(len(box)) if keep_all else batched_nms(places, best.values, kind, OVERLAP)
+    kept = kept[:MOST]
+    return _Found(places[kept], kind[kept], best.values[kept])
+
+
+class _Table:
+    """Boxes of many pictures, in pixels."""
+
+    def __init__(self) -> None:
+        self.boxes: list[np.ndarray] = []
+        self.classes: list[int] = []
+        self.images: list[int] = []
+        self.scores: list[float] = []
+
+    def add(
+        self,
+        boxes: Tensor,
+        classes: Tensor | Sequence[int],
+        image: int,
+        size_hw: tuple[int, int],
+        scores: Tensor | None = None,
+    ) -> None:
+        """Boxes (n, 4), normalised, with their classes (n,), of a picture."""
+        self.boxes.append(denormalize_boxes(boxes.double().numpy(), size_hw))
+        self.classes += classes.tolist() if isinstance(classes, Tensor) else classes
+        self.images += [image] * len(boxes)
+        self.scores += [] if scores is None else scores.tolist()
+
+    def table(self) -> Boxes:
+        """All of them."""
+        return Boxes(
+            np.concatenate(self.boxes),
+            np.array(self.classes, np.int64),
+            np.array(self.images, np.int64),
+            np.array(self.scores, float),
+        )
