@@ -104,7 +104,8 @@ def test_each_protocol_runs_the_tasks_that_it_is_for(model: CLOC, samples: Sampl
     for task, metric in PROTOCOLS[name].metrics.items():
         config = EvaluationConfig(protocol=name)
         result = evaluate(model, suited(samples, task), task, config, method=method_for(task))
-        assert metric in result["metrics"]
+        # Of groups of classes, as a data set has them that knows some.
+        assert metric.partition("/")[0] in result["metrics"]
         json.dumps(result)
 
 

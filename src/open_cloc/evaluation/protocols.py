@@ -52,6 +52,7 @@ class Protocol:
         templates: How a class name becomes texts, whose features are averaged; or `openai-imagenet`.
         lower_case: Texts are lower-cased once they are written out, also for a model that reads capitals.
         crowds: Boxes that COCO calls crowds are counted as well.
+        areas: Least and largest area in pixels of a box that region classification counts; 0 for no limit.
         duplicates: How region retrieval reads texts that repeat; see `EvaluationConfig`.
         recall_k: The K of recall@K; empty takes the task's own.
         candidates: Among which boxes an expression chooses: the `annotated` ones, or `detected` ones.
@@ -68,6 +69,7 @@ class Protocol:
     templates: tuple[str, ...] = ("{}",)
     lower_case: bool = False
     crowds: bool = False
+    areas: tuple[float, float] = (0.0, 0.0)
     duplicates: Duplicates = "own"
     recall_k: tuple[int, ...] = ()
     candidates: Literal["annotated", "detected"] = "annotated"
@@ -131,6 +133,20 @@ PROTOCOLS = {
             lower_case=True,
             recall_k=(1,),
             skips="nothing; ShareGPT4V-1k is the first 1,000 entries, sharegpt4v:FILE,first=1000",
+        ),
+        Protocol(
+            "clipself",
+            "CLIPSelf, training/zero_shot.py: panoptic things and stuff, each the mean of its classes",
+            {"zeroshot_region_classification": "mean_per_class_recall/thing"},
+            templates=(OPENAI_IMAGENET,),
+            crowds=True,
+            areas=(8.0**2, 1024.0**2),
+            skips="a picture's segments past the hundredth; its texts are a file of embeddings, here 80 templates",
+        ),
+        Protocol(
+            "flair",
+            "FLAIR's retrieval of DCI, DOCCI, IIW and Urban1k: any of a picture's sentences is a hit",
+            {"zeroshot_retrieval": "text_retrieval_recall@1"},
         ),
         Protocol(
             "reclip-gt",

@@ -92,6 +92,22 @@ def test_sizes_are_those_of_coco(model: CLOC) -> None:
     assert total / 5 == pytest.approx(result["metrics"]["acc1"])
 
 
+def test_a_protocol_may_count_boxes_of_some_areas_alone(model: CLOC) -> None:
+    """CLIPSelf's: from 8 x 8 pixels on, things and stuff apart."""
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    sides = [("a mug", 7), ("a mug", 8), ("sky", 50), ("sky", 20), ("a cup", 30)]
+    regions = tuple(Region((0, 0, side / 100, side / 100), text) for text, side in sides)
+    data = Samples([RegionSample("s", pixels, (), regions), RegionSample("t", pixels, (), regions[2:])])
+    data.class_groups = {"thing": ["a mug", "a cup"], "stuff": ["sky"]}  # type: ignore[attr-defined]
+    result = evaluate(model, data, "zeroshot_region_classification", EvaluationConfig(protocol="clipself"))
+    assert (result["protocol"]["num_regions"], result["protocol"]["num_other_areas"]) == (7, 1)
+    groups = [result["metrics"][f"mean_per_class_recall/{name}"] for name in ("thing", "stuff")]
+    assert (2 * groups[0] + groups[1]) / 3 == pytest.approx(result["metrics"]["mean_per_class_recall"])
+    tiny = Samples([RegionSample("s", pixels, (), regions[:1])] * 2)
+    with pytest.raises(UserError, match="no box has 64 to 1"):
+        evaluate(model, tiny, "zeroshot_region_classification", EvaluationConfig(protocol="clipself"))
+
+
 def test_calibration_is_the_gap_of_confidence_and_accuracy(model: CLOC, samples: Samples) -> None:
     result = evaluate(model, samples, "zeroshot_region_classification")
     predictor = Predictor(model)

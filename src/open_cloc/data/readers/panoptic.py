@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,7 @@ def open_panoptic(
         entries,
         masks,
         segments,
+        _kinds(names.values()),
         problems=problems,
         left_out={what: count for what, count in left_out.items() if count},
         outside=outside,
@@ -90,6 +91,15 @@ def open_panoptic(
         crowds=crowds,
         num_crowds=counts[CROWDS],
     )
+
+
+def _kinds(categories: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Names of things and of stuff, where the file tells them apart."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for category in categories:
+        if category.get("isthing") in (0, 1):
+            found["thing" if category["isthing"] else "stuff"].append(category["name"])
+    return dict(found)
 
 
 class _Segments(NamedTuple):
@@ -107,7 +117,11 @@ class _Segments(NamedTuple):
 
 
 class PanopticDataset(PackedDataset):
-    """Boxes of a panoptic JSON, and its label maps where the folder of its PNGs was given."""
+    """Boxes of a panoptic JSON, and its label maps where the folder of its PNGs was given.
+
+    Attributes:
+        class_groups: Names of things and of stuff.
+    """
 
     def __init__(
         self,
@@ -116,6 +130,7 @@ class PanopticDataset(PackedDataset):
         entries: Sequence[Entry],
         masks: Path | None,
         segments: Sequence[_Segments],
+        kinds: Mapping[str, Sequence[str]],
         **options: Any,
     ) -> None:
         """Pack entries; see `PackedDataset` for what is not told here.
@@ -126,10 +141,11 @@ class PanopticDataset(PackedDataset):
             entries: What was read.
             masks: Folder of the PNGs.
             segments: What each of these holds.
+            kinds: Names of things and of stuff.
             options: The others.
         """
         super().__init__(where, folders, entries, **options)
-        self.masks, self.segments = masks, segments
+        self.masks, self.segments, self.class_groups = masks, segments, kinds
 
     def label_map(self, index: int) -> np.ndarray:
         """The class of each pixel: (H, W) int64, `NO_CLASS` where there is none; crowds have theirs.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from open_cloc.data.annotations import SampleDataset
+from open_cloc.errors import UserError
 from open_cloc.evaluation.classes import (
     Classes,
     class_groups,
@@ -16,7 +17,7 @@ from open_cloc.evaluation.classes import (
     embed_classes,
     group_masks,
 )
-from open_cloc.evaluation.collect import collect_regions
+from open_cloc.evaluation.collect import RegionFeatures, collect_regions
 from open_cloc.evaluation.intervals import calibration_error, mean_over, mean_over_classes
 from open_cloc.evaluation.method import Method, logit_scale_of
 from open_cloc.evaluation.metrics import (
@@ -32,6 +33,7 @@ from open_cloc.evaluation.metrics import (
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import TaskResult, measured
 
+ANY_AREA = (0.0, 0.0)
 # COCO's, by the area of a box in pixels.
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
 # Readings of texts that repeat -> what is right, for the protocol.
@@ -46,8 +48,9 @@ def zeroshot_region_classification(
     method: Method, dataset: SampleDataset, config: EvaluationConfig
 ) -> TaskResult:
     """Name every box: the class whose text is most similar to the region wins."""
-    regions = collect_regions(method, dataset, config)
-    classes = class_names(method, dataset, regions.texts, config)
+    every = collect_regions(method, dataset, config)
+    regions = _of_areas(every, config.rules.areas)
+    classes = class_names(method, dataset, every.texts, config)
     targets = classes.targets(regions.texts)
     class_features = embed_classes(method, classes.names, config)
     ranks = rank_classes(regions.features, class_features, targets)
@@ -65,6 +68,7 @@ def zeroshot_region_classification(
         "logit_scale": scale,
         "num_images": num_images,
         "num_regions": len(targets),
+        **({"num_other_areas": len(every.texts) - len(targets)} if config.rules.areas != ANY_AREA else {}),
         "num_classes": num_classes,
         "num_classes_that_occur": len(targets.unique()),
     }
@@ -84,6 +88,22 @@ def zeroshot_region_classification(
         estimates |= {f"{key}/{name}": estimate for key, estimate in group.items()}
         protocol[f"num_regions/{name}"] = int(mask.sum())
     return measured(estimates, num_images, protocol)
+
+
+def _of_areas(regions: RegionFeatures, limits: tuple[float, float]) -> RegionFeatures:
+    """The regions whose boxes have an area in pixels within limits, of which 0 is none.
+
+    Raises:
+        UserError: If there is none.
+    """
+    least, most = limits
+    kept = (regions.areas >= least) & ((regions.areas <= most) | (most == 0))
+    if not kept.any():
+        raise UserError(f"no box has {least:g} to {most:g} pixels, which the protocol asks for")
+    texts = [text for text, is_kept in zip(regions.texts, kept.tolist()) if is_kept]
+    return RegionFeatures(
+        regions.features[kept], texts, regions.image_index[kept], regions.areas[kept], regions.num_images
+    )
 
 
 def region_retrieval(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
