@@ -141,7 +141,7 @@ PROTOCOLS = {
             templates=(OPENAI_IMAGENET,),
             crowds=True,
             areas=(8.0**2, 1024.0**2),
-            skips="a picture's segments past the hundredth; its texts are a file of embeddings, here 80 templates",
+            skips="segments past the hundredth of a picture; its texts are a file, here 80 templates",
         ),
         Protocol(
             "flair",
