@@ -1,7 +1,8 @@
 """Photos with cut-outs pasted on them: real backgrounds, exactly known boxes and phrases.
 
 Usable as a data set of any command from the project's root:
-`benchmarks.pasted_scenes:open_pasted:train,sprites=../shared/data/stamps,photos=../shared/data/coco128`.
+`benchmarks.pasted_scenes:open_pasted:train,sprites=../shared/data/stamps,photos=../shared/data/coco128`, and
+the photos of a split with their own boxes as `benchmarks.pasted_scenes:open_photos:val,photos=...`.
 """
 
 from __future__ import annotations
@@ -128,3 +129,20 @@ def open_pasted(
     return PastedScenes(
         sprites, photos, path, int(num_samples), photo_boxes=bool(photo_boxes), seed=int(seed)
     )
+
+
+class Photos(list[RegionSample]):
+    """The photos of a split.
+
+    Attributes:
+        class_names: Of all photos.
+    """
+
+    class_names: tuple[str, ...] = ()
+
+
+def open_photos(path: str, photos: str) -> Photos:
+    """Reader for `FORMAT:PATH` specs; the path is the split."""
+    found = Photos(photo for photo in photos_of(photos, path) if photo.regions)
+    found.class_names = tuple(getattr(open_reader(f"coco:{photos}"), "class_names", ()))
+    return found

@@ -124,8 +124,9 @@ def _named(
     scores = (scale * rows.float() @ classes.T).softmax(1) * own[:, None]  # (R, C)
     best = scores.flatten().topk(min(PAIRS, scores.numel()))
     box, kind = best.indices // len(classes), best.indices % len(classes)
-    places = torch.from_numpy(boxes).float()[box]
-    kept = torch.arange(len(box)) if keep_all else batched_nms(places, best.values, kind, OVERLAP)
+    places = torch.tensor(boxes, dtype=torch.float64)[box]
+    # In double: it sets the classes apart by adding their numbers to the coordinates.
+    kept = torch.arange(len(box)) if keep_all else batched_nms(places, best.values.double(), kind, OVERLAP)
     kept = kept[:MOST]
     return _Found(places[kept], kind[kept], best.values[kept])
 
