@@ -504,3 +504,70 @@ def write_objects365(folder: Path) -> Path:
     for name in names:
         picture_of(folder, f"val/{name.removeprefix('images/v2/').removeprefix('images/v1/')}")
     return path
+
+
+def write_grefcoco(folder: Path) -> Path:
+    """References as gRefCOCO's JSON has them: one box, two boxes, and none."""
+    write_refcoco(folder)
+    (folder / "refs(unc).p").unlink()
+
+    def sentence(raw: str, number: int) -> dict[str, Any]:
+        return {"tokens": raw.split(), "raw": raw, "sent_id": number, "sent": raw, "exist": True}
+
+    common = {"split": "val", "category_id": [1], "no_target": False}
+    references = [
+        common
+        | {"ref_id": 0, "image_id": 581857, "ann_id": [1719310, 2], "sentences": [sentence("both", 0)]},
+        common | {"ref_id": 1, "image_id": 581857, "ann_id": [3], "sentences": [sentence("a dog", 1)]},
+        common
+        | {
+            "ref_id": 2,
+            "image_id": 581857,
+            "ann_id": [-1],
+            "no_target": True,
+            "sentences": [sentence("cow", 2)],
+        },
+        common
+        | {"ref_id": 3, "image_id": 9, "ann_id": [7], "split": "testA", "sentences": [sentence("he", 3)]},
+    ]
+    path = folder / "grefs(unc).json"
+    path.write_text(json.dumps(references))
+    return path
+
+
+def write_mdetr(folder: Path) -> Path:
+    """Two expressions of one picture, as MDETR's files repeat it."""
+    name = "COCO_train2014_000000581857.jpg"
+    document = {
+        "images": [
+            {
+                "file_name": name,
+                "height": 50,
+                "width": 100,
+                "id": number,
+                "original_id": 581857,
+                "caption": caption,
+                "dataset_name": "refcoco",
+                "tokens_negative": [[0, len(caption)]],
+            }
+            for number, caption in enumerate(["the lady with the blue shirt", "dog"])
+        ],
+        "annotations": [
+            {
+                "area": 200,
+                "iscrowd": 0,
+                "image_id": n,
+                "category_id": 1,
+                "id": n,
+                "bbox": box,
+                "original_id": n + 5,
+            }
+            for n, box in enumerate([[10, 5, 20, 10], [50, 25, 50, 25]])
+        ],
+        "categories": [{"supercategory": "person", "id": 1, "name": "person"}],
+        "info": [],
+    }
+    path = folder / "finetune_refcoco_val.json"
+    path.write_text(json.dumps(document))
+    picture_of(folder, f"train2014/{name}")
+    return path

@@ -16,7 +16,14 @@ from open_cloc.data.readers.referring import REFERRING
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.tasks.referring import expressions_of
 from open_cloc.samples import RegionSample
-from tests.data.readers.made import reclip_lines, samples, write_reclip, write_refcoco
+from tests.data.readers.made import (
+    reclip_lines,
+    samples,
+    write_grefcoco,
+    write_mdetr,
+    write_reclip,
+    write_refcoco,
+)
 
 BOX, OTHER = (0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 1.0, 1.0)
 
@@ -159,3 +166,44 @@ def test_odd_references_are_problems(tmp_path: Path, change: dict[str, Any], tol
     (folder / "refs(unc).p").write_bytes(pickle.dumps(references))
     dataset: Any = open_reader(f"refcoco:{folder}", converting=True)
     assert any(told in message for _, message in dataset.problems)
+
+
+def test_grefcoco_means_several_boxes_or_none(tmp_path: Path) -> None:
+    path = write_grefcoco(tmp_path)
+    dataset: Any = open_reader(f"grefcoco:{path},split=val")
+    (only,) = samples(dataset)
+    assert [[text.text for text in region.texts] for region in only.regions] == [
+        ["both"],
+        ["both"],
+        ["a dog"],
+    ]
+    assert only.regions[0].box == pytest.approx((0.1, 0.1, 0.3, 0.3))
+    assert len({text.source for region in only.regions[:2] for text in region.texts}) == 1
+    assert dataset.left_out["expressions that mean nothing in their picture"] == 1
+    assert guess_spec(str(path)) == f"grefcoco:{path}"
+    with pytest.raises(UserError, match=r"no split 'testB'.*testA, val"):
+        open_reader(f"grefcoco:{path},split=testB")
+    (tmp_path / "instances.json").unlink()
+    with pytest.raises(MissingFileError, match=r"no instances\.json beside"):
+        open_reader(f"grefcoco:{path}")
+
+
+def test_mdetr_has_a_picture_for_each_expression(tmp_path: Path) -> None:
+    path = write_mdetr(tmp_path)
+    dataset: Any = open_reader(str(path))
+    first, second = samples(dataset)
+    assert first.image == second.image == tmp_path / "train2014" / "COCO_train2014_000000581857.jpg"
+    assert [(r.text, r.box) for r in first.regions] == [
+        ("the lady with the blue shirt", pytest.approx((0.1, 0.1, 0.3, 0.3)))
+    ]
+    assert [(r.text, r.box) for r in second.regions] == [("dog", (0.5, 0.5, 1.0, 1.0))]
+    assert first.metadata == {"image_id": 581857}
+    document = json.loads(path.read_text())
+    document["annotations"].append({"id": 9, "image_id": 77, "bbox": [0, 0, 1, 1]})
+    document["images"].append({"id": 3, "file_name": "x.jpg", "original_id": 3})
+    path.write_text(json.dumps(document))
+    again: Any = open_reader(f"mdetr:{path}")
+    assert [problem.message.partition(":")[0] for problem in again.problems] == [
+        "image at position 2",
+        "boxes name image 77, which is not there (" + str(path) + ")",
+    ]

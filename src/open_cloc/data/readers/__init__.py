@@ -41,6 +41,8 @@ READERS = {
     "urban1k": "open_cloc.data.readers.urban1k:open_urban1k",
     "dci": "open_cloc.data.readers.dci:open_dci",
     "reclip": "open_cloc.data.readers.referring:open_reclip",
+    "grefcoco": "open_cloc.data.readers.grefcoco:open_grefcoco",
+    "mdetr": "open_cloc.data.readers.mdetr:open_mdetr",
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
@@ -49,7 +51,7 @@ READERS = {
 # The same for what is opened only to be converted: pickles, which nothing else reads.
 CONVERTED = {"refcoco": "open_cloc.data.readers.refcoco:open_refcoco"}
 # Of those, what is one file, and is not looked for in folders by its own reader.
-OF_FILES = ("panoptic", "fg_ovd", "odvg", "karpathy", "flair", "sharegpt4v", "reclip")
+OF_FILES = ("panoptic", "fg_ovd", "odvg", "karpathy", "flair", "sharegpt4v", "reclip", "grefcoco", "mdetr")
 MOST_IN_FOLDER = 20
 # Names of folders that are no parts of one data set, in small letters.
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
@@ -122,7 +124,7 @@ def _formats(path: str) -> list[str]:
     """The formats of what lies at a path; a folder of pictures is none."""
     found = [name for name in READERS if name != LAST and _recogniser(name)(path)]
     # A file that is of a certain data set is often a table, or COCO's form, as well.
-    general = {TABLE} | ({"coco"} if "objects365" in found else set())
+    general = {TABLE} | ({"coco"} if {"objects365", "mdetr"} & set(found) else set())
     return [name for name in found if name not in general] if len(found) > 1 else found
 
 
