@@ -38,6 +38,8 @@ from tests.data.readers.made import (
     flair_document,
     karpathy_document,
     lvis_document,
+    mdetr_document,
+    objects365_document,
     odvg_lines,
     panoptic_document,
     picture_of,
@@ -49,9 +51,13 @@ from tests.data.readers.made import (
     write_fg_ovd,
     write_flair,
     write_genome,
+    write_grefcoco,
     write_karpathy,
     write_lvis,
+    write_mdetr,
+    write_objects365,
     write_odvg,
+    write_open_images,
     write_panoptic,
     write_reclip,
     write_sharegpt4v,
@@ -261,6 +267,25 @@ def _dci(folder: Path, document: Any) -> str:
     return f"dci:{folder}"
 
 
+def _open_images(folder: Path, document: Any) -> str:
+    rows = [row for row in document if isinstance(row, dict)]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    (folder / "odd.csv").write_bytes(stream.getvalue().encode("utf-8", "surrogatepass"))
+    return f"open_images:{folder / 'odd.csv'}"
+
+
+def _references(folder: Path, document: Any) -> str:
+    (folder / "grefs(odd).json").write_bytes(as_json(document))
+    return f"grefcoco:{folder / 'grefs(odd).json'}"
+
+
+def _objects(folder: Path, document: Any) -> str:
+    return f"{_json_lines(folder, document)},box_format=xywh"
+
+
 REGION = {"box": [0.1, 0.1, 0.5, 0.5], "text": "mug", "score": 0.5, "source": "me", "span": [0, 5]}
 SAMPLE = {
     "caption": "a red mug",
@@ -300,6 +325,19 @@ KARPATHY = {"images": [image for image in karpathy_document()["images"] if image
 RECLIP = [line | {"image_id": number} for number, line in enumerate(reclip_lines())]
 _REGION = {"region_id": 1382, "width": 20, "height": 10, "image_id": 1, "x": 10, "y": 5, "phrase": "a mug"}
 GENOME = [{"id": 1, "regions": [_REGION]}, {"id": 2, "regions": [_REGION | {"image_id": 2}]}]
+_ROW = {"ImageID": "0001eeaf4aed83f9", "LabelName": "/m/0cmf2", "IsGroupOf": 0}
+_ROW |= {"XMin": 0.1, "XMax": 0.5, "YMin": 0.2, "YMax": 0.9}
+OPEN_IMAGES = [_ROW, _ROW | {"ImageID": "000595fe6fee6369", "LabelName": "/m/02wbm"}]
+OBJECTS365 = objects365_document()
+_SENTENCE = {"tokens": ["a"], "raw": "a dog", "sent_id": 1, "sent": "a dog"}
+REFERENCES = [
+    {"ref_id": 1, "image_id": 581857, "ann_id": [3, 2], "split": "val", "sentences": [_SENTENCE]},
+    {"ref_id": 2, "image_id": 9, "ann_id": 7, "split": "val", "sentences": [_SENTENCE]},
+]
+OBJECTS = [
+    {"image": "a.png", "objects": {"bbox": [[1, 1, 2, 2]], "category": ["mug"]}},
+    {"image": "b.png", "objects": [{"bbox": [0, 0, 6, 4], "label": "cat"}]},
+]
 _OBJECT = {"object_id": 5, "x": 10, "y": 5, "w": 20, "h": 10, "names": ["clock", "watch"]}
 GENOME_OBJECTS = [{"image_id": number, "objects": [_OBJECT]} for number in (1, 2)]
 SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
@@ -324,6 +362,11 @@ SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "karpathy": (KARPATHY, partial(_whole, kind="karpathy")),
     "flair": (flair_document(), partial(_whole, kind="flair")),
     "sharegpt4v": (sharegpt4v_document()[:2], partial(_whole, kind="sharegpt4v")),
+    "open_images": (OPEN_IMAGES, _open_images),
+    "objects365": (OBJECTS365, partial(_whole, kind="objects365")),
+    "grefcoco": (REFERENCES, _references),
+    "mdetr": (mdetr_document(), partial(_whole, kind="mdetr")),
+    "objects": (OBJECTS, _objects),
     "dci": ({"7": DCI, "8": DCI | {"image": "sa_8.jpg"}}, _dci),
 }
 
@@ -336,6 +379,10 @@ WRITTEN: dict[str, Callable[[Path], Path]] = {
     "sharegpt4v": write_sharegpt4v,
     "dci": write_dci,
     "panoptic": write_panoptic,
+    "open_images": write_open_images,
+    "objects365": write_objects365,
+    "grefcoco": write_grefcoco,
+    "mdetr": write_mdetr,
 }
 
 

@@ -484,13 +484,15 @@ def write_open_images(folder: Path) -> Path:
     return path
 
 
-def write_objects365(folder: Path) -> Path:
-    """COCO's form with the data set's own file names; pictures in patches, as the archives unpack."""
-    names = ("images/v2/patch16/objects365_v2_00908726.jpg", "images/v1/patch8/objects365_v1_00420917.jpg")
-    document = {
+OBJECTS365 = ("images/v2/patch16/objects365_v2_00908726.jpg", "images/v1/patch8/objects365_v1_00420917.jpg")
+
+
+def objects365_document() -> dict[str, Any]:
+    """COCO's form with the data set's own file names."""
+    return {
         "images": [
             {"id": n, "file_name": name, "height": 50, "width": 100, "url": "", "license": 5}
-            for n, name in enumerate(names)
+            for n, name in enumerate(OBJECTS365)
         ],
         "annotations": [
             {"id": 1, "image_id": 0, "category_id": 7, "bbox": [10.5, 5, 20, 10], "area": 200, "iscrowd": 0},
@@ -498,10 +500,14 @@ def write_objects365(folder: Path) -> Path:
         ],
         "categories": [{"id": 7, "name": "Cabinet/shelf"}, {"id": 93, "name": "Knife"}],
     }
+
+
+def write_objects365(folder: Path) -> Path:
+    """Pictures in patches, as the archives unpack."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     path = folder / "annotations" / "zhiyuan_objv2_val.json"
-    path.write_text(json.dumps(document))
-    for name in names:
+    path.write_text(json.dumps(objects365_document()))
+    for name in OBJECTS365:
         picture_of(folder, f"val/{name.removeprefix('images/v2/').removeprefix('images/v1/')}")
     return path
 
@@ -535,10 +541,10 @@ def write_grefcoco(folder: Path) -> Path:
     return path
 
 
-def write_mdetr(folder: Path) -> Path:
+def mdetr_document() -> dict[str, Any]:
     """Two expressions of one picture, as MDETR's files repeat it."""
     name = "COCO_train2014_000000581857.jpg"
-    document = {
+    return {
         "images": [
             {
                 "file_name": name,
@@ -567,7 +573,10 @@ def write_mdetr(folder: Path) -> Path:
         "categories": [{"supercategory": "person", "id": 1, "name": "person"}],
         "info": [],
     }
+
+
+def write_mdetr(folder: Path) -> Path:
     path = folder / "finetune_refcoco_val.json"
-    path.write_text(json.dumps(document))
-    picture_of(folder, f"train2014/{name}")
+    path.write_text(json.dumps(mdetr_document()))
+    picture_of(folder, "train2014/COCO_train2014_000000581857.jpg")
     return path
