@@ -173,14 +173,9 @@ def encode_distinct_texts(model: Encoder, batch: RegionBatch) -> Tensor:
     if not batch.text_lengths:
         return model.encode_text(batch.texts)
     features, start = [], 0
-    # Ranks that share the tower's weights must make equally many passes: there an empty one is made too. A
-    # pass costs a gradient as large as the whole vocabulary.
-    is_sharded = any(hasattr(weight, "placements") for weight in model.clip.text.parameters())
     passes, read = passes_on(batch.texts.device), model.tokenize
     for bucket in split_by_length(batch.text_lengths, passes, read.context_length):
-        if not bucket.real and not is_sharded:
-            continue
-        texts = fill(batch.texts[start:], bucket, read.pad_id)
+        texts = fill(batch.texts[start:], bucket, read.pad_id)  # an empty bucket makes its pass too
         features.append(model.encode_text(texts)[: bucket.real])
         start += bucket.real
     return torch.cat(features)
