@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_cloc.errors import SampleError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_pixels
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class ViewConfig:
 
     Attributes:
         count: Number of crops of each picture.
-        image_size: Side of their square canvas in pixels.
+        image_size: Side of their square canvas in pixels; 0 takes the model's own canvas.
         min_scale: Smallest share of the picture's area.
         max_scale: Largest share.
     """
@@ -138,6 +138,21 @@ class ViewConfig:
     image_size: int
     min_scale: float = 0.05
     max_scale: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"a view needs at least one crop of each picture; got {self.count}")
+        if self.image_size < 0:
+            raise UserError(f"a view's image_size must be at least 0; got {self.image_size}")
+        if not 0 < self.min_scale <= self.max_scale <= 1:
+            raise UserError(
+                "a view's crops need 0 < min_scale <= max_scale <= 1; got "
+                f"{self.min_scale:g} and {self.max_scale:g}"
+            )
+
+    def canvas_hw(self, model_hw: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the crops, for a model whose canvas is given."""
+        return (self.image_size, self.image_size) if self.image_size else model_hw
 
 
 @dataclass(frozen=True)

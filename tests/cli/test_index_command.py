@@ -147,7 +147,7 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["info", "none"], "no index at none"),
         (["build", "new", "--data", "none", "--weights", "MODEL"], "none"),
         (["build", "new", "--data", "PHOTOS", "--weights", "none"], "none"),
-        (["build", "new", "--data", "PHOTOS", "--weights", "MODEL", "--regions", "grids"], "unknown regions"),
+        (["build", "new", "--data", "PHOTOS", "--weights", "MODEL", "--regions", "grids"], "unknown source of boxes"),
         (
             ["build", "new", "--data", "PHOTOS", "--weights", "MODEL", "--columns", "year"],
             "column 'year' must be",

@@ -58,9 +58,9 @@ def test_a_function_of_the_users() -> None:
         ("grid:x", "whole number"),
         ("grid:999999", "whole number"),
         ("labels:x", "takes nothing more; got 'x'"),
-        ("grids", "unknown regions 'grids'; expected one of labels, grid"),
+        ("grids", "unknown source of boxes 'grids'; expected one of labels, grid"),
         ("grid:5,colour=red", "unknown option 'colour'"),
-        ("tests.index.test_region_sources:none", "no regions at"),
+        ("tests.index.test_region_sources:none", "no source of boxes at"),
     ],
 )
 def test_wrong_specs(spec: str, reason: str) -> None:

@@ -129,7 +129,33 @@ def test_crops_of_the_whole_are_refused(recipe: Recipe) -> None:
         train(replace(recipe, data=replace(recipe.data, loader=loader)))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crops": 0}, "at least one crop"),
+        ({"image_size": -4}, "image_size must be at least 0"),
+        ({"min_scale": 0.9}, "min_scale <= max_scale"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Objectives((Term("distill", options=options),))
+
+
+def test_crops_are_as_large_as_the_models_canvas_unless_told(recipe: Recipe) -> None:
+    told = replace(recipe, objectives=(Term("distill", options={"crops": 2}),))
+    model = build_model(told.model)
+    assert Distill().views["crops"].canvas_hw(model.preprocess.image_size) == (64, 64)
+    train(replace(told, run=replace(told.run, samples=8)))
+
+
+def test_points_that_nothing_asks_for_are_refused(recipe: Recipe) -> None:
+    loader = replace(recipe.data.loader, points=0.5)
+    with pytest.raises(UserError, match="no objective of this run has regions"):
+        train(replace(recipe, data=replace(recipe.data, loader=loader)))
+
+
 def test_it_needs_a_teacher_that_stays() -> None:
     objectives = Objectives((Term("distill"),))
     assert objectives.teacher_momentum == 1.0
-    assert objectives.views == {"crops": ViewConfig(8, 224, 0.01, 0.6)}
+    assert objectives.views == {"crops": ViewConfig(8, 0, 0.01, 0.6)}

@@ -89,12 +89,32 @@ def check_dataset(
     with np.errstate(all="ignore"):  # numbers that are none are what is looked for
         for index in range(len(dataset)) if indices is None else indices:
             try:
-                tally.add(raw_sample(dataset, index))
+                raw = raw_sample(dataset, index)
+                tally.add(raw)
+                _check_label_map(dataset, index, raw)
             except Exception as error:  # data of any shape, readers from elsewhere
                 problem = problem_of(error, f"sample number {index}")
                 tally.errors[problem.cause].add(problem.message)
             progress(1)
         return tally.report()
+
+
+def _check_label_map(dataset: SampleDataset, index: int, raw: RawSample) -> None:
+    """Read a sample's label map, where the data set has them.
+
+    Raises:
+        SampleError: If it is none, holds what is no class, or is of another size than the picture.
+    """
+    if not getattr(dataset, "has_label_maps", False):
+        return
+    found = dataset.label_map(index)  # type: ignore[attr-defined]
+    height, width = read_header(raw.image, f"image of sample {raw.key!r}").size_hw
+    if found.shape != (height, width):
+        sizes = f"{found.shape[1]} x {found.shape[0]}, {width} x {height}"
+        raise SampleError(
+            f"label map and picture must be of one size; got {sizes} (sample {raw.key!r})",
+            "label map of another size",
+        )
 
 
 class Tally:

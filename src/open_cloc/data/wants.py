@@ -83,7 +83,7 @@ def _make_view(
     view: ViewConfig,
     rng: np.random.Generator,
 ) -> PreparedView:
-    whole = Geometry.fit(pixels.shape[:2], (view.image_size,) * 2, canvas.resize_mode)
+    whole = Geometry.fit(pixels.shape[:2], view.canvas_hw(canvas.image_size), canvas.resize_mode)
     crops = [random_crop(whole, view.min_scale, view.max_scale, rng) for _ in range(view.count)]
     seen = [visible_boxes(boxes, crop) for crop in crops]
     visible = np.stack([share >= augment.min_visible for _, share in seen])

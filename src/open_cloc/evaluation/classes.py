@@ -6,6 +6,7 @@ Shapes: X things to recognise, C classes, D shared embedding.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,6 +68,9 @@ def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig
     """
     if not names:
         raise UserError("there are no classes to choose from: the data set is empty, or has no region")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"class {twice[0]!r:.80} is given more than once: an answer could be either")
     texts = [config.rules.texts_of(name) for name in names]
     features = method.embed_texts([text for own in texts for text in own]).cpu()  # (C * templates, D)
     features = F.normalize(features.unflatten(0, (len(names), -1)).mean(1), dim=-1)

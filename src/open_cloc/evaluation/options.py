@@ -22,7 +22,8 @@ class EvaluationConfig:
     Attributes:
         batch_size: Pictures (or crops) per forward pass.
         workers: Processes that decode pictures.
-        protocol: A key of `PROTOCOLS`, whose rules take the place of the three below.
+        protocol: Named rules, such as `cloc` or `fgclip`; a wrong one lists all. They take the place of the
+            three below.
         templates: How a class name becomes a text, such as `a photo of a {}`; the features of several are
             averaged. The paper uses bare names. `openai-imagenet` stands for CLIP's 80.
         recall_k: The K of recall@K; empty takes the task's own.

@@ -16,7 +16,7 @@ from open_cloc.errors import UserError
 from open_cloc.evaluation.checked import CheckedMethod, checked
 from open_cloc.evaluation.compare import written_draws
 from open_cloc.evaluation.method import Method, Weights
-from open_cloc.evaluation.methods import DEFAULT, check_method, open_method
+from open_cloc.evaluation.methods import check_method, default_method, open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import check_fit, common_protocol
 from open_cloc.evaluation.task import TaskResult
@@ -30,6 +30,8 @@ __all__ = ["TASKS", "EvaluationConfig", "FirstSamples", "evaluate", "result_tabl
 
 class FirstSamples:
     """The first samples of a data set; everything else about it stays, such as its class names."""
+
+    is_a_part = True
 
     def __init__(self, dataset: SampleDataset, limit: int) -> None:
         if limit < 1:
@@ -99,25 +101,19 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     run_task = find_task(task)
-    check_method(method, task_name(task))
+    spec = method or default_method(task_name(task), model)
+    check_method(spec, task_name(task))
     data, named = _as_data(dataset, dataset_name)
     check_fit(config.rules, task_name(task), data)
-    opened = checked(_as_method(model, method, config, device))
+    opened = checked(_as_method(model, method, spec, config, device))
     with _eval_mode(model), torch.inference_mode():
         result = run_task(opened, data, config)
     described = opened.describe()
     name, origin = described.pop("model"), described.pop("pretrained")
     common = common_protocol(config.rules, described, opened.cleaning, data, config.batch_size)
-    made = {
-        "dataset": named,
-        "model": name,
-        "pretrained": pretrained or origin,
-        "task": task_name(task),
-        **_numbers(result, opened if draws else None),
-        "language": language,
-        "protocol": common | {"images": opened.images_digest} | result.protocol,
-    }
-    return hide_secrets(made)
+    said = {"dataset": named, "model": name, "pretrained": pretrained or origin, "task": task_name(task)}
+    said |= {**_numbers(result, opened if draws else None), "language": language}
+    return hide_secrets(said | {"protocol": common | {"images": opened.images_digest} | result.protocol})
 
 
 def _numbers(result: TaskResult, compared: CheckedMethod | None) -> dict[str, Any]:
@@ -141,13 +137,17 @@ def _as_data(dataset: SampleDataset | str, name: str) -> tuple[SampleDataset, st
 
 
 def _as_method(
-    model: Method | Weights | None, spec: str, config: EvaluationConfig, device: str | torch.device | None
+    model: Method | Weights | None,
+    given: str,
+    spec: str,
+    config: EvaluationConfig,
+    device: str | torch.device | None,
 ) -> Method:
     """The method that is given, or the one that is named, opened with the weights that are given."""
     if model is None or isinstance(model, (CLOC, str, Path)):
-        return open_method(spec or DEFAULT, model, config, device)
-    if spec:
-        raise UserError(f"a method is open already; got method={spec!r} too")
+        return open_method(spec, model, config, device)
+    if given:
+        raise UserError(f"a method is open already; got method={given!r} too")
     return model
 
 

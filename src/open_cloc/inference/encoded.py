@@ -101,9 +101,10 @@ class EncodedImage:
 
         Args:
             boxes: (R, 4), any number of them; pixels of the picture unless `normalized`. (R, P, 4) are R
-                regions of P boxes each; one of fewer repeats one.
+                regions of P boxes each; as lists, of different numbers.
             masks: (R, H, W) bool of the picture, in place of boxes; none of them empty.
-            points: (R, P, 2) `xy` in place of boxes, P points on each of R things; in the same unit.
+            points: (R, P, 2) `xy` in place of boxes, P points on each of R things, in the same unit; as
+                lists, of different numbers.
             box_format: `xyxy`, `xywh` or `cxcywh`.
             normalized: Whether the boxes are in [0, 1] of the picture's width and height.
 

@@ -6,6 +6,7 @@ Shapes: H W pixels of the picture, R regions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -82,22 +83,17 @@ def points_of_picture(points: ArrayLike, size_hw: tuple[int, int], normalized: b
     """Check a user's points.
 
     Args:
-        points: (R, P, 2) `xy`, P of each of R things.
+        points: (R, P, 2) `xy`, P of each of R things; as lists, things may have different numbers.
         size_hw: (height, width) of the picture.
         normalized: Whether they are in [0, 1] of its width and height.
 
     Returns:
-        (R, P, 2) float64 normalised.
+        (R, P, 2) float64 normalised, P the most that a thing has: one of fewer repeats its first.
 
     Raises:
         UserError: If they are of another shape, or one does not lie in the picture.
     """
-    try:
-        array = np.asarray(points, np.float64)
-    except (TypeError, ValueError):
-        raise UserError("points must be (R, P, 2) numbers, as many for each thing") from None
-    if array.ndim != 3 or array.shape[2] != 2 or (len(array) and not array.shape[1]):
-        raise UserError(f"points must be (R, P, 2), P `xy` for each of R things; got {array.shape}")
+    array = _even(points, 2, "points must be (R, P, 2), P `xy` for each of R things")
     own = array if normalized else array / np.array(size_hw[::-1])
     outside = ~((own >= 0) & (own <= 1)).all(-1)  # this way round, NaN is outside
     if outside.any():
@@ -108,18 +104,48 @@ def points_of_picture(points: ArrayLike, size_hw: tuple[int, int], normalized: b
 
 
 def sets_of_boxes(boxes: ArrayLike | None) -> np.ndarray | None:
-    """What a user gives as boxes, if it is (R, P, 4), several boxes a region; None for anything else."""
-    try:
-        array = np.asarray(boxes)
-    except (TypeError, ValueError):  # said where boxes are checked
+    """What a user gives as boxes, if it is several boxes for each region: (R, P, 4); None for anything else.
+
+    As lists, regions may have different numbers of boxes; one of fewer repeats its first.
+
+    Raises:
+        UserError: If a region has no box.
+    """
+    if boxes is None or isinstance(boxes, (str, bytes)) or _depth(boxes) != 3:
         return None
-    return array if array.ndim == 3 and array.shape[1] and array.shape[2] == 4 else None
+    return _even(boxes, 4, "boxes must be (R, 4), or (R, P, 4) for P boxes of each of R regions")
+
+
+def _depth(values: Any) -> int:
+    """How deep lists lie in lists, by the first of each."""
+    if isinstance(values, np.ndarray) or hasattr(values, "ndim"):
+        return int(values.ndim)
+    if not isinstance(values, (list, tuple)):
+        return 0
+    return 1 + max(map(_depth, values), default=0)
+
+
+def _even(values: Any, width: int, expected: str) -> np.ndarray:
+    """Rows of points or boxes (R, P, width), filled up to one number by repeating the first of each.
+
+    Raises:
+        UserError: If they are something else, or a row is empty.
+    """
+    try:
+        rows = [np.asarray(row, np.float64) for row in values]
+    except (TypeError, ValueError):
+        raise UserError(f"{expected}; got {values!r:.80}") from None
+    if not rows:
+        return np.empty((0, 1, width))
+    for number, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[1] != width or not len(row):
+            raise UserError(f"{expected}; got {row.shape} in row {number}")
+    most = max(map(len, rows))
+    return np.stack([np.concatenate([row, row[:1].repeat(most - len(row), 0)]) for row in rows])
 
 
 def around(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The boxes (R, 4) around P corners (R, P, 2) each, lower ones and upper ones."""
-    if not low.shape[1]:
-        return np.empty((0, 4))
     return np.concatenate([low.min(1), high.max(1)], -1)
 
 

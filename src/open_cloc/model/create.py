@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -130,6 +131,11 @@ def build_model(config: ModelConfig, *, load: bool = True) -> CLOC:
         if start.is_clip:
             start_from_own_projection(model)
     return model
+
+
+def names_towers(text: str) -> bool:
+    """Whether a text is KIND:WHAT of towers, and no folder."""
+    return text.partition(":")[0] in TOWERS and ":" in text and not Path(text).exists()
 
 
 def open_towers(towers: str | Mapping[str, Any]) -> StartingTowers:

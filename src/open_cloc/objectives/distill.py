@@ -24,7 +24,8 @@ class Distill(nn.Module):
 
     Args:
         crops: Of each picture and step; each is a pass of the frozen tower.
-        image_size: Pixels a side of a crop's canvas: the size that the tower was trained at.
+        image_size: Pixels a side of a crop's canvas, the size that the tower was trained at; 0 takes the
+            model's.
         min_scale: Smallest share of the picture's area.
         max_scale: Largest share.
     """
@@ -33,7 +34,7 @@ class Distill(nn.Module):
     teacher_momentum = 1.0
 
     def __init__(
-        self, crops: int = 8, image_size: int = 224, min_scale: float = 0.01, max_scale: float = 0.6
+        self, crops: int = 8, image_size: int = 0, min_scale: float = 0.01, max_scale: float = 0.6
     ) -> None:
         super().__init__()
         self.views = {VIEW: ViewConfig(crops, image_size, min_scale, max_scale)}

@@ -94,9 +94,12 @@ class Objectives(nn.Module):
             blank[role] = rows[..., None].expand(*rows.shape, count)
         return blank
 
-    def blank_views(self, boxes: Tensor) -> dict[str, View]:
-        """Black crops for all views, of a batch with these boxes (B, R, 4)."""
-        return {name: _blank_view(view, boxes) for name, view in self.views.items()}
+    def blank_views(self, boxes: Tensor, canvas_hw: tuple[int, int]) -> dict[str, View]:
+        """Black crops for all views, of a batch with these boxes (B, R, 4) of a model of this canvas."""
+        return {
+            name: _blank_view(view.count, view.canvas_hw(canvas_hw), boxes)
+            for name, view in self.views.items()
+        }
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         """Every term by name, `total`, and what else the terms say of themselves; scalars of the whole batch.
@@ -133,14 +136,14 @@ def _check_needs(term: Term, objective: Any) -> None:
             raise UserError(f"objective {term.label!r} needs {path!r}, which is no field of Features{hint}")
 
 
-def _blank_view(view: ViewConfig, boxes: Tensor) -> View:
-    size, batch = view.image_size, len(boxes)
+def _blank_view(count: int, size_hw: tuple[int, int], boxes: Tensor) -> View:
+    batch = len(boxes)
     return View(
-        images=torch.zeros(batch, view.count, 3, size, size, dtype=torch.uint8),
-        content_boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, view.count, 4),
-        boxes=boxes[:, None].expand(-1, view.count, -1, -1),
-        region_mask=torch.ones(batch, view.count, boxes.shape[1], dtype=torch.bool),
-        places=torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(batch, view.count, -1),
+        images=torch.zeros(batch, count, 3, *size_hw, dtype=torch.uint8),
+        content_boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, count, 4),
+        boxes=boxes[:, None].expand(-1, count, -1, -1),
+        region_mask=torch.ones(batch, count, boxes.shape[1], dtype=torch.bool),
+        places=torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(batch, count, -1),
     )
 
 

@@ -62,6 +62,6 @@ def blank_batch(model: CLOC, num_regions: int, objectives: Objectives) -> Region
         region_mask=mask,
         region_text_ids=region_index,
         role_index=objectives.blank_roles(region_index),
-        views=objectives.blank_views(box.expand(2, num_regions, 4)),
+        views=objectives.blank_views(box.expand(2, num_regions, 4), (height, width)),
     )
     return batch.to(model.device)

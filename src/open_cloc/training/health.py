@@ -37,7 +37,7 @@ def health_of(features: Features, losses: Mapping[str, Tensor], terms: Sequence[
         terms: The run's.
     """
     with torch.no_grad():
-        found = _of_images(features) | _of_regions(features)
+        found = _of_images(features) | _of_regions(features) | _of_places(features)
     return found | _gradients(features, losses, terms)
 
 
@@ -68,6 +68,16 @@ def _of_regions(features: Features) -> dict[str, Tensor]:
     }
     if features.region_text_ids is not None:
         found |= _of_prompts(regions, texts, mask, features.own("region_text_ids"))
+    return found
+
+
+def _of_places(features: Features) -> dict[str, Tensor]:
+    """Of places that crops are of: near 1, the Prompter says the same everywhere."""
+    found = {}
+    for name, view in features.views.items():
+        if view.place_features is not None:
+            places = F.normalize(view.place_features.float(), dim=-1).flatten(0, 1)
+            found[f"{name}_place_cosine"] = _mean_cosine(places, places.new_ones(len(places)))
     return found
 
 
@@ -114,7 +124,7 @@ def _mean_cosine(features: Tensor, mask: Tensor) -> Tensor:
 def _gap(features: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
     """Distance of the mean row and the mean text."""
     apart = (features - texts) * mask[:, None]
-    return (apart.sum(0) / mask.sum().clamp(min=1)).norm()
+    return (apart.sum(0) / mask.sum()).norm()  # not finite, and not logged, where there is none
 
 
 def _gradients(features: Features, losses: Mapping[str, Tensor], terms: Sequence[Term]) -> dict[str, Tensor]:

@@ -128,13 +128,19 @@ def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
     """Decide what is recomputed and what is frozen.
 
     Raises:
-        UserError: If an objective asks for places of a picture that a crop may leave out.
+        UserError: If an objective asks for places of a picture that a crop may leave out, or points are asked
+            for in vain.
     """
     places = [path for path in objectives.needs if path.endswith("place_features")]
     if places and recipe.data.loader.augment.min_crop_scale < 1:
         raise UserError(
             f"data.loader.augment.min_crop_scale must be 1 where an objective needs {places[0]}: a crop "
             "leaves places out"
+        )
+    loader = recipe.data.loader
+    if loader.points and ("region_features" not in objectives.needs or not loader.num_regions):
+        raise UserError(
+            "data.loader.points asks for regions by points, and no objective of this run has regions"
         )
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     freeze.lock_towers(model, recipe.optim)
@@ -293,7 +299,7 @@ def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
             "to its peak; --optim.warmup %d would be a tenth",
             recipe.optim.warmup,
             num_steps,
-            num_steps // 10,
+            max(1, num_steps // 10),
         )
 
 

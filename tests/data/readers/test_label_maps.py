@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from open_cloc.data.check import check_dataset
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import MissingFileError, SampleError, UserError
 from tests.data.readers.made import picture_of, write_map, write_masks, write_panoptic
@@ -95,6 +96,15 @@ def test_what_is_no_label_map(tmp_path: Path) -> None:
         open_reader(f"masks:{spec},colour=red")
     with pytest.raises(UserError, match="labels"):
         open_reader(f"masks:{tmp_path / 'images'}")
+
+
+def test_check_reads_every_map(tmp_path: Path) -> None:
+    spec = write_masks(tmp_path)
+    assert check_dataset(open_reader(f"masks:{spec}")).errors == {}
+    write_map(tmp_path / "annotations/validation/ADE_val_00000001.png", np.full((50, 100), 200))
+    write_map(tmp_path / "annotations/validation/ADE_val_00000002.png", np.full((40, 100), 1))
+    found = check_dataset(open_reader(f"masks:{spec}")).errors
+    assert set(found) == {"unknown class in a label map", "label map of another size"}
 
 
 def test_masks_of_a_panoptic_json(tmp_path: Path) -> None:

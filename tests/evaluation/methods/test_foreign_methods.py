@@ -140,5 +140,7 @@ def test_plain_towers_are_measured_without_a_prompter(
     ).view(3, 1, 1)
     expected = clip.encode_image(pixels, normalize=True)
     torch.testing.assert_close(towers.embed_images(batch), expected, atol=1e-5, rtol=0)
+    retrieved = evaluate(spec, samples, "zeroshot_retrieval", device="cpu")
+    assert retrieved["protocol"]["method"] == "whole"
     with pytest.raises(UserError, match="method prompter needs a trained Prompter, which open_clip:"):
         evaluate(spec, samples, "zeroshot_region_classification")

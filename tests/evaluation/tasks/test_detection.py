@@ -15,9 +15,10 @@ pytest.importorskip("pycocotools")
 from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.evaluation.average_precision import Boxes, precision_estimates
 from open_cloc.evaluation.batches import evaluation_batches
+from open_cloc.evaluation.compare import compare
 from open_cloc.evaluation.methods import open_method
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.run import evaluate
+from open_cloc.evaluation.run import FirstSamples, evaluate
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.region_sources import open_regions
 from open_cloc.samples import RegionSample
@@ -98,6 +99,38 @@ def test_it_is_the_slow_reference(model: CLOC, samples: Samples, kind: str, tmp_
     assert set(result["intervals"]) == set(expected)
 
 
+def test_two_models_on_equal_proposals_are_compared(model: CLOC, samples: Samples, tmp_path: Path) -> None:
+    """And on others they are not, whatever the file is called."""
+    data, path = with_ids(samples), write_results(tmp_path / "r.json", samples)
+    config = EvaluationConfig(proposals=f"results:{path}")
+    one = evaluate(model, data, "detection", config, draws=True)
+    two = evaluate(model, data, "detection", config, method="roialign", draws=True)
+    one["protocol"]["detections"] += 1  # a method's own affair
+    rows = compare([one, two], ["one", "two"])
+    assert rows["ap"][1].interval is not None
+    grid = evaluate(model, data, "detection", EvaluationConfig(proposals="grid:12"))
+    with pytest.raises(UserError, match="their proposals differ"):
+        compare([one, grid], ["one", "grid"])
+    moved = json.loads(path.read_text())
+    moved[0]["bbox"][0] += 0.25
+    path.write_text(json.dumps(moved))
+    other = evaluate(model, data, "detection", config)
+    with pytest.raises(UserError, match="their proposals differ"):
+        compare([one, other], ["one", "other"])
+
+
+def test_intervals_hold_their_own_value(model: CLOC, samples: Samples) -> None:
+    result = evaluate(model, with_ids(samples), "detection", EvaluationConfig(proposals="grid:12"))
+    for name, (low, high) in result["intervals"].items():
+        assert low - 1e-9 <= result["metrics"][name] <= high + 1e-9, name
+
+
+def test_the_first_pictures_ask_for_some_results_alone(model: CLOC, samples: Samples, tmp_path: Path) -> None:
+    config = EvaluationConfig(proposals=f"results:{write_results(tmp_path / 'r.json', samples)}")
+    result = evaluate(model, FirstSamples(with_ids(samples), 3), "detection", config)
+    assert result["protocol"]["num_images"] == 3
+
+
 def test_frequencies_of_classes_are_groups(model: CLOC, samples: Samples) -> None:
     data = with_ids(samples)
     data.class_groups = {"rare": NAMES[:2], "frequent": NAMES[2:], "common": ("Tall Man",)}  # type: ignore[attr-defined]
@@ -121,6 +154,9 @@ def test_texts_are_the_classes_where_nothing_else_is(model: CLOC, samples: Sampl
         ('[{"image_id": 1, "bbox": [1, 2, 3]}]', "entry 0 needs a bbox"),
         ('[{"image_id": 1, "bbox": [1, 2, 3, "4"], "score": 1}]', "all numbers"),
         ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": null}]', "all numbers"),
+        ('[{"image_id": 1, "bbox": [1, 2, -3, 4], "score": 0.5}]', "a width and a height of at least 0"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 2.5}]', r"a score in \[0, 1\]"),
+        ('[{"image_id": 1, "bbox": [0.1, 0.2, 0.3, 0.4], "score": 1}]', "must be in pixels"),
     ],
 )
 def test_broken_results_are_named(content: str, message: str, tmp_path: Path) -> None:
@@ -135,10 +171,19 @@ def test_proposals_that_fit_nothing_are_refused(model: CLOC, samples: Samples, t
     with pytest.raises(UserError, match="lacks its file"):
         open_regions("results")
     path = write_results(tmp_path / "r.json", samples)
+    corners = [{"image_id": 8, "bbox": [60, 30, 70, 40], "score": 0.5}]  # xyxy
+    (tmp_path / "corners.json").write_text(json.dumps(corners))
+    with pytest.raises(SampleError, match=r"\[60.0, 30.0, 70.0, 40.0\] leaves its picture of 64 x 64"):
+        evaluate(
+            model,
+            with_ids(samples),
+            "detection",
+            EvaluationConfig(proposals=f"results:{tmp_path / 'corners.json'}"),
+        )
     with pytest.raises(SampleError, match="results go by image_id, and sample 's0' has none"):
         evaluate(model, samples, "detection", EvaluationConfig(proposals=f"results:{path}"))
     path.write_text('[{"image_id": 1000, "bbox": [0, 0, 9, 9], "score": 0.5}]')
-    with pytest.raises(UserError, match="there are no proposals in the 9 images"):
+    with pytest.raises(UserError, match="boxes of 1 images that the data set does not have"):
         evaluate(model, with_ids(samples), "detection", EvaluationConfig(proposals=f"results:{path}"))
     bare = Samples(RegionSample(s.key, s.image) for s in with_ids(samples))
     bare.class_names = NAMES

@@ -77,7 +77,13 @@ def test_sclip_drops_what_covers_little() -> None:
 
 def test_what_cannot_be_segmented_is_refused(model: CLOC, samples: Samples) -> None:
     with pytest.raises(UserError, match="no embedding for each place; those that do: roialign"):
-        evaluate(model, with_maps(samples), "segmentation")
+        evaluate(model, with_maps(samples), "segmentation", method="prompter")
+    with pytest.raises(UserError, match="label maps are of 4 classes; got names for 2"):
+        evaluate(model, with_maps(samples), "segmentation", EvaluationConfig(classes=("a", "b")))
+    doubled = with_maps(samples)
+    doubled.class_names = ("red dog, dog", "dog", "cat", "tree")
+    with pytest.raises(UserError, match="class 'dog' is given more than once"):
+        evaluate(model, doubled, "segmentation")
     with pytest.raises(UserError, match="needs a label map for each picture: open the data as masks:"):
         evaluate(model, samples, "segmentation", method="roialign")
 
@@ -94,6 +100,18 @@ def test_what_cannot_be_segmented_is_refused(model: CLOC, samples: Samples) -> N
 
     with pytest.raises(UserError, match="no pixel of the 9 label maps is of a class"):
         evaluate(model, Empty(with_maps(samples)), "segmentation", method="roialign")
+
+
+def test_the_result_says_how_tokens_were_read(model: CLOC, samples: Samples) -> None:
+    """And without a method, the one that knows places is taken."""
+    plain = evaluate(model, with_maps(samples), "segmentation")["protocol"]
+    assert (plain["method"], plain["tokens"]) == ("roialign", "last")
+    read = evaluate(model, with_maps(samples), "segmentation", method="roialign,tokens=csa")["protocol"]
+    assert (read["method"], read["tokens"]) == ("roialign,tokens=csa", "csa")
+    spaced = with_maps(samples)
+    spaced.class_names = ("red dog, dog, ", " blue cat", "green tree,", "small house")
+    again = evaluate(model, spaced, "segmentation")
+    assert again["metrics"] == evaluate(model, with_maps(samples), "segmentation")["metrics"]
 
 
 def test_the_first_pictures_keep_their_maps(model: CLOC, samples: Samples) -> None:

@@ -77,6 +77,11 @@ def test_users_ask_by_points_and_by_sets_of_boxes(model: CLOC) -> None:
     np.testing.assert_allclose(image.embed([[[10, 5, 30, 20]]]), one, atol=1e-5)
     sets = image.embed([[[10, 5, 20, 15], [50, 20, 30, 15]]], box_format="xywh")
     assert sets.shape == (1, 32)
+    ragged = image.embed(points=[[[20, 10]], [[70, 30], [10, 12]]])
+    even = image.embed(points=[[[20, 10], [20, 10]], [[70, 30], [10, 12]]])
+    np.testing.assert_array_equal(ragged, even)
+    assert image.embed([[[10, 5, 20, 15]], [[1, 1, 9, 9], [50, 20, 60, 30]]]).shape == (2, 32)
+    assert image.embed(points=[]).shape == image.embed(boxes=[]).shape == (0, 32)
     (named,) = image.classify(["a", "dog"], points=[[[20, 10], [40, 30]]])
     assert named.box == pytest.approx((20, 10, 40, 30))
     (named,) = image.classify(["a", "dog"], [[[10, 5, 30, 20], [50, 20, 80, 35]]])
@@ -91,7 +96,8 @@ def test_users_ask_by_points_and_by_sets_of_boxes(model: CLOC) -> None:
         ({"points": [[[1, 2, 3]]]}, r"points must be \(R, P, 2\)"),
         ({"points": [[[90, 2]]]}, r"lie in the picture; got \(90, 2\) in row 0"),
         ({"points": [[[1, 1]], [[float("nan"), 2]]]}, "in row 1"),
-        ({"points": [[[1, 1]], [[1, 2], [3, 4]]]}, "as many for each thing"),
+        ({"points": [[[1, 1]], []]}, r"got \(0,\) in row 1"),
+        ({"boxes": np.zeros((1, 0, 4))}, "P boxes of each of R regions"),
         ({"points": [[[1, 1]]], "boxes": [[1, 1, 2, 2]]}, "boxes, masks or points, not several"),
         ({"boxes": [[[1, 1, 90, 2]]]}, "90"),
     ],

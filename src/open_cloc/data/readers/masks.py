@@ -49,7 +49,7 @@ def open_masks(
         outside: Allow files that do not lie in the folders.
 
     Raises:
-        MissingFileError: If a folder or a file is missing.
+        MissingFileError: If a folder or a file is missing, or a picture or a label map of a split.
         UserError: If there is no picture with a label map, or no class.
     """
     folder = Path(path)
@@ -58,26 +58,37 @@ def open_masks(
             raise MissingFileError(f"no such folder: {place}")
     names = read_names(classes)
     wanted = None if split is None else set(read_names(split))
-    entries, maps, without = [], [], 0
-    for name in list_files(folder, outside).files:
+    pairs, without = _pairs(list_files(folder, outside).files, labels, (picture_end, label_end), wanted)
+    if wanted is not None and (missing := len(wanted) - len(pairs)):
+        raise MissingFileError(
+            f"{missing} of the {len(wanted)} pictures of {split} are not in {folder}, or have no label "
+            f"map in {labels}"
+        )
+    if not pairs:
+        raise UserError(
+            f"no picture in {folder} has a label map NAME{label_end} in {labels}; {without} have none"
+        )
+    left_out = {"pictures without a label map": without} if without else {}
+    entries, maps = [Entry(name) for name, _ in pairs], [map_name for _, map_name in pairs]
+    return MaskDataset(folder, entries, labels, maps, names, (first, ignore), left_out, outside)
+
+
+def _pairs(
+    files: Sequence[str], labels: Path, ends: tuple[str, str], wanted: set[str] | None
+) -> tuple[list[tuple[str, str]], int]:
+    """Each picture's name with that of its label map, and how many pictures have none."""
+    picture_end, label_end = ends
+    pairs, without = [], 0
+    for name in files:
         stem = PurePosixPath(name).with_suffix("").as_posix()
         if not is_picture(name) or (wanted is not None and stem not in wanted):
             continue
         map_name = stem.removesuffix(picture_end) + label_end
         if stem.endswith(picture_end) and find(labels, map_name) is not None:
-            entries.append(Entry(name))
-            maps.append(map_name)
+            pairs.append((name, map_name))
         else:
             without += 1
-    if wanted is not None and len(entries) + without < len(wanted):
-        missing = len(wanted) - len(entries) - without
-        raise MissingFileError(f"{missing} of the {len(wanted)} pictures of {split} are not in {folder}")
-    if not entries:
-        raise UserError(
-            f"no picture in {folder} has a label map NAME{label_end} in {labels}; {without} have none"
-        )
-    left_out = {"pictures without a label map": without} if without else {}
-    return MaskDataset(folder, entries, labels, maps, names, (first, ignore), left_out, outside)
+    return pairs, without
 
 
 class MaskDataset(PackedDataset):
@@ -114,6 +125,8 @@ class MaskDataset(PackedDataset):
             folder, [folder], entries, left_out=left_out, outside=outside, class_names=class_names
         )
         self.labels, self.maps, self.numbers = labels, list(maps), numbers
+
+    has_label_maps = True
 
     def label_map(self, index: int) -> np.ndarray:
         """The class of each pixel of a picture: (H, W) int64, `NO_CLASS` where there is none.

@@ -147,6 +147,11 @@ class PanopticDataset(PackedDataset):
         super().__init__(where, folders, entries, **options)
         self.masks, self.segments, self.class_groups = masks, segments, kinds
 
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether the folder of PNGs was given."""
+        return self.masks is not None
+
     def label_map(self, index: int) -> np.ndarray:
         """The class of each pixel: (H, W) int64, `NO_CLASS` where there is none; crowds have theirs.
 

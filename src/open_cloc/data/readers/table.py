@@ -272,7 +272,7 @@ class TableDataset:
         elif boxes:
             advice = "; box_format=... reads them" if find_columns(boxes, COLUMNS) else ""
             counts[f"boxes in the columns {', '.join(boxes)}{advice}"] = len(self)
-        if not self._is_caption_known:
+        if not self._is_caption_known and not self.objects:
             counts["rows without a column of captions; give it as caption=COLUMN"] = len(self)
         used = (self._image, self._caption, self._key, *boxes)
         first = islice(self._rows.scan(columns), FIRST_ROWS) if columns else ()

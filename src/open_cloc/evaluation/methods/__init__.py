@@ -10,6 +10,7 @@ from open_cloc.config import call_with_options, lookup, parse_spec
 from open_cloc.errors import UserError
 from open_cloc.evaluation.method import Method, Setup, Weights
 from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.model.create import names_towers
 
 __all__ = ["DEFAULT", "METHODS", "check_method", "grounding_methods", "open_method"]
 
@@ -28,9 +29,12 @@ METHODS = {
 }
 
 DEFAULT = "prompter"
+# What a task takes where no method is named: it needs an embedding for each place.
+DEFAULTS = {"segmentation": "roialign"}
+OF_PICTURES = ("zeroshot_classification", "zeroshot_retrieval")  # tasks that ask for no region
 
 # Names for ways to find a phrase, which embed regions as `prompter` does, and the task that asks for one.
-FOR_PHRASES, PHRASE_TASK = ("ranked", "head"), "grounding"
+FOR_PHRASES, PHRASE_TASKS = ("ranked", "head"), ("grounding", "pointing")
 
 
 def open_method(
@@ -56,6 +60,20 @@ def open_method(
     return call_with_options(lookup(METHODS, name, "method"), what, setup, options=options, where=spec)
 
 
+def default_method(task: str, weights: object) -> str:
+    """The method that a task takes where none is named.
+
+    Plain towers have no Prompter: where no region is asked for, nothing misses it.
+
+    Args:
+        task: Name of the task.
+        weights: As `evaluate` takes them.
+    """
+    if task in OF_PICTURES and isinstance(weights, str) and names_towers(weights):
+        return "whole"
+    return DEFAULTS.get(task, DEFAULT)
+
+
 def check_method(spec: str, task: str) -> None:
     """Refuse a method whose name says what another task measures.
 
@@ -67,7 +85,7 @@ def check_method(spec: str, task: str) -> None:
         UserError: If a way to find phrases is asked for where none are looked for.
     """
     kind = parse_spec(spec, METHODS).kind
-    if kind in FOR_PHRASES and task != PHRASE_TASK:
+    if kind in FOR_PHRASES and task not in PHRASE_TASKS:
         others = ", ".join(name for name in METHODS if name not in FOR_PHRASES)
         raise UserError(
             f"method {kind} finds phrases, which {task} does not ask for; expected one of {others}"

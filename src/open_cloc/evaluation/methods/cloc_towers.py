@@ -5,10 +5,10 @@ Shapes: B images, R regions of one image, T texts, D shared embedding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.model.cloc import CLOC, ImageState
-from open_cloc.model.create import TOWERS, create_model
+from open_cloc.model.create import create_model, names_towers
 from open_cloc.model.embed import embed_texts, tell_cut
 from open_cloc.model.features import project_tokens
 from open_cloc.model.load import load_model
@@ -30,6 +30,8 @@ from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.dense import Readout, last_block
 from open_cloc.precision import computing_in
 from open_cloc.texts import TextCleaning
+
+logger = logging.getLogger(__name__)
 
 
 class ClocTowers:
@@ -175,21 +177,17 @@ def open_towers(
         raise UserError(f"method {method} needs a model: give --weights FOLDER, or a hub id")
     if isinstance(weights, CLOC):
         return ClocTowers(weights, setup.config, method, tokens=tokens)
-    if not _names_towers(str(weights)):
+    if not names_towers(str(weights)):
         return ClocTowers(load_model(weights, setup.device), setup.config, method, str(weights), tokens)
     if prompts:
         raise UserError(
-            f"method {method} needs a trained Prompter, which {weights} has not: take roialign, crop, blur "
-            "or whole"
+            f"method {method} needs a trained Prompter, which {weights} has not; roialign, crop, blur and "
+            "whole name boxes without one, and only a Prompter finds phrases"
         )
-    return ClocTowers(
-        create_model(str(weights), device=setup.device), setup.config, method, str(weights), tokens
-    )
-
-
-def _names_towers(weights: str) -> bool:
-    """Whether weights are KIND:WHAT of towers and no folder."""
-    return weights.partition(":")[0] in TOWERS and ":" in weights and not Path(weights).exists()
+    if "pretrained" not in str(weights) and not str(weights).startswith("folder:"):
+        logger.warning("%s names no pretrained=...: its weights are random", weights)
+    towers = create_model(str(weights), device=setup.device)
+    return ClocTowers(towers, setup.config, method, str(weights), tokens)
 
 
 def describe_model(model: CLOC) -> str:

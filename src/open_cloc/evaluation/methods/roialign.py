@@ -51,7 +51,8 @@ def open_roialign(what: str, setup: Setup, tokens: Readout = "last") -> RoiAlign
         tokens: `last`, those that the tower gives; `value`, `value_block` or `csa`, its last block read so
             that they keep their place (`open_cloc.model.towers.dense`).
     """
-    return RoiAlignMethod(open_towers("roialign", what, setup, tokens))
+    name = "roialign" if tokens == "last" else f"roialign,tokens={tokens}"
+    return RoiAlignMethod(open_towers(name, what, setup, tokens))
 
 
 def embed_pooled(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:

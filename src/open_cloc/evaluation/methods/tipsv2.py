@@ -42,7 +42,10 @@ class Tipsv2Method(HfClipMethod):
 
     def describe(self) -> dict[str, Any]:
         """What made the numbers, as plain JSON."""
-        return {**super().describe(), "tokens": self.tokens}
+        method = (
+            self.name_of_method if self.tokens == "last" else f"{self.name_of_method},tokens={self.tokens}"
+        )
+        return {**super().describe(), "method": method, "tokens": self.tokens}
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""

@@ -5,6 +5,7 @@ Shapes: R proposals of one image, C classes, D shared embedding.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from open_cloc.boxes import denormalize_boxes
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.average_precision import Boxes, precision_estimates
-from open_cloc.evaluation.batches import EvaluationBatch, read_batches
+from open_cloc.evaluation.batches import read_batches
 from open_cloc.evaluation.classes import Classes, class_groups, class_names, embed_classes
 from open_cloc.evaluation.collect import region_texts
 from open_cloc.evaluation.method import Method, logit_scale_of
@@ -29,6 +30,7 @@ from open_cloc.samples import Region
 OVERLAP = 0.5  # of two boxes of a class, of which the lower score goes
 PAIRS = 1000  # of box and class that compete in a picture
 MOST = 100  # detections of a picture, and of a class in it
+OWN = "labels"  # proposals that are what is annotated
 SCALE = 100.0  # of cosines, where a method says none of its own: CLIP's
 
 
@@ -51,25 +53,15 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     """
     source = open_regions(config.proposals)
     classes = _classes(method, dataset, config)
-    known = {name: number for number, name in enumerate(classes.names)}
-    features = embed_classes(method, classes.names, config)
-    scale = logit_scale_of(method) or SCALE
-    is_own = config.proposals == "labels"
-    there, found, num_proposals, num_images = _Table(), _Table(), 0, 0
-    for batch in read_batches(dataset, method.canvas, config):
-        proposals = _proposals(batch, source)
-        boxes = [np.array([region.box for region in own], float).reshape(-1, 4) for own in proposals]
-        rows = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
-        for number, (sample, geometry) in enumerate(zip(batch.samples, batch.geometries)):
-            names = [_known(known, text, classes) for text in region_texts(sample, method)]
-            own = torch.tensor([region.box for region in sample.regions]).reshape(-1, 4)
-            there.add(own, names, num_images + number, geometry.source_hw)
-            answer = _named(rows[number], boxes[number], proposals[number], features, scale, is_own)
-            found.add(answer.boxes, answer.classes, num_images + number, geometry.source_hw, answer.scores)
-        num_images += len(batch.samples)
-        num_proposals += sum(map(len, proposals))
-    if not there.classes or not num_proposals:
-        what = "proposals" if there.classes else "regions"
+    seen = _look(method, dataset, config, source, classes)
+    there, found, num_images = seen.there, seen.found, seen.num_images
+    unmet = getattr(source, "num_unmet", 0)
+    if unmet and not getattr(dataset, "is_a_part", False):
+        raise UserError(
+            f"{config.proposals} has boxes of {unmet} images that the data set does not have, by image_id"
+        )
+    if not there.classes or not seen.num_proposals:
+        what = "regions" if not there.classes else f"proposals of {config.proposals}"
         raise UserError(f"there are no {what} in the {num_images} images; expected at least one")
     groups = class_groups(method, dataset, classes.names)
     estimates = precision_estimates(
@@ -78,20 +70,56 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     protocol = {
         "proposals": config.proposals,
         "score": "softmax over classes of the scaled cosine, times the proposal's own score",
-        "logit_scale": scale,
-        "suppression": "none" if is_own else f"of a class's boxes that overlap by more than {OVERLAP}",
+        "logit_scale": _scale(method),
+        "suppression": "none"
+        if config.proposals == OWN
+        else f"of a class's boxes that overlap by more than {OVERLAP}",
         "averaging": "COCO's: mean over classes that occur and overlaps of 0.5 to 0.95",
         "areas": "of boxes, where COCO's own evaluation takes those of outlines",
         "most_detections": MOST,
         "classes": classes.source,
         "num_images": num_images,
         "num_regions": len(there.classes),
-        "num_proposals": num_proposals,
-        "num_detections": len(found.classes),
+        "num_proposals": seen.num_proposals,
+        "num_images_without_proposals": seen.num_without,
+        "proposals_digest": seen.digest,
+        "detections": len(found.classes),
         "num_classes": len(classes.names),
         "num_classes_that_occur": len(set(there.classes)),
     }
     return measured(estimates, num_images, protocol)
+
+
+def _look(
+    method: Method, dataset: SampleDataset, config: EvaluationConfig, source: RegionSource, classes: Classes
+) -> _Seen:
+    """Go through the pictures, and name the proposals of each."""
+    known = {name: number for number, name in enumerate(classes.names)}
+    features, scale = embed_classes(method, classes.names, config), _scale(method)
+    there, found, digest = _Table(), _Table(), hashlib.blake2b(digest_size=8)
+    num_images = num_proposals = num_without = 0
+    for batch in read_batches(dataset, method.canvas, config):
+        proposals = [source(sample, sample.pixels()) for sample in batch.samples]
+        boxes = [np.array([region.box for region in own], float).reshape(-1, 4) for own in proposals]
+        rows = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
+        for number, (sample, geometry) in enumerate(zip(batch.samples, batch.geometries)):
+            names = [_known(known, text, classes) for text in region_texts(sample, method)]
+            own = torch.tensor([region.box for region in sample.regions]).reshape(-1, 4)
+            there.add(own, names, num_images + number, geometry.source_hw)
+            answer = _named(
+                rows[number], boxes[number], proposals[number], features, scale, config.proposals == OWN
+            )
+            found.add(answer.boxes, answer.classes, num_images + number, geometry.source_hw, answer.scores)
+        num_images += len(batch.samples)
+        num_proposals += sum(map(len, proposals))
+        num_without += sum(not own for own in proposals)
+        digest.update(b"".join(own.tobytes() for own in boxes))
+    return _Seen(there, found, num_images, num_proposals, num_without, digest.hexdigest())
+
+
+def _scale(method: Method) -> float:
+    """What cosines are multiplied by; CLIP's where the method says nothing."""
+    return logit_scale_of(method) or SCALE
 
 
 def _classes(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> Classes:
@@ -105,10 +133,6 @@ def _classes(method: Method, dataset: SampleDataset, config: EvaluationConfig) -
 
 def _known(known: Mapping[str, int], text: str, classes: Classes) -> int:
     return known[text] if text in known else int(classes.targets([text]))
-
-
-def _proposals(batch: EvaluationBatch, source: RegionSource) -> list[list[Region]]:
-    return [source(sample, sample.pixels()) for sample in batch.samples]
 
 
 def _named(
@@ -129,6 +153,26 @@ def _named(
     kept = torch.arange(len(box)) if keep_all else batched_nms(places, best.values.double(), kind, OVERLAP)
     kept = kept[:MOST]
     return _Found(places[kept], kind[kept], best.values[kept])
+
+
+class _Seen(NamedTuple):
+    """All pictures.
+
+    Attributes:
+        there: Annotated boxes.
+        found: Detections.
+        num_images: Pictures.
+        num_proposals: Proposals of all of them.
+        num_without: Pictures without a proposal.
+        digest: What equal proposals share.
+    """
+
+    there: _Table
+    found: _Table
+    num_images: int
+    num_proposals: int
+    num_without: int
+    digest: str
 
 
 class _Table:

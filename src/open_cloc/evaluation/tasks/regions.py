@@ -18,7 +18,7 @@ from open_cloc.evaluation.classes import (
     group_masks,
 )
 from open_cloc.evaluation.collect import RegionFeatures, collect_regions
-from open_cloc.evaluation.intervals import calibration_error, mean_over, mean_over_classes
+from open_cloc.evaluation.intervals import BINS, calibration_error, mean_over, mean_over_classes
 from open_cloc.evaluation.method import Method, logit_scale_of
 from open_cloc.evaluation.metrics import (
     TIES,
@@ -66,6 +66,7 @@ def zeroshot_region_classification(
         "ties": TIES,
         "sizes": "small below 32 x 32 pixels of the picture, large from 96 x 96 on; areas of boxes",
         "logit_scale": scale,
+        "calibration": f"likeliest class's probability in {BINS} bins of equal width; less is better",
         "num_images": num_images,
         "num_regions": len(targets),
         **({"num_other_areas": len(every.texts) - len(targets)} if config.rules.areas != ANY_AREA else {}),

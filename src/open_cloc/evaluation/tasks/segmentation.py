@@ -40,9 +40,15 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
         raise UserError("dataset is empty; expected at least one sample")
     if not hasattr(dataset, "label_map"):
         raise UserError("segmentation needs a label map for each picture: open the data as masks:FOLDER,...")
-    classes = config.classes or dataset.class_names  # type: ignore[attr-defined]
+    own = getattr(dataset, "class_names", ())
+    classes = config.classes or own
     clean = cleaning_of(method)
-    names = [[clean(name) for name in given.split(SEPARATOR)] for given in classes]
+    names = [[clean(name) for name in given.split(SEPARATOR.strip()) if name.strip()] for given in classes]
+    if own and len(names) != len(own):
+        raise UserError(
+            f"label maps are of {len(own)} classes; got names for {len(names)}: give the data set's own "
+            "classes, in their order"
+        )
     owners = torch.tensor([number for number, own in enumerate(names) for _ in own])  # (Q,)
     texts = embed_classes(method, [name for own in names for name in own], config)
     counted: list[Tensor] = []  # (3, C) of each picture
@@ -70,7 +76,7 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
         "pixel_acc": Estimate(parts, _pixel_accuracy),
     }
     protocol = {
-        "tokens": "each through the tower's own head, alone",
+        "places": "image tokens, each through the tower's own head, alone",
         "averaging": "IoU of each class over all pixels; the mean over classes that occur or are answered",
         "classes": "given" if config.classes else "classes of the data set",
         "num_images": len(counted),

@@ -34,7 +34,7 @@ def open_clip_towers(name: str, *, pretrained: str = "", text_dropout: float = 0
         UserError: If open_clip does not know the name or the tag.
         MissingFileError: If a JSON file is not there, or the weights cannot be fetched.
     """
-    model_cfg = read_json(Path(name)) if name.endswith(".json") else architecture_cfg(name)
+    model_cfg = _read_cfg(Path(name)) if name.endswith(".json") else architecture_cfg(name)
     model_cfg = with_dropout(model_cfg, text_dropout)
     if not pretrained:
         return written_towers(model_cfg)
@@ -44,6 +44,12 @@ def open_clip_towers(name: str, *, pretrained: str = "", text_dropout: float = 0
     # OpenAI's weights need QuickGELU: the tag knows it, the architecture's name does not.
     model_cfg["quick_gelu"] = tag.get("quick_gelu", model_cfg.get("quick_gelu", False))
     return trained_towers(model_cfg, _fetched(name, pretrained, tag), tag)
+
+
+def _read_cfg(path: Path) -> Any:
+    """A config of open_clip's, alone or as the `model_cfg` of a file that holds more."""
+    found = read_json(path)
+    return found["model_cfg"] if isinstance(found, dict) and "model_cfg" in found else found
 
 
 def _fetched(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path:
