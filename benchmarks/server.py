@@ -1,4 +1,4 @@
-"""A server under many clients: `python -m benchmarks.server [--requests 10000]`.
+"""A server under many clients: `python -m benchmarks.server [--requests 10000] [--dtype bf16]`.
 
 Three parts, each against a server in a process of its own, with a ViT-B/32 of random weights and the Prompter
 of the recipe `finetune`:
@@ -50,11 +50,13 @@ class Options:
     pictures: Different pictures.
     requests: Wrong and right requests.
     rounds: Of each way to ask.
+    dtype: Type of the towers' weights, on both sides of each comparison.
     """
 
     pictures: int = 64
     requests: int = 10_000
     rounds: int = 3
+    dtype: str = "fp32"
 
 
 class Request(NamedTuple):
@@ -206,10 +208,11 @@ def measure_speed(weights: Path, options: Options) -> dict[str, Any]:
     count = options.pictures
     for number in range(options.rounds):
         bodies = [right_requests(photo(1000 * number + seed), seed)[0] for seed in range(count)]
-        with serving(weights, "--limits.batch", "1", "--limits.cache-megabytes", "0") as (address, _):
+        alone = ("--limits.batch", "1", "--limits.cache-megabytes", "0")
+        with serving(weights, *alone, "--dtype", options.dtype) as (address, _):
             ask_all(address, bodies[:2], 1)
             rows["one at a time"].append(count / ask_all(address, bodies, 1))
-        with serving(weights) as (address, _):
+        with serving(weights, "--dtype", options.dtype) as (address, _):
             ask_all(address, [right_requests(photo(999_999), 0)[0]] * 2, 1)
             rows["32 clients"].append(count / ask_all(address, bodies, CLIENTS))
             rows["32 clients, again"].append(count / ask_all(address, bodies, CLIENTS))
@@ -259,7 +262,14 @@ def main(options: Options) -> int:
         verdict("requests answered by 500", failed, 0),
     ]
     write_json(
-        "server", {"threads": os.environ.get("OMP_NUM_THREADS"), "speed": speed, **found, "aims": aims}
+        "server",
+        {
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "dtype": options.dtype,
+            "speed": speed,
+            **found,
+            "aims": aims,
+        },
     )
     return 1 if failed else 0
 

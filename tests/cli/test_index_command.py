@@ -59,6 +59,22 @@ def test_build_says_what_it_made(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "index must be a new or empty folder" in err
 
 
+def test_an_index_keeps_to_the_type_of_its_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--data", folder / "photos", "--regions", "grid:20"]
+    made = ["--weights", folder / "model", "--dtype", "bf16"]
+    assert run(capsys, "build", tmp_path / "ix", *argv, *made)[0] == 0
+    assert run(capsys, "add", tmp_path / "ix", *argv)[0] == 0
+    code, out, _ = run(capsys, "search", tmp_path / "ix", "a dog", "--json")
+    exact = run(capsys, "search", folder / "ix", "a dog", "--json")[1]
+    scores, others = ([hit["score"] for hit in json.loads(text)["hits"]] for text in (out, exact))
+    assert code == 0
+    assert scores != others
+    np.testing.assert_allclose(scores[:3], others[:3], atol=0.02)
+    assert "type of weights: bf16" in run(capsys, "info", tmp_path / "ix")[1].splitlines()
+
+
 def test_add_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--data", folder / "photos", "--regions", "grid:20"]
     assert run(capsys, "build", tmp_path / "ix", *argv, "--weights", folder / "model")[0] == 0
@@ -147,7 +163,10 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["info", "none"], "no index at none"),
         (["build", "new", "--data", "none", "--weights", "MODEL"], "none"),
         (["build", "new", "--data", "PHOTOS", "--weights", "none"], "none"),
-        (["build", "new", "--data", "PHOTOS", "--weights", "MODEL", "--regions", "grids"], "unknown source of boxes"),
+        (
+            ["build", "new", "--data", "PHOTOS", "--weights", "MODEL", "--regions", "grids"],
+            "unknown source of boxes",
+        ),
         (
             ["build", "new", "--data", "PHOTOS", "--weights", "MODEL", "--columns", "year"],
             "column 'year' must be",

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from open_cloc.cli.serve import Options, make_app, read_token
+from open_cloc.cli.serve import Options, load_both, make_app, read_token
 from open_cloc.errors import UserError
+from open_cloc.model.load import dtype_of
 from tests.server.conftest import png
 from tests.tiny import picture, tiny_model
 
@@ -47,6 +48,21 @@ def serving(weights: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     yield process, said.split()[-1]
     process.kill()
     process.wait()
+
+
+def test_a_server_takes_the_type_of_its_index(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb", reason="lancedb is not installed")
+    from open_cloc.index.region_index import RegionIndex
+    from open_cloc.inference.predictor import load
+
+    assert dtype_of(load_both(Options(str(weights), dtype="bf16"))[0].model) == "bf16"
+    place = str(tmp_path / "ix")
+    RegionIndex.build(place, load(weights, "cpu", dtype="bf16"))
+    predictor, index = load_both(Options(str(weights), index=place))
+    assert index is not None
+    assert (dtype_of(predictor.model), index.predictor) == ("bf16", predictor)
+    with pytest.raises(UserError, match="model"):
+        load_both(Options(str(weights), index=place, dtype="fp32"))
 
 
 def test_the_pages_examples(serving: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:

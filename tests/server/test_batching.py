@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
-from open_cloc.server.batching import ImageBatcher, ImageCache, bytes_of
+from open_cloc.server.batching import Batcher, ImageBatcher, ImageCache, bytes_of
+from open_cloc.server.limits import RefusedError
 from tests.tiny import picture
 
 
@@ -100,3 +102,70 @@ def test_a_cache_without_room_keeps_nothing(room: int, predictor: Predictor) -> 
     cache = ImageCache(room)
     cache.put("a", predictor.encode(picture()))
     assert (cache.get("a"), cache.bytes) == (None, 0)
+
+
+def test_what_comes_while_the_model_works_is_taken_when_it_is_free() -> None:
+    sizes: list[int] = []
+    free = threading.Event()
+
+    def answer(asked: Sequence[int]) -> list[int]:
+        sizes.append(len(asked))
+        return [-number for number in asked]
+
+    async def run() -> list[int]:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(free.wait, 60)  # another job of the model's
+            batcher = Batcher(answer, pool, batch=100)
+            asked = [asyncio.create_task(batcher(number)) for number in range(3)]
+            await asyncio.sleep(0.05)
+            asked += [asyncio.create_task(batcher(number)) for number in range(3, 6)]
+            await asyncio.sleep(0.05)
+            free.set()
+            answers = await asyncio.gather(*asked)
+            await batcher.close()
+            return answers
+
+    assert asyncio.run(run()) == [0, -1, -2, -3, -4, -5]
+    assert sizes == [6]
+
+
+def test_who_goes_away_holds_up_nobody_and_a_closed_one_refuses() -> None:
+    def answer(asked: Sequence[int]) -> list[int]:
+        return [-number for number in asked]
+
+    async def run() -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(answer, pool, batch=100, wait=0.05)
+            gone, stays = (asyncio.create_task(batcher(number)) for number in (1, 2))
+            await asyncio.sleep(0)
+            gone.cancel()
+            answers = await asyncio.gather(gone, stays, return_exceptions=True)
+            waits = asyncio.create_task(batcher(3))
+            await asyncio.sleep(0)
+            await batcher.close()
+            return [*answers, *await asyncio.gather(waits, batcher(4), return_exceptions=True)]
+
+    gone, stays, waited, late = asyncio.run(run())
+    assert isinstance(gone, asyncio.CancelledError)
+    assert stays == -2
+    assert [error.status for error in (waited, late) if isinstance(error, RefusedError)] == [503, 503]
+
+
+def test_who_asked_first_may_go_and_the_others_are_answered(predictor: Predictor) -> None:
+    async def run() -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = ImageBatcher(Tower(predictor), pool, ImageCache(2**30), batch=8, waiting=9)
+
+            async def decoded() -> np.ndarray:
+                await asyncio.sleep(0.05)
+                return picture()
+
+            first = asyncio.create_task(batcher("a", decoded))
+            other = asyncio.create_task(batcher("a", decoded))
+            await asyncio.sleep(0.01)
+            first.cancel()
+            image = await other
+            await batcher.close()
+            return image
+
+    assert isinstance(asyncio.run(run()), EncodedImage)

@@ -20,6 +20,7 @@ from open_cloc.data.bad_samples import listed, read_usable, tell_opening
 from open_cloc.draw import check_output, write_picture
 from open_cloc.errors import UserError
 from open_cloc.inference.predictor import load
+from open_cloc.model.load import Dtype
 
 if TYPE_CHECKING:
     from open_cloc.index.query import Query
@@ -118,7 +119,12 @@ ToSearch = Annotated[SearchOptions, tyro.conf.arg(name="")]
 
 
 def build(
-    index: Place, options: ToAdd, weights: str, columns: tuple[str, ...] = (), thumbnail: int = 320
+    index: Place,
+    options: ToAdd,
+    weights: str,
+    columns: tuple[str, ...] = (),
+    thumbnail: int = 320,
+    dtype: Dtype = "fp32",
 ) -> int:
     """Make an index of the regions of pictures.
 
@@ -126,6 +132,7 @@ def build(
         weights: Model folder or hub id.
         columns: Metadata to filter by, such as split=text year=number.
         thumbnail: Longer side of the small pictures that the index keeps; 0 keeps none.
+        dtype: Type of the towers' weights; bf16 is several times as fast where the processor has it.
     """
     from open_cloc.index.region_index import RegionIndex, check_thumbnail
     from open_cloc.index.store import check_place, require_lancedb
@@ -135,7 +142,7 @@ def build(
     check_thumbnail(thumbnail)
     check_place(index)
     dataset, sources = _opened(options)  # all that may be wrong, before there is an index
-    predictor = load(weights, options.device)
+    predictor = load(weights, options.device, dtype=dtype)
     known_at = str(Path(weights).resolve()) if Path(weights).is_dir() else weights
     made = RegionIndex.build(
         index, predictor, weights=known_at, columns=kinds, thumbnail=thumbnail, tokens=options.tokens
@@ -220,6 +227,8 @@ def info(index: Place) -> int:
     say(f"pictures: {store.count(PICTURES)}")
     say(f"regions: {store.count(REGIONS)}")
     say(f"model: {store.about.weights or store.about.model}")
+    if store.about.dtype != "fp32":
+        say(f"type of weights: {store.about.dtype}")
     columns = ", ".join(f"{name} ({kind})" for name, kind in store.about.columns.items())
     say(f"columns of metadata: {columns or 'none'}")
     return 0
@@ -250,7 +259,7 @@ def _with_model(store: Store, weights: str, tokens: Path | None, device: str | N
     weights = weights or store.about.weights
     if not weights:
         raise UserError("this index does not say where its model is: give --weights")
-    return RegionIndex(store, load(weights, device), tokens)
+    return RegionIndex(store, load(weights, device, dtype=store.about.dtype or None), tokens)
 
 
 def _opened(options: AddOptions) -> tuple[SampleDataset, list[RegionSource]]:

@@ -19,6 +19,7 @@ from open_cloc.index.store import About, Store
 from open_cloc.inference.predictor import Predictor
 from open_cloc.inference.tokens import TokenCache
 from open_cloc.model.identity import identity_of
+from open_cloc.model.load import dtype_of
 from open_cloc.model.region_sources import RegionSource, open_regions
 from open_cloc.pictures import Picture
 from open_cloc.samples import Region, RegionSample
@@ -93,8 +94,9 @@ class RegionIndex:
             UserError: If a column or the thumbnail's size cannot be, or the extra is not installed.
         """
         check_thumbnail(thumbnail)
-        about = About(identity_of(predictor.model), weights, dict(columns or {}), thumbnail)
-        return cls(Store.create(str(place), predictor.model.embed_dim, about), predictor, tokens)
+        model = predictor.model
+        about = About(identity_of(model), weights, dict(columns or {}), thumbnail, dtype_of(model))
+        return cls(Store.create(str(place), model.embed_dim, about), predictor, tokens)
 
     @classmethod
     def open(cls, place: str | Path, predictor: Predictor, tokens: str | Path | None = None) -> RegionIndex:

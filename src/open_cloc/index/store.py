@@ -50,6 +50,7 @@ class About:
         weights: Where the model was, a folder or a hub id.
         columns: Columns of metadata, each with its type.
         thumbnail: Longer side of its small pictures in pixels; 0 where it has none.
+        dtype: Type of the model's weights, as `open_cloc.load` takes it.
         layout: Version of the layout.
     """
 
@@ -57,6 +58,7 @@ class About:
     weights: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     thumbnail: int = 320
+    dtype: str = "fp32"
     layout: int = LAYOUT
 
 

@@ -36,8 +36,8 @@ from open_cloc.model.search import CANDIDATES, ground_phrases
 from open_cloc.texts import TextCache
 
 
-class _Regions(NamedTuple):
-    """Regions that a user asks about.
+class Regions(NamedTuple):
+    """Regions that a user asks about, embedded.
 
     Attributes:
         features: (R, D) embeddings of unit length.
@@ -151,12 +151,16 @@ class EncodedImage:
             UserError: As `embed`, and if labels are missing, empty, repeated or alike as far as the model
                 reads them, or `top_k` < 1.
         """
+        return self.name(self._regions(boxes, masks, points, box_format, normalized), labels, top_k=top_k)
+
+    @torch.inference_mode()
+    def name(self, regions: Regions, labels: Sequence[str], *, top_k: int = 5) -> list[NamedRegion]:
+        """Name regions that are embedded already, as `classify` does; raises as it."""
         if not isinstance(top_k, int) or top_k < 1:
             raise UserError(f"top_k must be a whole number, at least 1; got {top_k!r}")
         check_texts(labels, "labels", self.model.cleaning)
         check_distinct(labels, self.model.cleaning)
         check_told_apart(labels, self.model.tokenize(list(labels)))
-        regions = self._regions(boxes, masks, points, box_format, normalized)
         cosines = regions.features @ torch.stack(self.texts(labels)).T  # (R, T)
         scores, order = self._probabilities(cosines).topk(min(top_k, len(labels)), dim=-1)
         boxes_px = denormalize_boxes(regions.boxes, self.size_hw).tolist()
@@ -196,6 +200,10 @@ class EncodedImage:
             if min_score is None or score >= min_score
         ]
 
+    def on_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (..., 4) of the picture on the canvas, float32."""
+        return self.geometry.to_canvas(boxes).astype(np.float32).clip(0, 1)
+
     def _regions(
         self,
         boxes: ArrayLike | None,
@@ -203,7 +211,7 @@ class EncodedImage:
         points: ArrayLike | None,
         box_format: str,
         normalized: bool,
-    ) -> _Regions:
+    ) -> Regions:
         if sum(given is not None for given in (boxes, masks, points)) > 1:
             raise UserError("give boxes, masks or points, not several of them")
         if masks is not None:
@@ -211,28 +219,24 @@ class EncodedImage:
             return self._embedded({"mask": self.geometry.masks_to_canvas(array)}, boxes_of_masks(array))
         if points is not None:
             own = points_of_picture(points, self.size_hw, normalized)
-            on_canvas = self._on_canvas(np.concatenate([own, own], -1))[..., :2]
+            on_canvas = self.on_canvas(np.concatenate([own, own], -1))[..., :2]
             return self._embedded({"points": on_canvas}, around(own, own))
         sets = sets_of_boxes(boxes)
         if sets is not None:
             own = boxes_of_picture(sets.reshape(-1, 4), self.size_hw, box_format, normalized)
             own = own.reshape(sets.shape)
-            return self._embedded({"boxes": self._on_canvas(own)}, around(own[..., :2], own[..., 2:]))
+            return self._embedded({"boxes": self.on_canvas(own)}, around(own[..., :2], own[..., 2:]))
         if boxes is not None:
             own = boxes_of_picture(boxes, self.size_hw, box_format, normalized)
-            return self._embedded({"box": self._on_canvas(own)}, own)
+            return self._embedded({"box": self.on_canvas(own)}, own)
         whole = np.array([[0.0, 0.0, 1.0, 1.0]])
-        return _Regions(F.normalize(self.state.image_features.float(), dim=-1), whole)
+        return Regions(F.normalize(self.state.image_features.float(), dim=-1), whole)
 
-    def _on_canvas(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (..., 4) of the picture on the canvas, float32."""
-        return self.geometry.to_canvas(boxes).astype(np.float32).clip(0, 1)
-
-    def _embedded(self, prompts: dict[str, np.ndarray], boxes: np.ndarray) -> _Regions:
+    def _embedded(self, prompts: dict[str, np.ndarray], boxes: np.ndarray) -> Regions:
         """Prompts of the canvas, embedded."""
         given = {kind: torch.from_numpy(own)[None].to(self.model.device) for kind, own in prompts.items()}
         features = embed_regions(self.model, self.state, given)[0]
-        return _Regions(require_numbers(features, "regions"), boxes)
+        return Regions(require_numbers(features, "regions"), boxes)
 
     def _probabilities(self, cosines: Tensor) -> Tensor:
         clip: Any = self.model.clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,7 +13,8 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.hub import find_folder
 from open_cloc.model.weights import FILES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(
@@ -53,6 +55,12 @@ def load_model(
     model.clip.visual.to(weights)
     model.clip.text.to(weights)
     return model.to(target).eval()
+
+
+def dtype_of(model: CLOC) -> str:
+    """The type of a model's towers, a key of `DTYPES`; empty where it is none of them."""
+    own = next(model.clip.visual.parameters()).dtype
+    return next((name for name, dtype in DTYPES.items() if dtype == own), "")
 
 
 def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

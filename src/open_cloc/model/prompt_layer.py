@@ -19,6 +19,7 @@ Shapes: B images, R prompts per image, N image tokens, K tokens per prompt, C wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar
 
@@ -90,6 +91,17 @@ def select(terms: T, index: Tensor | slice) -> T:
     if not is_dataclass(terms) or isinstance(terms, type):
         return terms
     return replace(terms, **{f.name: select(getattr(terms, f.name), index) for f in fields(terms)})
+
+
+def join(terms: Sequence[T]) -> T:
+    """The terms of several groups of images as those of one group, `select` turned around."""
+    first = terms[0]
+    if isinstance(first, Tensor):
+        return torch.cat(terms)  # type: ignore[arg-type, return-value]
+    if not is_dataclass(first) or isinstance(first, type):
+        return first
+    names = [field.name for field in fields(first)]
+    return replace(first, **{name: join([getattr(own, name) for own in terms]) for name in names})
 
 
 class PromptLayer(nn.Module):

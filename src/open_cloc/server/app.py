@@ -292,8 +292,8 @@ def _add_questions(app: Any, service: Service) -> None:
         form = asked.form
         limits.check_count(len(form.boxes), limits.boxes, "boxes")
         image = await service.image(asked)
-        rows = await compute(image.embed, form.boxes, box_format=form.box_format, normalized=form.normalized)
-        return {"embeddings": _rows(rows, form.encoding)}
+        regions = await service.regions(image, form)
+        return {"embeddings": _rows(regions.features.float().cpu().numpy(), form.encoding)}
 
     @_post(app, "/v1/classify", forms.Classify, forms.Names, "ask")
     async def classify(asked: Asked) -> Any:
@@ -301,14 +301,11 @@ def _add_questions(app: Any, service: Service) -> None:
         limits.check_texts(form.labels, "labels")
         limits.check_count(len(form.boxes or ()), limits.boxes, "boxes")
         image = await service.image(asked)
-        named = await compute(
-            image.classify,
-            form.labels,
-            form.boxes,
-            box_format=form.box_format,
-            normalized=form.normalized,
-            top_k=form.top_k,
-        )
+        if form.boxes is None:
+            named = await compute(image.classify, form.labels, top_k=form.top_k)
+        else:
+            regions = await service.regions(image, form)
+            named = await compute(image.name, regions, form.labels, top_k=form.top_k)
         return {"size": _size(image), "regions": [region.as_json() for region in named]}
 
     @_post(app, "/v1/ground", forms.Ground, forms.Phrases, "ask")

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from open_cloc.index.query import of_image, total
-from open_cloc.inference.encoded import EncodedImage
+from open_cloc.inference.encoded import EncodedImage, Regions
+from open_cloc.inference.inputs import boxes_of_picture
 from open_cloc.inference.predictor import Predictor
+from open_cloc.inference.together import embed_together
 from open_cloc.inference.tokens import content_of
 from open_cloc.pictures import read_pixels
-from open_cloc.server.batching import ImageBatcher, ImageCache
+from open_cloc.server.batching import Batcher, ImageBatcher, ImageCache
 from open_cloc.server.fetch import Fetcher
 from open_cloc.server.limits import Limits, RefusedError
 from open_cloc.server.metrics import Metrics
@@ -65,10 +67,14 @@ class Service:
             waiting=limits.waiting,
             told=self.metrics.batches.observe,
         )
+        self._prompts: Batcher[tuple[EncodedImage, np.ndarray], Regions] = Batcher(
+            lambda asked: embed_together(*zip(*asked)), self._model, batch=limits.batch
+        )
 
     async def close(self) -> None:
         """Let what runs end, and answer what waits."""
         await self.images.close()
+        await self._prompts.close()
         for pool in (self._model, self._others):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -88,6 +94,15 @@ class Service:
         """The picture of a request, looked at or remembered; raises `RefusedError`."""
         encoded = asked.image if asked.image is not None else await self.read(asked.form.image)
         return await self.look_at(encoded)
+
+    async def regions(self, image: EncodedImage, form: Any) -> Regions:
+        """The boxes of a form, embedded together with those of other requests.
+
+        Raises:
+            UserError: If a box is not finite, inverted or outside the picture.
+        """
+        boxes = boxes_of_picture(form.boxes, image.size_hw, form.box_format, form.normalized)
+        return await self._prompts((image, boxes))
 
     async def read(self, text: str) -> bytes:
         """The file of a picture that is given as base64 or as a URL."""
