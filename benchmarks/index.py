@@ -20,12 +20,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 
 from benchmarks.timing import print_table, verdict, write_json
@@ -35,16 +36,12 @@ from open_cloc.index.build import add_pictures
 from open_cloc.index.query import Query
 from open_cloc.index.region_index import RegionIndex
 from open_cloc.index.rows import rows_of
+from open_cloc.inference.encoded import Regions
 from open_cloc.inference.predictor import Predictor, load
 from open_cloc.model.create import ModelConfig, build_model
+from open_cloc.model.load import choose_dtype
 from open_cloc.samples import Region, RegionSample
 
-# The size of a ViT-B/16, with random weights: time does not ask what they are.
-TOWERS: dict[str, Any] = {
-    "embed_dim": 512,
-    "vision_cfg": {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12},
-    "text_cfg": {"width": 512, "heads": 8, "layers": 12},
-}
 TINY: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
@@ -67,6 +64,8 @@ class Options:
     queries: Searches of each kind.
     kills: How often a process that adds is killed.
     scenes: Generated pictures, for quality.
+    towers: Of speed and search.
+    dtype: Type of their weights.
     """
 
     only: tuple[str, ...] = ("speed", "search", "kills", "quality")
@@ -78,6 +77,8 @@ class Options:
     queries: int = 200
     kills: int = 20
     scenes: int = 400
+    towers: str = "ViT-B-16"
+    dtype: str = "fp32"
 
 
 class Crops:
@@ -89,6 +90,11 @@ class Crops:
     def encode(self, pictures: Sequence[np.ndarray]) -> list[Cropped]:
         whole = self.predictor.encode(list(pictures))
         return [Cropped(self, one, image.embed()) for one, image in zip(pictures, whole)]
+
+    def embed_together(self, images: Sequence[Cropped], boxes: Sequence[np.ndarray]) -> list[Regions]:
+        return [
+            Regions(torch.from_numpy(image.embed(own)), own) for image, own in zip(images, boxes, strict=True)
+        ]
 
     def embed(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         parts = [crops[start : start + self.batch_size] for start in range(0, len(crops), self.batch_size)]
@@ -114,11 +120,13 @@ class Cropped:
         )
 
 
-def made_model(towers: dict[str, Any]) -> Predictor:
-    import torch
-
+def made_model(towers: str | dict[str, Any], dtype: str = "fp32") -> Predictor:
+    """A model of random weights: time does not ask what they are."""
     torch.manual_seed(0)
-    return Predictor(build_model(ModelConfig(towers=towers)).eval())
+    model = build_model(ModelConfig(towers=towers)).eval()
+    model.clip.visual.to(choose_dtype(dtype))
+    model.clip.text.to(choose_dtype(dtype))
+    return Predictor(model)
 
 
 def made_samples(options: Options) -> list[RegionSample]:
@@ -140,14 +148,15 @@ def drawn_boxes(draw: np.random.Generator, count: int) -> list[tuple[float, floa
 
 def speed(options: Options) -> list[dict[str, Any]]:
     """Pictures into an index, by both, a few pictures of each in turn."""
-    predictor = made_model(TOWERS)
+    predictor = made_model(options.towers, options.dtype)
     ways: dict[str, Any] = {"prompter": predictor, "crops": Crops(predictor)}
     spent = {name: {"CPU s": 0.0, "wall s": 0.0} for name in ways}
     samples = made_samples(options)
     with tempfile.TemporaryDirectory() as folder:
         indices = {name: RegionIndex.build(f"{folder}/{name}", predictor).store for name in ways}
-        for start in range(-1, len(samples), 8):  # the first is to warm up
-            part = samples[max(0, start) : start + 8] if start >= 0 else samples[:1]
+        warm_up = [replace(sample, key=f"warm {sample.key}") for sample in samples[:2]]
+        for start in range(-8, len(samples), 8):
+            part = samples[start : start + 8] if start >= 0 else warm_up
             for name, way in ways.items():
                 cpu, wall = time.process_time(), time.perf_counter()
                 add_pictures(indices[name], way, part, lambda sample, pixels: list(sample.regions))
@@ -189,7 +198,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def search(options: Options) -> list[dict[str, Any]]:
     """Approximate search against exact search, and the time of queries."""
-    predictor = made_model(TOWERS)
+    predictor = made_model(options.towers, options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         index = RegionIndex.build(f"{folder}/made", predictor)
         started = time.perf_counter()

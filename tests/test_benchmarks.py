@@ -17,12 +17,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "phrases": {"count": 6, "rounds": 1},
     "region_embeddings": {"counts": (2,), "rounds": 1, "crops": 0, "literal": 0},
     "accumulation": {"architecture": SMALL, "batch_size": 4, "parts": 2, "rounds": 1},
+    "index": {
+        "only": ("speed", "search"),
+        "towers": SMALL,
+        "pictures": 2,
+        "boxes": 2,
+        "regions": 60,
+        "queries": 2,
+    },
     "training_step": {"architecture": SMALL, "batch_size": 2, "rounds": 1, "literal": False},
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_runs_and_writes_its_aims(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "index":
+        pytest.importorskip("lancedb", reason="the extra index is not installed")
     monkeypatch.setattr(timing, "OUTPUT", tmp_path)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -19,7 +19,6 @@ from open_cloc.index.rows import picture_id, rows_of, thumbnail_of, values_of
 from open_cloc.index.store import About, Store
 from open_cloc.inference.encoded import EncodedImage
 from open_cloc.inference.predictor import Predictor
-from open_cloc.inference.together import embed_together
 from open_cloc.inference.tokens import TokenCache, content_of
 from open_cloc.model.region_sources import RegionSource
 from open_cloc.samples import Region, RegionSample
@@ -113,7 +112,7 @@ def add_pictures(
                 added.known += read.is_known
                 bad.add(int(not read.problems), _bad(read.problems))
             ready = [read.ready for read in batch if read.ready is not None]
-            for new in _rows(ready, _encode(predictor, tokens, ready)):
+            for new in _rows(predictor, ready, _encode(predictor, tokens, ready)):
                 rows += new
                 added.pictures, added.regions = added.pictures + 1, added.regions + len(new) - 1
             done += len(batch)
@@ -133,10 +132,12 @@ def _encode(
     return tokens.encode([one.pixels for one in ready], [one.content for one in ready])
 
 
-def _rows(ready: Sequence[_Ready], images: Sequence[EncodedImage]) -> Iterator[list[dict[str, Any]]]:
+def _rows(
+    predictor: Predictor, ready: Sequence[_Ready], images: Sequence[EncodedImage]
+) -> Iterator[list[dict[str, Any]]]:
     """The rows of each picture; their regions are embedded together."""
     boxes = [np.array([region.box for region in one.regions], np.float64).reshape(-1, 4) for one in ready]
-    for one, image, regions in zip(ready, images, embed_together(images, boxes)):
+    for one, image, regions in zip(ready, images, predictor.embed_together(images, boxes)):
         vectors = np.concatenate([image.embed()[None], regions.features.cpu().numpy()])
         yield rows_of(one.sample, one.content, image.size_hw, one.regions, vectors, one.values, one.thumbnail)
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from open_cloc.canvas import Geometry
 from open_cloc.inference.answer import FoundPhrase, Label
 from open_cloc.inference.detections import from_bgr, to_detections
-from open_cloc.inference.encoded import EncodedImage, require_numbers
+from open_cloc.inference.encoded import EncodedImage, Regions, require_numbers
 from open_cloc.inference.inputs import check_texts
+from open_cloc.inference.together import embed_together
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.embed import embed_texts, tell_cut
 from open_cloc.model.load import load_model
@@ -120,6 +121,18 @@ class Predictor:
         """
         check_texts(texts, "texts", self.model.cleaning)
         return torch.stack(self.texts(texts)).cpu().numpy()
+
+    def embed_together(self, images: Sequence[EncodedImage], boxes: Sequence[np.ndarray]) -> list[Regions]:
+        """Embed boxes of several pictures in few passes of the Prompter.
+
+        Args:
+            images: Pictures that this predictor has looked at, one for each set of boxes.
+            boxes: (R, 4) normalised `xyxy` of its picture each, inside of it.
+
+        Returns:
+            For each its `features` (R, D), a tensor of unit length, and its `boxes`.
+        """
+        return embed_together(images, boxes)
 
     def detections(
         self,

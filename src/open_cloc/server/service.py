@@ -16,7 +16,6 @@ from open_cloc.index.query import of_image, total
 from open_cloc.inference.encoded import EncodedImage, Regions
 from open_cloc.inference.inputs import boxes_of_picture
 from open_cloc.inference.predictor import Predictor
-from open_cloc.inference.together import embed_together
 from open_cloc.inference.tokens import content_of
 from open_cloc.pictures import read_pixels
 from open_cloc.server.batching import Batcher, ImageBatcher, ImageCache
@@ -68,7 +67,7 @@ class Service:
             told=self.metrics.batches.observe,
         )
         self._prompts: Batcher[tuple[EncodedImage, np.ndarray], Regions] = Batcher(
-            lambda asked: embed_together(*zip(*asked)), self._model, batch=limits.batch
+            lambda asked: predictor.embed_together(*zip(*asked)), self._model, batch=limits.batch
         )
 
     async def close(self) -> None:
