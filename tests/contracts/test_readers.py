@@ -35,6 +35,7 @@ from tests.data.readers.made import (
     write_open_images,
     write_panoptic,
     write_reclip,
+    write_refcoco_table,
     write_sharegpt4v,
     write_table,
     write_urban1k,
@@ -97,6 +98,7 @@ FIXTURES: dict[str, Callable[[Path], str]] = {
     "masks": write_masks,
     "grefcoco": lambda folder: str(write_grefcoco(folder)),
     "mdetr": lambda folder: str(write_mdetr(folder)),
+    "refcoco_table": lambda folder: str(write_refcoco_table(folder)),
     "open_images": lambda folder: str(write_open_images(folder)),
     "objects365": lambda folder: str(write_objects365(folder)),
 }

@@ -36,6 +36,7 @@ from tests.data.readers.made import (
     encoded,
     fg_ovd_lines,
     flair_document,
+    held_rows,
     karpathy_document,
     lvis_document,
     mdetr_document,
@@ -45,6 +46,7 @@ from tests.data.readers.made import (
     picture_of,
     pictures,
     reclip_lines,
+    refcoco_rows,
     sharegpt4v_document,
     write_coco,
     write_dci,
@@ -60,6 +62,7 @@ from tests.data.readers.made import (
     write_open_images,
     write_panoptic,
     write_reclip,
+    write_refcoco_table,
     write_sharegpt4v,
 )
 
@@ -196,8 +199,10 @@ def _parquet(folder: Path, document: Any) -> str:
         values = [row.get(name) for row in rows]
         try:
             table[name] = arrow.array(values)
+            # Parquet takes less than Arrow does: no object without a field.
+            parquet.write_table(arrow.table({name: table[name]}), arrow.BufferOutputStream())
         except (arrow.ArrowException, OverflowError, ValueError, TypeError):
-            table[name] = arrow.array([json.dumps(value) for value in values])
+            table[name] = arrow.array([json.dumps(value, default=repr) for value in values])
     parquet.write_table(arrow.table(table), folder / "a.parquet")
     return f"table:{folder / 'a.parquet'}"
 
@@ -275,6 +280,10 @@ def _open_images(folder: Path, document: Any) -> str:
     writer.writerows(rows)
     (folder / "odd.csv").write_bytes(stream.getvalue().encode("utf-8", "surrogatepass"))
     return f"open_images:{folder / 'odd.csv'}"
+
+
+def _refcoco_table(folder: Path, document: Any) -> str:
+    return _parquet(folder, document).replace("table:", "refcoco_table:", 1)
 
 
 def _references(folder: Path, document: Any) -> str:
@@ -365,6 +374,8 @@ SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "open_images": (OPEN_IMAGES, _open_images),
     "objects365": (OBJECTS365, partial(_whole, kind="objects365")),
     "grefcoco": (REFERENCES, _references),
+    "refcoco_table": (refcoco_rows(), _refcoco_table),
+    "held_references": (held_rows(), _refcoco_table),
     "mdetr": (mdetr_document(), partial(_whole, kind="mdetr")),
     "objects": (OBJECTS, _objects),
     "dci": ({"7": DCI, "8": DCI | {"image": "sa_8.jpg"}}, _dci),
@@ -383,6 +394,7 @@ WRITTEN: dict[str, Callable[[Path], Path]] = {
     "objects365": write_objects365,
     "grefcoco": write_grefcoco,
     "mdetr": write_mdetr,
+    "refcoco_table": write_refcoco_table,
 }
 
 

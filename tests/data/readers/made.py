@@ -580,3 +580,55 @@ def write_mdetr(folder: Path) -> Path:
     path.write_text(json.dumps(mdetr_document()))
     picture_of(folder, "train2014/COCO_train2014_000000581857.jpg")
     return path
+
+
+def refcoco_rows() -> list[dict[str, Any]]:
+    """References as `jxu124/refcoco` has them: two of one picture, one of another."""
+    rows = []
+    for number, (image, corners, split) in enumerate(
+        [(581857, [10, 5, 30, 15], "val"), (581857, [50, 25, 100, 50], "val"), (9, [0, 0, 50, 25], "testA")]
+    ):
+        sides = [corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]]
+        sentences = [f"the lady {number}", f"woman {number}"]
+        rows.append(
+            {
+                "sent_ids": [2 * number, 2 * number + 1],
+                "file_name": f"COCO_train2014_{image:012d}_{number}.jpg",
+                "ann_id": number + 40,
+                "ref_id": number,
+                "image_id": image,
+                "split": split,
+                "sentences": [
+                    {"raw": text, "sent": text, "sent_id": number, "tokens": text.split()}
+                    for text in sentences
+                ],
+                "category_id": 1,
+                "raw_anns": json.dumps({"id": number + 40, "image_id": image, "bbox": sides}),
+                "image_path": f"coco/train2014/COCO_train2014_{image:012d}.jpg",
+                "bbox": [float(side) for side in corners],
+            }
+        )
+    return rows
+
+
+def write_refcoco_table(folder: Path) -> Path:
+    for number in (581857, 9):
+        picture_of(folder, f"train2014/COCO_train2014_{number:012d}.jpg")
+    return write_table(folder / "validation.parquet", refcoco_rows())
+
+
+def held_rows() -> list[dict[str, Any]]:
+    """References as `lmms-lab/RefCOCO` has them, each with its picture of 6 by 4 pixels."""
+    return [
+        {
+            "question_id": f"{number}",
+            "image": {"bytes": encoded(number), "path": None},
+            "question": "Please give a phrase for the box",
+            "answer": ["the lady", f"woman {number}"],
+            "segmentation": [0.0, 0.0, 1.0, 1.0],
+            "bbox": [1.0, 1.0, 3.0, 2.0],
+            "iscrowd": 0,
+            "file_name": f"COCO_train2014_{number:012d}_0.jpg",
+        }
+        for number in range(2)
+    ]

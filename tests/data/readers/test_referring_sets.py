@@ -13,16 +13,20 @@ import pytest
 from open_cloc.cli.main import main
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.readers.referring import REFERRING
-from open_cloc.errors import MissingFileError, UserError
+from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.evaluation.tasks.referring import expressions_of
 from open_cloc.samples import RegionSample
 from tests.data.readers.made import (
+    held_rows,
     reclip_lines,
+    refcoco_rows,
     samples,
     write_grefcoco,
     write_mdetr,
     write_reclip,
     write_refcoco,
+    write_refcoco_table,
+    write_table,
 )
 
 BOX, OTHER = (0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 1.0, 1.0)
@@ -207,3 +211,55 @@ def test_mdetr_has_a_picture_for_each_expression(tmp_path: Path) -> None:
         "image at position 2",
         "boxes name image 77, which is not there (" + str(path) + ")",
     ]
+
+
+def test_parquet_has_an_expression_at_its_box(tmp_path: Path) -> None:
+    path = write_refcoco_table(tmp_path)
+    dataset: Any = open_reader(f"{path},split=val")
+    (only,) = samples(dataset)
+    assert only.image == tmp_path / "train2014" / "COCO_train2014_000000581857.jpg"
+    assert [(region.text, region.box) for region in only.regions] == [
+        ("the lady 0", pytest.approx(BOX)),
+        ("woman 0", pytest.approx(BOX)),
+        ("the lady 1", OTHER),
+        ("woman 1", OTHER),
+    ]
+    assert only.metadata == {"image_id": 581857}
+    assert len(open_reader(f"refcoco_table:{tmp_path}/valid*.parquet")) == 2
+    with pytest.raises(UserError, match=r"no split 'train'.*testA, val"):
+        open_reader(f"refcoco_table:{path},split=train")
+
+
+def test_parquet_whose_boxes_disagree_says_so(tmp_path: Path) -> None:
+    path = write_refcoco_table(tmp_path)
+    rows = refcoco_rows()
+    rows[0]["bbox"] = [10.0, 5.0, 20.0, 10.0]  # xywh, and not what the data set has
+    rows[1]["raw_anns"] = "[]"
+    write_table(path, rows)
+    dataset: Any = open_reader(f"refcoco_table:{path}")
+    first, second = (problem.message for problem in dataset.problems)
+    assert "bbox [10.0, 5.0, 20.0, 10.0] and raw_anns' [10.0, 5.0, 30.0, 15.0] as xyxy" in first
+    assert "raw_anns must be an object" in second
+    rows[2]["bbox"] = rows[0]["bbox"]
+    write_table(path, rows)
+    with pytest.raises(UserError, match=r"no entry can be used; the first: row 0"):
+        open_reader(f"refcoco_table:{path}")
+
+
+def test_parquet_with_its_pictures(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "testA.parquet", held_rows())
+    dataset: Any = open_reader(str(path))
+    first, second = samples(dataset)
+    box = pytest.approx((1 / 6, 1 / 4, 4 / 6, 3 / 4))
+    assert [(r.text, r.box) for r in second.regions] == [("the lady", box), ("woman 1", box)]
+    assert first.pixels().shape == (4, 6, 3)
+    assert first.metadata == {"file_name": "COCO_train2014_000000000000_0.jpg"}
+    with pytest.raises(UserError, match="is one split"):
+        open_reader(f"refcoco_table:{path},split=val")
+    write_table(path, [held_rows()[0] | {"answer": []}])
+    broken: Any = open_reader(str(path))
+    with pytest.raises(SampleError, match="answer must be a list of expressions"):
+        broken[0]
+    write_table(path, [{"image": "a", "text": "b"}])
+    with pytest.raises(UserError, match="needs the columns image_id"):
+        open_reader(f"refcoco_table:{path}")

@@ -43,6 +43,7 @@ READERS = {
     "reclip": "open_cloc.data.readers.referring:open_reclip",
     "grefcoco": "open_cloc.data.readers.grefcoco:open_grefcoco",
     "mdetr": "open_cloc.data.readers.mdetr:open_mdetr",
+    "refcoco_table": "open_cloc.data.readers.refcoco_table:open_refcoco_table",
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
