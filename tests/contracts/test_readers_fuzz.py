@@ -34,7 +34,9 @@ from tests.data.readers.made import (
     VOC,
     coco_document,
     encoded,
+    fg_ovd_document,
     fg_ovd_lines,
+    finehard_rows,
     flair_document,
     held_rows,
     karpathy_document,
@@ -51,6 +53,7 @@ from tests.data.readers.made import (
     write_coco,
     write_dci,
     write_fg_ovd,
+    write_finehard,
     write_flair,
     write_genome,
     write_grefcoco,
@@ -366,6 +369,8 @@ SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "panoptic": (panoptic_document(), partial(_whole, kind="panoptic")),
     "voc": ({"1": VOC, "2": VOC}, _voc),
     "fg_ovd": (fg_ovd_lines(), partial(_lines, kind="fg_ovd")),
+    "fg_ovd_coco": (fg_ovd_document(), partial(_whole, kind="fg_ovd")),
+    "finehard": (finehard_rows(), partial(_whole, kind="finehard")),
     "reclip": (RECLIP, partial(_lines, kind="reclip")),
     "odvg": (odvg_lines(), partial(_lines, kind="odvg")),
     "karpathy": (KARPATHY, partial(_whole, kind="karpathy")),
@@ -394,6 +399,7 @@ WRITTEN: dict[str, Callable[[Path], Path]] = {
     "objects365": write_objects365,
     "grefcoco": write_grefcoco,
     "mdetr": write_mdetr,
+    "finehard": write_finehard,
     "refcoco_table": write_refcoco_table,
 }
 
@@ -414,7 +420,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 picture_of(
                     folder, f"{'flickr30k-images' if form == 'flickr30k' else 'JPEGImages'}/{name}.jpg"
                 )
-        elif form == "fg_ovd":
+        elif form.startswith("fg_ovd"):
             write_fg_ovd(folder)
         elif form in WRITTEN:
             WRITTEN[form](folder)

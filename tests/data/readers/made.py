@@ -632,3 +632,63 @@ def held_rows() -> list[dict[str, Any]]:
         }
         for number in range(2)
     ]
+
+
+def fg_ovd_document() -> dict[str, Any]:
+    """The same sentences as `fg_ovd_lines` has, as the benchmark's own JSON has them: names of categories."""
+    lines = fg_ovd_lines()
+    sentences = [text for line in lines for text in (*line["pos_expression"], *line["neg_expression"])]
+    numbers = {text: number + 1 for number, text in enumerate(sentences)}
+    return {
+        "images": [
+            {"id": own, "file_name": name, "width": 100, "height": 50}
+            for own, name in {line["image_id"]: line["img_path"] for line in lines}.items()
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": line["image_id"],
+                "bbox": line["bbox"],
+                "category_id": numbers[line["pos_expression"][0]],
+                "neg_category_ids": [numbers[text] for text in line["neg_expression"]],
+            }
+            for number, line in enumerate(lines)
+        ],
+        "categories": [{"id": number, "name": text} for text, number in numbers.items()],
+    }
+
+
+def finehard_rows() -> list[dict[str, Any]]:
+    """Two pictures as FineHARD has them; behind the box stands a score."""
+    return [
+        {
+            "f_path": f"part/{number}.jpg",
+            "caption": f"A long caption of {number}.",
+            "short_caption": f"short {number}",
+            "bbox_info": [
+                {
+                    "bbox": [0.1, 0.1, 0.3, 0.3, 0.71],
+                    "short_expr": "a red mug",
+                    "long_expr": "a red mug with a white handle",
+                    "flag_short_neg": 1,
+                    "short_expr_negs": {"0": "a blue mug", "1": "a red bowl"},
+                },
+                {
+                    "bbox": [0.5, 0.5, 1.0, 1.0, 0.4],
+                    "short_expr": "a table",
+                    "long_expr": "a table",
+                    "flag_short_neg": 0,
+                    "short_expr_negs": {"0": "a chair"},
+                },
+            ],
+        }
+        for number in range(2)
+    ]
+
+
+def write_finehard(folder: Path) -> Path:
+    for row in finehard_rows():
+        picture_of(folder, row["f_path"])
+    path = folder / "url2key_jsons.json"
+    path.write_text(json.dumps(finehard_rows()))
+    return path

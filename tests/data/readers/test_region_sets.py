@@ -11,10 +11,13 @@ import pytest
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.errors import MissingFileError, SampleError, UserError
 from tests.data.readers.made import (
+    fg_ovd_document,
     fg_ovd_lines,
+    finehard_rows,
     picture_of,
     samples,
     write_fg_ovd,
+    write_finehard,
     write_flickr30k,
     write_genome,
     write_objects365,
@@ -276,3 +279,49 @@ def test_objects365(tmp_path: Path, layout: str) -> None:
         place.unlink()
     with pytest.raises(MissingFileError, match="give their folder as images=FOLDER"):
         open_reader(f"objects365:{path}")
+
+
+def test_fg_ovd_as_the_benchmark_has_it(tmp_path: Path) -> None:
+    lines: Any = open_reader(f"fg_ovd:{write_fg_ovd(tmp_path)}")
+    path = tmp_path / "1_attributes.json"
+    path.write_text(json.dumps(fg_ovd_document()))
+    assert guess_spec(str(path)) == f"fg_ovd:{path}"
+    dataset: Any = open_reader(str(path))
+    for one, other in zip(samples(dataset), samples(lines), strict=True):
+        assert (one.image, one.metadata["image_id"]) == (other.image, other.metadata["image_id"])
+        assert [(r.box, r.text, r.texts) for r in one.regions] == [
+            (r.box, r.text, r.texts) for r in other.regions
+        ]
+    document = fg_ovd_document()
+    document["annotations"][0]["neg_category_ids"] = [1, 999]
+    document["annotations"][1]["image_id"] = 7
+    document["annotations"][2].pop("neg_category_ids")
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="no entry can be used; the first: annotation at position 0: neg_cat"):
+        open_reader(f"fg_ovd:{path}")
+
+
+def test_finehard(tmp_path: Path) -> None:
+    path = write_finehard(tmp_path)
+    dataset: Any = open_reader(str(path))
+    first, _ = samples(dataset)
+    assert first.captions == ("A long caption of 0.", "short 0")
+    assert [(r.text, r.box) for r in first.regions] == [
+        ("a red mug", (0.1, 0.1, 0.3, 0.3)),
+        ("a table", (0.5, 0.5, 1.0, 1.0)),
+    ]
+    mug, table = ([(text.role, text.text) for text in r.texts] for r in first.regions)
+    wrong = [("negative", "a blue mug"), ("negative", "a red bowl")]
+    assert mug == [("long", "a red mug with a white handle"), *wrong]
+    assert table == [("long", "a table")]
+    lines = tmp_path / "part.jsonl"
+    rows = finehard_rows()
+    rows[0]["bbox_info"][0]["bbox"] = [0.1, 0.1, 0.3]
+    rows[0]["bbox_info"][1]["short_expr_negs"] = "a chair"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"f_path": 3, "bbox_info": []}\n')
+    again: Any = open_reader(str(lines))
+    assert len(again) == 2
+    assert ["f_path must be text" in problem.message for problem in again.problems] == [True]
+    told = [problem.message for problem in again.raw(0).problems]
+    assert "must begin with 4 numbers" in told[0]
+    assert "short_expr_negs must be an object or a list" in told[1]

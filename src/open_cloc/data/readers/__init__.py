@@ -34,6 +34,7 @@ READERS = {
     "visual_genome": "open_cloc.data.readers.visual_genome:open_visual_genome",
     "flickr30k": "open_cloc.data.readers.flickr30k:open_flickr30k",
     "fg_ovd": "open_cloc.data.readers.fg_ovd:open_fg_ovd",
+    "finehard": "open_cloc.data.readers.finehard:open_finehard",
     "odvg": "open_cloc.data.readers.odvg:open_odvg",
     "karpathy": "open_cloc.data.readers.karpathy:open_karpathy",
     "flair": "open_cloc.data.readers.flair:open_flair",
@@ -52,7 +53,18 @@ READERS = {
 # The same for what is opened only to be converted: pickles, which nothing else reads.
 CONVERTED = {"refcoco": "open_cloc.data.readers.refcoco:open_refcoco"}
 # Of those, what is one file, and is not looked for in folders by its own reader.
-OF_FILES = ("panoptic", "fg_ovd", "odvg", "karpathy", "flair", "sharegpt4v", "reclip", "grefcoco", "mdetr")
+OF_FILES = (
+    "panoptic",
+    "fg_ovd",
+    "finehard",
+    "odvg",
+    "karpathy",
+    "flair",
+    "sharegpt4v",
+    "reclip",
+    "grefcoco",
+    "mdetr",
+)
 MOST_IN_FOLDER = 20
 # Names of folders that are no parts of one data set, in small letters.
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
@@ -125,7 +137,7 @@ def _formats(path: str) -> list[str]:
     """The formats of what lies at a path; a folder of pictures is none."""
     found = [name for name in READERS if name != LAST and _recogniser(name)(path)]
     # A file that is of a certain data set is often a table, or COCO's form, as well.
-    general = {TABLE} | ({"coco"} if {"objects365", "mdetr"} & set(found) else set())
+    general = {TABLE} | ({"coco"} if {"objects365", "mdetr", "fg_ovd"} & set(found) else set())
     return [name for name in found if name not in general] if len(found) > 1 else found
 
 

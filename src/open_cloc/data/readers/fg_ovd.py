@@ -1,4 +1,8 @@
-"""FG-OVD as FG-CLIP's scripts read it: JSON lines, each a box with its sentence and ten that are wrong."""
+"""FG-OVD: boxes with a sentence and ten that are wrong.
+
+FG-CLIP's scripts have it as JSON lines, a box each; the benchmark itself as a JSON in COCO's form, in which a
+sentence is the name of a category.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_text, field_of, shown
+from open_cloc.data.fields import FieldError, as_box, as_id, as_text, field_of, shown
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
     declared_size,
     json_lines,
+    list_in,
     looks_like,
     picture_folders,
     problem_in,
 )
+from open_cloc.files import read_json
 from open_cloc.samples import Text
 
 FOLDERS = ("coco", "images", "coco2017")
 SOURCE, NEGATIVE = "fg_ovd", "negative"
+COCO_FORM = (re.compile(rb'"neg_category_ids"\s*:'),)
 FORM = (re.compile(rb'"pos_expression"\s*:'), re.compile(rb'"neg_expression"\s*:'))
 
 
 def recognises(text: str) -> bool:
-    """Whether this is a file of JSON lines with sentences that are right and wrong."""
-    return looks_like(Path(text), (".jsonl", ".json"), FORM)
+    """Whether this is a file of boxes with sentences that are right and wrong."""
+    file = Path(text)
+    return looks_like(file, (".jsonl", ".json"), FORM) or looks_like(file, (".json",), COCO_FORM)
 
 
 def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:
@@ -44,23 +52,75 @@ def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) ->
 
     Raises:
         MissingFileError: If the file or the pictures are missing.
-        UserError: If no line can be used.
+        UserError: If it is of neither form, or nothing can be used.
     """
     file = Path(path)
     problems: list[Problem] = []
-    entries = list(_entries(file, problems))
+    is_coco = file.suffix.lower() == ".json" and not looks_like(file, (".json",), FORM)
+    entries = list(_entries(_boxes(file, problems) if is_coco else _lines(file, problems), file, problems))
     folders = picture_folders(file, images, *FOLDERS)
     return PackedDataset(file, folders, entries, problems=problems, outside=outside)
 
 
-def _entries(file: Path, problems: list[Problem]) -> Iterator[Entry]:
-    """The pictures in the order of their first lines."""
-    pictures: dict[str, tuple[list[RawRegion], tuple[int, int] | None, dict[str, Any]]] = {}
-    for number, row in json_lines(file, problems):
+def _lines(file: Path, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    return ((f"line {number}", row) for number, row in json_lines(file, problems))
+
+
+def _boxes(file: Path, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """The annotations of a JSON in COCO's form, as lines."""
+    document = read_json(file)
+    pictures = _by_id(document, file, "images", problems)
+    sentences = {own: row.get("name") for own, row in _by_id(document, file, "categories", problems).items()}
+    for position, given in enumerate(list_in(document, file, "FG-OVD", "annotations")):
+        where = f"annotation at position {position}"
         try:
-            name, region, size_hw, metadata = _line(as_object(row), number)
+            row = as_object(given)
+            wrong = field_of(row, "neg_category_ids")
+            if not isinstance(wrong, list):
+                raise FieldError(f"neg_category_ids must be a list; got {shown(wrong)}")
+            picture = _known(pictures, row, "image_id")
+            yield (
+                where,
+                {
+                    "img_path": field_of(picture, "file_name"),
+                    "bbox": field_of(row, "bbox"),
+                    "pos_expression": [_known(sentences, row, "category_id")],
+                    "neg_expression": [_known(sentences, {"neg_category_ids": own}) for own in wrong],
+                    **{key: picture[key] for key in ("width", "height") if key in picture},
+                    "image_id": row["image_id"],
+                },
+            )
         except FieldError as error:
-            problems.append(problem_in(error, f"line {number}", file))
+            problems.append(problem_in(error, where, file))
+
+
+def _by_id(document: Any, file: Path, part: str, problems: list[Problem]) -> dict[str, Mapping[str, Any]]:
+    found = {}
+    for position, given in enumerate(list_in(document, file, "FG-OVD", part)):
+        try:
+            row = as_object(given)
+            found[as_id(field_of(row, "id"), "id")] = row
+        except FieldError as error:
+            problems.append(problem_in(error, f"entry of {part} at position {position}", file))
+    return found
+
+
+def _known(found: Mapping[str, Any], row: Mapping[str, Any], name: str = "neg_category_ids") -> Any:
+    """What the id in a field stands for."""
+    own = as_id(field_of(row, name), name)
+    if own not in found:
+        raise FieldError(f"{name} {own!r} is not there")
+    return found[own]
+
+
+def _entries(rows: Iterator[tuple[str, Any]], file: Path, problems: list[Problem]) -> Iterator[Entry]:
+    """The pictures in the order of their first boxes."""
+    pictures: dict[str, tuple[list[RawRegion], tuple[int, int] | None, dict[str, Any]]] = {}
+    for where, row in rows:
+        try:
+            name, region, size_hw, metadata = _line(as_object(row), where)
+        except FieldError as error:
+            problems.append(problem_in(error, where, file))
             continue
         pictures.setdefault(name, ([], size_hw, metadata))[0].append(region)
     for name, (regions, size_hw, metadata) in pictures.items():
@@ -68,7 +128,7 @@ def _entries(file: Path, problems: list[Problem]) -> Iterator[Entry]:
 
 
 def _line(
-    entry: Mapping[str, Any], number: int
+    entry: Mapping[str, Any], where: str
 ) -> tuple[str, RawRegion, tuple[int, int] | None, dict[str, Any]]:
     right, wrong = field_of(entry, "pos_expression"), field_of(entry, "neg_expression")
     if not isinstance(right, list) or len(right) != 1:
@@ -78,6 +138,6 @@ def _line(
     texts = tuple(Text(as_text(text, "neg_expression").strip(), NEGATIVE, SOURCE) for text in wrong)
     box = as_box(field_of(entry, "bbox"), "bbox [x, y, w, h]")
     text = as_text(right[0], "pos_expression").strip()
-    region = RawRegion(box, text, f"line {number}", source=SOURCE, texts=texts)
+    region = RawRegion(box, text, where, source=SOURCE, texts=texts)
     kept = {key: entry[key] for key in ("image_id", "test_type") if isinstance(entry.get(key), (int, str))}
     return as_text(field_of(entry, "img_path"), "img_path"), region, declared_size(entry), kept

@@ -69,6 +69,7 @@ class PackedDataset:
         entries: Iterable[Entry],
         *,
         box_format: str = "xywh",
+        normalized: bool = False,
         problems: Sequence[Problem] = (),
         left_out: Mapping[str, int] | None = None,
         outside: bool = False,
@@ -82,7 +83,8 @@ class PackedDataset:
             where: The file, for messages.
             folders: Where pictures may lie, tried in turn.
             entries: What was read.
-            box_format: Of all boxes, which are in pixels.
+            box_format: Of all boxes.
+            normalized: Boxes are shares of the picture's sides instead of pixels.
             problems: Entries that could not be read; looked at when all were.
             left_out: What the reader saw and does not use; likewise.
             outside: Allow pictures that do not lie in these folders.
@@ -96,7 +98,7 @@ class PackedDataset:
         """
         self.where, self.folders, self.outside = str(where), list(folders), outside
         self.class_names, self.crowds, self.num_crowds = tuple(class_names), crowds, num_crowds
-        self.box_format = box_format
+        self.box_format, self.normalized = box_format, normalized
         found = list(entries)
         names = [entry.name for entry in found]
         self.problems = list(problems)
@@ -149,7 +151,7 @@ class PackedDataset:
             captions=tuple(beside["captions"]),
             regions=tuple(map(self._region, range(*self._starts[index : index + 2].tolist()))),
             box_format=self.box_format,
-            normalized=False,
+            normalized=self.normalized,
             metadata=beside["metadata"],
             texts=tuple(Text(*row) for row in beside["texts"]),
             problems=tuple(self._own_problems.get(index, ())),
@@ -298,7 +300,11 @@ def json_list(file: Path, what: str, key: str = "") -> list[Any]:
         MissingFileError: If the file is not there.
         UserError: If there is no such list.
     """
-    document = read_json(file)
+    return list_in(read_json(file), file, what, key)
+
+
+def list_in(document: Any, file: Path, what: str, key: str = "") -> list[Any]:
+    """The same of a file that was read; raises `UserError` as `json_list`."""
     found = document.get(key) if key and isinstance(document, dict) else document
     if not isinstance(found, list):
         where = f" {key!r}" if key else ""
