@@ -63,12 +63,14 @@ class Row:
         change: Makes its recipe of row 8's.
         share: Share of the training scenes that have regions.
         method: How its regions are embedded.
+        against: Row from which its differences are told.
     """
 
     name: str
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe
     share: float = SHARE
     method: str = "prompter"
+    against: str = "8"
 
 
 def prompter(**changes: Any) -> Callable[[Recipe], Recipe]:
@@ -124,6 +126,9 @@ ROWS = {
     "12": Row("... M = 2", regions(2)),
     "8-points": Row("... 30 % of the regions asked for by points", points(0.3)),
     "13": Row("CLOC, regions of all scenes", share=1.0),
+    "13-roialign": Row(
+        "... RoIAlign instead of the Prompter", prompter(regions="roialign"), 1.0, against="13"
+    ),
 }
 
 
@@ -242,13 +247,14 @@ def interval(values: Sequence[float]) -> float:
     return STUDENT[min(len(values) - 1, 9)] * statistics.stdev(values) / len(values) ** 0.5
 
 
-def table(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "8") -> str:
-    """Means with intervals; below each row, its difference to row 8, paired by seed."""
+def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Means with intervals; below each row, its difference to the row that it changes, paired by seed."""
     metrics = (*METRICS, BY_POINT)
     lines = ["| row | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for name, row in found.items():
         cells = [_cell(row.get(m, ())) for m in metrics]
         lines.append(f"| {name}: {ROWS[name].name} | " + " | ".join(cells) + " |")
+        against = ROWS[name].against
         if against in found and name != against:
             both = {m: (row.get(m, ()), found[against].get(m, ())) for m in metrics}
             cells = [_cell([a - b for a, b in zip(*values)], "+") for values in both.values()]

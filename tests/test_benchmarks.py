@@ -42,3 +42,21 @@ def test_it_runs_and_writes_its_aims(name: str, tmp_path: Path, monkeypatch: pyt
     (written,) = tmp_path.rglob(f"{name}.json")
     aims = json.loads(written.read_text())["aims"]
     assert all({"what", "got", "aim", "met"} <= set(aim) for aim in aims)
+
+
+def test_a_row_of_the_papers_table(tmp_path: Path) -> None:
+    from benchmarks import paper_rows
+
+    threads = torch.get_num_threads()
+    options = paper_rows.Options(samples=128, scenes=30, output=tmp_path)
+    found = {}
+    for name in ("8", "9"):
+        paper_rows.train_and_measure(options, name, 0)
+        found[name] = {
+            key: [value] for key, value in json.loads((tmp_path / f"{name}-0.json").read_text()).items()
+        }
+    torch.set_num_threads(threads)
+    assert set(found["9"]) == {*paper_rows.METRICS, paper_rows.BY_POINT}
+    lines = paper_rows.table(found).splitlines()
+    assert [line.split(":")[0] for line in lines[2:]] == ["| 8", "| 9", lines[4]]
+    assert lines[4].startswith("| less row 8 | ")
