@@ -27,6 +27,7 @@ from open_cloc.canvas import Geometry
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
+from open_cloc.model.load import load_model
 from open_cloc.model.prompter import PromptedImage, PrompterConfig
 from open_cloc.model.prompts.box import pool_boxes
 from open_cloc.objectives import Objectives
@@ -232,6 +233,8 @@ class Options:
     methods: Keys of METHODS.
     steps: Updates per run.
     seeds: Runs per point.
+    towers: A model whose image tower takes the recipe's place, such as one that `open-cloc train distill` has
+        made of it.
     output: For the JSON.
     """
 
@@ -241,6 +244,7 @@ class Options:
     methods: tuple[str, ...] = tuple(METHODS)
     steps: int = 100
     seeds: int = 1
+    towers: Path | None = None
     output: Path = Path("runs/few_boxes.json")
 
 
@@ -249,6 +253,9 @@ def main(options: Options) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     towers = build_model(RECIPE.model).eval()
+    if options.towers is not None:
+        taken = load_model(options.towers, "cpu")
+        towers.clip.visual.trunk.load_state_dict(taken.clip.visual.trunk.state_dict())
     sources = (options.shared / "stamps", options.shared / "coco128")
     pool = PastedScenes(*sources, "train", 10**6, num_sprites=5, photo_boxes=True)
     samples: list[RegionSample] = []
