@@ -155,8 +155,9 @@ def speed(options: Options) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         indices = {name: RegionIndex.build(f"{folder}/{name}", predictor).store for name in ways}
         warm_up = [replace(sample, key=f"warm {sample.key}") for sample in samples[:2]]
-        for start in range(-8, len(samples), 8):
-            part = samples[start : start + 8] if start >= 0 else warm_up
+        size = max(8, len(samples) // 8)  # each `add` ends with putting the index in order
+        for start in range(-size, len(samples), size):
+            part = samples[start : start + size] if start >= 0 else warm_up
             for name, way in ways.items():
                 cpu, wall = time.process_time(), time.perf_counter()
                 add_pictures(indices[name], way, part, lambda sample, pixels: list(sample.regions))
