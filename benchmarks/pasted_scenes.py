@@ -19,6 +19,7 @@ from open_cloc.samples import Region, RegionSample
 NUM_HELD_PHOTOS = 24  # the last photos are val's alone, those before them dev's
 DEV_PHRASES = 7  # one in so many of the train phrases is dev's: choices are made on dev, reported on val
 SHORT_SIDE = (0.15, 0.45)  # of the picture, that a cut-out's long side takes
+OPAQUE = 128  # of 255
 MAX_COVERED = 0.2  # of an earlier box, photo's or cut-out's, that a later cut-out may hide
 
 
@@ -55,23 +56,30 @@ class PastedScenes:
         return self.num_samples
 
     def __getitem__(self, index: int) -> RegionSample:
+        return self.with_masks(index)[0]
+
+    def with_masks(self, index: int) -> tuple[RegionSample, list[np.ndarray]]:
+        """A sample, and for each cut-out, the last of its regions, which pixels (H, W) show it."""
         rng = np.random.default_rng([self.seed, index, len(self.split)])
         photo = self.photos[int(rng.integers(len(self.photos)))]
         canvas = Image.fromarray(photo.pixels().copy())
         taken = [region.box for region in photo.regions] if self.photo_boxes else []
         pasted: list[Region] = []
+        masks: list[np.ndarray] = []
         for number in rng.choice(len(self.sprites), self.num_sprites, replace=False):
             row = self.sprites[int(number)]
-            box = self._paste(canvas, row["file"], rng, taken)
-            if box is not None:
+            found = self._paste(canvas, row["file"], rng, taken)
+            if found is not None:
+                box, mask = found
                 taken.append(box)
                 pasted.append(Region(box, row["phrase"].lower(), source="stamps"))
+                masks = [*(earlier & ~mask for earlier in masks), mask]
         regions = (*photo.regions, *pasted) if self.photo_boxes else tuple(pasted)
-        return RegionSample(f"{self.split}-{index:06d}", np.asarray(canvas), regions=regions)
+        return RegionSample(f"{self.split}-{index:06d}", np.asarray(canvas), regions=regions), masks
 
     def _paste(
         self, canvas: Image.Image, file: str, rng: np.random.Generator, taken: list
-    ) -> tuple[float, float, float, float] | None:
+    ) -> tuple[tuple[float, float, float, float], np.ndarray] | None:
         with Image.open(self.folder / "sprites" / file) as opened:
             sprite = opened.convert("RGBA")
         sprite = sprite.crop(sprite.getchannel("A").getbbox())
@@ -89,7 +97,9 @@ class PastedScenes:
             )
             if all(covered(old, box) <= MAX_COVERED for old in taken):
                 canvas.paste(sprite, (x, y), sprite)
-                return box
+                mask = Image.new("L", canvas.size)
+                mask.paste(sprite.getchannel("A"), (x, y))
+                return box, np.asarray(mask) >= OPAQUE
         return None
 
 

@@ -1,0 +1,87 @@
+"""A region asked for by its mask, its box, or points on it: python -m benchmarks.mask_prompts --weights MODEL
+
+Cut-outs with exact outlines on photos, named among all phrases of the split, by one trained model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from benchmarks.pasted_scenes import PastedScenes
+from benchmarks.timing import print_table, write_json
+from open_cloc.inference.predictor import load
+
+POINTS = 3
+
+
+@dataclass
+class Options:
+    """Attributes:
+    weights: A trained model's folder.
+    shared: Folder that holds `coco128` and `stamps`.
+    split: `dev` to choose, `val` to report.
+    scenes: Pictures with four cut-outs each, at most.
+    """
+
+    weights: Path
+    shared: Path = Path("../shared/data")
+    split: str = "val"
+    scenes: int = 150
+
+
+def points_on(mask: np.ndarray, count: int, rng: np.random.Generator) -> list[list[float]]:
+    """Pixels of a mask, `xy` of their middles."""
+    ys, xs = np.nonzero(mask)
+    drawn = rng.integers(len(xs), size=count)
+    return (np.stack([xs[drawn], ys[drawn]], 1) + 0.5).tolist()
+
+
+def main(options: Options) -> None:
+    """Print and write the share of cut-outs that each way names rightly, with its standard error."""
+    predictor = load(options.weights, "cpu")
+    sources = (options.shared / "stamps", options.shared / "coco128")
+    scenes = PastedScenes(*sources, options.split, options.scenes, seed=2)
+    phrases = sorted({row["phrase"].lower() for row in scenes.sprites})
+    classes = predictor.encode_text(phrases)
+    rng = np.random.default_rng(0)
+    ways = ("box", "mask", "one point", f"{POINTS} points")
+    right: dict[str, list[list[bool]]] = {way: [] for way in ways}
+    for number in tqdm(range(len(scenes)), desc="scenes"):
+        sample, masks = scenes.with_masks(number)
+        shown = [mask.any() for mask in masks]
+        masks = [mask for mask in masks if mask.any()]
+        regions = [region for region, is_shown in zip(sample.regions, shown, strict=True) if is_shown]
+        if not regions:
+            continue
+        image = predictor.encode(sample.pixels())
+        embedded = {
+            "box": image.embed([region.box for region in regions], normalized=True),
+            "mask": image.embed(masks=np.stack(masks)),
+            "one point": image.embed(points=[points_on(mask, 1, rng) for mask in masks]),
+            f"{POINTS} points": image.embed(points=[points_on(mask, POINTS, rng) for mask in masks]),
+        }
+        for way, features in embedded.items():
+            named = (features @ classes.T).argmax(1)
+            right[way].append([phrases[n] == region.text for n, region in zip(named, regions)])
+    rows = {way: _share(found) for way, found in right.items()}
+    count = sum(map(len, right["box"]))
+    print(f"{count} cut-outs of {len(right['box'])} pictures, {len(phrases)} phrases")
+    print_table(rows)
+    print(write_json("mask_prompts", {"cut-outs": count, "phrases": len(phrases), "rows": rows}))
+
+
+def _share(found: list[list[bool]]) -> dict[str, float]:
+    """The share of all, with its standard error over pictures."""
+    hits, sizes = np.array([sum(own) for own in found]), np.array([len(own) for own in found])
+    share = hits.sum() / sizes.sum()
+    error = np.sqrt(((hits - share * sizes) ** 2).sum()) / sizes.sum()
+    return {"right": float(share), "error": float(error)}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
