@@ -286,7 +286,7 @@ def fill_until_killed(place: str, pipe: Connection) -> None:
     """Add pictures, and say how many are there."""
     adding.ROWS_PER_WRITE = 200
     index = RegionIndex.open(place, made_model(TINY))
-    data = open_reader("scenes:val,num_samples=4000")
+    data = open_reader("scenes:val,num_samples=40000")
     pipe.send(0)
     index.add(data, "grid:20", progress=pipe.send)
     pipe.send(-1)
