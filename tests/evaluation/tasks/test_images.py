@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tiny_data import NAMES, Samples
 
 from open_cloc.errors import UserError
@@ -38,6 +39,35 @@ def test_retrieval_with_several_captions_per_image_equals_loops(model: CLOC, sam
         to_image = [owner in np.argsort(-column)[:k] for owner, column in zip(owners, scores.T)]
         assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(to_text))
         assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(np.mean(to_image))
+
+
+def test_retrieval_is_clip_benchmarks(model: CLOC, samples: Samples) -> None:
+    """Captions repeat, in a picture and in two: where the order of ties decides theirs, ours is between."""
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+    captions = [
+        (f"a {NAMES[i % 7]}", f"a {NAMES[i % 3]} {i}", f"a {NAMES[i % 7]}") for i in range(len(samples))
+    ]
+    ks = (1, 3, 6, 9)
+    data = Samples(RegionSample(s.key, s.image, own) for s, own in zip(samples, captions))
+    metrics = evaluate(model, data, "zeroshot_retrieval", EvaluationConfig(recall_k=ks))["metrics"]
+    predictor = Predictor(model)
+    images = torch.from_numpy(np.stack([predictor.encode_image(s.pixels()) for s in samples]))
+    texts = torch.from_numpy(predictor.encode_text([text for own in captions for text in own]))
+    owners = torch.arange(len(samples)).repeat_interleave(3)
+    agreed = 0
+    for name, scores, right in (
+        ("image", texts @ images.T, owners[:, None] == torch.arange(len(samples))),
+        ("text", images @ texts.T, torch.arange(len(samples))[:, None] == owners),
+    ):
+        for k in ks:
+            one, other = (
+                float((theirs.recall_at_k(scores[:, order], right[:, order], k) > 0).float().mean())
+                for order in (torch.arange(scores.shape[1]), torch.arange(scores.shape[1]).flip(0))
+            )
+            low, high = sorted((one, other))
+            assert low - 1e-6 <= metrics[f"{name}_retrieval_recall@{k}"] <= high + 1e-6
+            agreed += one == other
+    assert agreed >= 6
 
 
 def test_rows_of_one_picture_are_one_image(model: CLOC, samples: Samples) -> None:
