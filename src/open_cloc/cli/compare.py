@@ -41,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
     names = [str(path) for path in options.results]
     found = [read_result(path) for path in options.results]
     rows = compare(found, names)
+    if options.output is not None:
+        document = {metric: [asdict(row) for row in each] for metric, each in rows.items()}
+        write_json(options.output, {"results": names, "metrics": document})
     first = found[0]
     say(f"{first['task']} on {first.get('dataset', '')}, against {names[0]}")
     say(comparison_table(rows, names))
@@ -52,7 +55,5 @@ def main(argv: Sequence[str]) -> int:
     else:
         say("no intervals: these results kept no draws, which eval --output does now")
     if options.output is not None:
-        document = {metric: [asdict(row) for row in each] for metric, each in rows.items()}
-        write_json(options.output, {"results": names, "metrics": document})
         say(f"written to {options.output}")
     return 0

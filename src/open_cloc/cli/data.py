@@ -90,9 +90,9 @@ def check(
     indices = _evenly(len(dataset), num)
     with _progress(len(indices), "images") as bar:
         report = check_dataset(dataset, indices, bar.update)
-    say(format_report(report))
     if json_out is not None:
         write_json(json_out, hide_secrets({"source": source, **asdict(report)}))
+    say(format_report(report))
     return 1 if report.errors else 0
 
 

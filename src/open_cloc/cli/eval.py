@@ -63,9 +63,10 @@ def main(argv: Sequence[str]) -> int:
     command = parse(EvalCommand, argv, "open-cloc eval")
     check_result_file(command.output, RESULT)
     result = measure(command)
+    if command.output is not None:
+        write_json(command.output, result)  # before the screen: whoever reads it may leave, as `head` does
     say(result_table(result))
     if command.output is not None:
-        write_json(command.output, result)
         say(f"written to {command.output}")
     return 0
 

@@ -178,13 +178,13 @@ def search(index: Place, options: ToSearch) -> int:
         fold=options.fold,
         rerank=options.rerank,
     )
+    if options.output is not None and hits:
+        write_picture(options.output, opened.sheet(hits))
+        say(f"drew the hits on {options.output}", to_errors=True)
     if options.json:
         say_json({"hits": [hit.as_json() for hit in hits]})
     else:
         say("\n".join(_line(number, hit) for number, hit in enumerate(hits, 1)) or _nothing(store, options))
-    if options.output is not None and hits:
-        write_picture(options.output, opened.sheet(hits))
-        say(f"drew the hits on {options.output}", to_errors=True)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -70,10 +71,11 @@ def compare(argv: Sequence[str]) -> int:
     """Teach and measure three times as many models as seeds; prints a line for each, and the table."""
     options = parse(CompareOptions, argv, "open-cloc mllm compare")
     check_result_file(options.output, RESULT)
-    result = run_comparison(options.config, progress=options.progress, tell=say)
-    say(table(result))
+    result = run_comparison(options.config, progress=options.progress, tell=partial(say, to_errors=True))
     if options.output is not None:
         write_json(options.output, result)
+    say(table(result))
+    if options.output is not None:
         say(f"written to {options.output}")
     return 0
 

@@ -53,12 +53,15 @@ def main(argv: Sequence[str]) -> int:
     recipe, hardware = options.recipe, options.hardware
     measured, embed_dim = measure(recipe, hardware.devices)
     plan = make_plan(recipe, hardware, measured, embed_dim)
-    say("\n".join(describe(recipe, hardware, measured, plan)))
+    lines = describe(recipe, hardware, measured, plan)
     result = {"recipe": asdict(recipe), "measured": asdict(measured), "plan": asdict(plan)}
     if options.check:
-        result["checked"] = _check(alone_on_one(recipe, hardware), hardware, measured, embed_dim)
+        checked, told = _check(alone_on_one(recipe, hardware), hardware, measured, embed_dim)
+        result["checked"] = checked
+        lines += told
     if options.output:
         write_json(options.output, hide_secrets(result))
+    say("\n".join(lines))
     return 0
 
 
@@ -68,18 +71,22 @@ def alone_on_one(recipe: Recipe, hardware: Hardware) -> Recipe:
     return replace(recipe, run=replace(recipe.run, global_batch_size=size))
 
 
-def _check(recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: int) -> dict[str, float]:
-    """Print a measured step of a batch on one device beside its plan."""
+def _check(
+    recipe: Recipe, hardware: Hardware, measured: Measured, embed_dim: int
+) -> tuple[dict[str, float], list[str]]:
+    """A measured step of a batch on one device, and lines that show it beside its plan."""
     size = recipe.run.global_batch_size
     alone = make_plan(recipe, replace(hardware, devices=1), measured, embed_dim)
     try:
         seconds, activations = measure_step(start(recipe), size)
     except torch.OutOfMemoryError as error:
         raise UserError(f"nothing to check: {size} images do not fit this device") from error
-    say(f"\nchecked at {size} images: predicted, measured")
-    say(f"  seconds a step   {alone.compute_seconds + alone.loss_seconds:10.3f} {seconds:10.3f}")
-    say(f"  activations, GiB {alone.activation_bytes / GIB:10.3f} {activations / GIB:10.3f}")
-    return {"seconds": seconds, "activations": activations}
+    lines = [
+        f"\nchecked at {size} images: predicted, measured",
+        f"  seconds a step   {alone.compute_seconds + alone.loss_seconds:10.3f} {seconds:10.3f}",
+        f"  activations, GiB {alone.activation_bytes / GIB:10.3f} {activations / GIB:10.3f}",
+    ]
+    return {"seconds": seconds, "activations": activations}, lines
 
 
 def describe(recipe: Recipe, hardware: Hardware, measured: Measured, plan: Plan) -> list[str]:
