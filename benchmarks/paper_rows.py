@@ -111,6 +111,7 @@ def terms(*objectives: Term) -> Callable[[Recipe], Recipe]:
 IMAGE, REGION = Term("image_text"), Term("region_text")
 GROUNDING = Term("grounding", options={"form": "l1_giou"})
 UNFILTERED = Term("region_text", options={"conflict_threshold": 1.1})
+EQUAL_TEXTS = Term("region_text", options={"conflict_threshold": 0.9999})  # cosine of a text with itself
 ROWS = {
     "2": Row("CLIP, same scenes; regions by RoIAlign", regions(0), method="roialign"),
     "8": Row("CLOC, regions of 15 % of the scenes"),
@@ -122,6 +123,7 @@ ROWS = {
     "8-no-prior": Row("... row 8 without a box prior", prompter(box_prior=False, box_content="code")),
     "9": Row("... RoIAlign instead of the Prompter", prompter(regions="roialign")),
     "10": Row("... without the conflict filter", terms(IMAGE, UNFILTERED, GROUNDING)),
+    "10-equal": Row("... filter of equal texts alone", terms(IMAGE, EQUAL_TEXTS, GROUNDING)),
     "11": Row("... without grounding loss", terms(IMAGE, REGION)),
     "12": Row("... M = 2", regions(2)),
     "8-points": Row("... 30 % of the regions asked for by points", points(0.3)),
