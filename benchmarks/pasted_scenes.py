@@ -8,12 +8,14 @@ the photos of a split with their own boxes as `benchmarks.pasted_scenes:open_pho
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from open_cloc.data.readers import open_reader
+from open_cloc.masks import Mask
 from open_cloc.samples import Region, RegionSample
 
 NUM_HELD_PHOTOS = 24  # the last photos are val's alone, those before them dev's
@@ -34,6 +36,7 @@ class PastedScenes:
         num_sprites: Cut-outs pasted on each photo, at most.
         photo_boxes: Keep the photo's own annotated boxes beside the pasted ones.
         seed: Of everything.
+        masks: Give the cut-outs their outlines; one that others hide altogether has none.
     """
 
     def __init__(
@@ -45,18 +48,28 @@ class PastedScenes:
         num_sprites: int = 4,
         photo_boxes: bool = False,
         seed: int = 0,
+        masks: bool = False,
     ) -> None:
         self.folder = Path(sprites)
         self.sprites = sprites_of(self.folder, split)
         self.photos = photos_of(photos, split)
         self.num_samples, self.num_sprites = num_samples, num_sprites
-        self.photo_boxes, self.seed, self.split = photo_boxes, seed, split
+        self.photo_boxes, self.seed, self.split, self.masks = photo_boxes, seed, split, masks
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __getitem__(self, index: int) -> RegionSample:
-        return self.with_masks(index)[0]
+        sample, masks = self.with_masks(index)
+        if not self.masks:
+            return sample
+        # Things of the photo itself have no outline here.
+        first = len(sample.regions) - len(masks)
+        outlined = [
+            replace(region, mask=Mask.of(mask) if mask.any() else None)
+            for region, mask in zip(sample.regions[first:], masks, strict=True)
+        ]
+        return replace(sample, regions=(*sample.regions[:first], *outlined))
 
     def with_masks(self, index: int) -> tuple[RegionSample, list[np.ndarray]]:
         """A sample, and for each cut-out, the last of its regions, which pixels (H, W) show it."""
@@ -133,11 +146,23 @@ def photos_of(folder: str | Path, split: str) -> list[RegionSample]:
 
 
 def open_pasted(
-    path: str, sprites: str, photos: str, num_samples: str = "1000", photo_boxes: str = "", seed: str = "0"
+    path: str,
+    sprites: str,
+    photos: str,
+    num_samples: str = "1000",
+    photo_boxes: str = "",
+    seed: str = "0",
+    masks: str = "",
 ) -> PastedScenes:
     """Reader for `FORMAT:PATH` specs; the path is the split."""
     return PastedScenes(
-        sprites, photos, path, int(num_samples), photo_boxes=bool(photo_boxes), seed=int(seed)
+        sprites,
+        photos,
+        path,
+        int(num_samples),
+        photo_boxes=bool(photo_boxes),
+        seed=int(seed),
+        masks=bool(masks),
     )
 
 

@@ -21,6 +21,7 @@ from open_cloc.errors import UserError
 RESIZE_MODES = ("longest", "squash")
 
 MAX_SIDE = 8192  # pixels: the largest canvas is 200 MB
+MASK_CELL = 4  # pixels, at most, on a side of the cells in which outlines come to a model
 MAX_LEVEL = 1000.0  # far beyond what a mean or a deviation of pixels may be
 
 INTERPOLATIONS = {
@@ -193,32 +194,36 @@ class Geometry:
         scale, shift = self._affine()
         return _scale_and_shift(_mirror(boxes) if self.flipped else boxes, 1 / scale, -shift / scale)
 
-    def masks_to_canvas(self, masks: np.ndarray) -> np.ndarray:
-        """Carry masks of the source to the canvas, each pixel by the area that is covered.
+    def masks_to_canvas(self, masks: np.ndarray, cells: tuple[int, int] | None = None) -> np.ndarray:
+        """Carry masks of the source to the canvas, each of its cells by the area that is covered.
 
         Args:
-            masks: (R, H, W) bool, or shares in [0, 1], of the source.
+            masks: (R, H, W) bool, or shares in [0, 1], of a grid over the source, usually its pixels.
+            cells: Rows and columns of cells that the canvas is cut into; its pixels unless given.
 
         Returns:
-            (R, target height, target width) float32 in [0, 1]; zero in the padding.
+            (R, rows, columns) float32 in [0, 1]; zero in the padding.
         """
-        rows, columns = self._pixel_shares(1), self._pixel_shares(0)
-        canvases = np.empty((len(masks), *self.target_hw), np.float32)
+        cells = cells or self.target_hw
+        height, width = masks.shape[1:]
+        rows, columns = self._shares(1, height, cells[0]), self._shares(0, width, cells[1])
+        canvases = np.empty((len(masks), *cells), np.float32)
         # One at a time: all of them as floats may be gigabytes.
         for canvas, mask in zip(canvases, masks):
             canvas[:] = rows @ mask.astype(np.float32) @ columns.T
         return canvases
 
-    def _pixel_shares(self, axis: int) -> np.ndarray:
-        """(canvas pixels, source pixels): how much of each a source pixel fills, on axis 0 (x) or 1 (y)."""
+    def _shares(self, axis: int, number: int, cells: int) -> np.ndarray:
+        """(cells of the canvas, of the source): how much of each the latter fill, on axis 0 (x) or 1 (y)."""
         size, target = self.source_hw[1 - axis], self.target_hw[1 - axis]
         start, end = self.content[axis], self.content[axis + 2]
         used, used_end = self.window[axis], self.window[axis + 2]
-        edges = start + (np.arange(size + 1) - used) * (end - start) / (used_end - used)
+        places = np.arange(number + 1) * size / number  # in pixels of the source
+        edges = start + (places - used) * (end - start) / (used_end - used)
         # What lies outside of the window fills nothing.
-        edges = edges.clip(start, end)
-        pixels = np.arange(target)[:, None]
-        shares = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        edges = edges.clip(start, end) * (cells / target)
+        firsts = np.arange(cells)[:, None]
+        shares = np.minimum(edges[1:], firsts + 1) - np.maximum(edges[:-1], firsts)
         shares = shares.clip(0).astype(np.float32)
         return shares[::-1] if axis == 0 and self.flipped else shares
 
@@ -251,6 +256,11 @@ def resize(pixels: np.ndarray, size_hw: tuple[int, int], interpolation: str = "b
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, H, W)
     scaled = interpolate(image[None], size=size_hw, mode=interpolation, antialias=True)[0]
     return scaled.permute(1, 2, 0).numpy()
+
+
+def mask_cells(canvas_hw: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the grid in which outlines come to a model, of a canvas (height, width)."""
+    return (-(-canvas_hw[0] // MASK_CELL), -(-canvas_hw[1] // MASK_CELL))
 
 
 def _place(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from open_cloc.errors import SampleError, UserError
+from open_cloc.masks import Mask
 from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_pixels
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Region:
         span: Characters of the first caption that the text comes from, as (start, end), where it is known.
         cycle: Cosine of the text and the box that a model finds for it, where one was asked.
         texts: Further texts of the box with roles of their own, such as hard negatives.
+        mask: Which pixels of the picture show the thing, where that is known.
     """
 
     box: tuple[float, float, float, float]
@@ -61,6 +63,7 @@ class Region:
     span: tuple[int, int] | None = None
     cycle: float | None = None
     texts: tuple[Text, ...] = ()
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,8 @@ class RegionBatch:
         views: Further crops by name, as objectives ask for them.
         points: (B, R, P, 2) normalised `xy` of the canvas: regions that are asked for by points on them in
             place of their box, NaN where they are not; None where none is.
+        masks: (B, R, h, w) uint8, how much of each cell of the canvas, of 255, regions cover that are asked
+            for by their outline in place of their box; zeros where they are not, None where none is.
         bad: Samples that could not be used while this batch was made, counted by cause.
     """
 
@@ -226,6 +231,7 @@ class RegionBatch:
     role_index: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, View] = field(default_factory=dict)
     points: Tensor | None = None
+    masks: Tensor | None = None
     bad: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> RegionBatch:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from open_cloc.canvas import CanvasConfig
+from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch, evaluation_batches
 from open_cloc.evaluation.method import GroundingMethod, Method
 from open_cloc.evaluation.methods import METHODS, open_method
+from open_cloc.masks import Mask
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, RegionSample
 
@@ -22,6 +24,8 @@ TEXTS = ["a red dog", "two cats"]
 PHRASES: list[list[str]] = [["a red dog", "two cats"], []]
 
 # Methods that bring their own model, and the fixture that makes its folder.
+# Methods that know regions by their outlines, which the data must have.
+BY_OUTLINE = ("mask_pool",)
 OWN_MODELS = {"hf_clip": "hf_clip", "tipsv2": "tipsv2", "owlv2": "owlv2"}
 
 
@@ -38,7 +42,8 @@ def samples() -> list[RegionSample]:
     """A picture with three regions, and one without."""
     rng = np.random.default_rng(0)
     boxes = [(0.1, 0.2, 0.5, 0.9), (0.0, 0.0, 1.0, 1.0), (0.6, 0.1, 0.9, 0.3)]
-    regions = tuple(Region(box, TEXTS[i % 2]) for i, box in enumerate(boxes))
+    outlines = [Mask.of(rng.random((40, 70)) < 0.2) for _ in boxes]
+    regions = tuple(Region(box, TEXTS[i % 2], mask=outlines[i]) for i, box in enumerate(boxes))
     pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 70), (50, 50))]
     return [RegionSample("a", pictures[0], regions=regions), RegionSample("b", pictures[1])]
 
@@ -78,6 +83,10 @@ def test_rows_have_unit_length(method: Method, samples: list[RegionSample]) -> N
 def test_boxes_need_not_be_the_samples_own(method: Method, samples: list[RegionSample]) -> None:
     batch = batch_of(method, samples)
     own = method.embed_regions(batch, batch.boxes)
+    if method.describe()["method"] in BY_OUTLINE:
+        with pytest.raises(UserError, match="other boxes have none"):
+            method.embed_regions(batch, [batch.boxes[0][::-1], batch.boxes[1]])
+        return
     other = method.embed_regions(batch, [batch.boxes[0][::-1], np.array([[0.2, 0.2, 0.8, 0.8]])])
     assert_unit_rows(other, 4)
     torch.testing.assert_close(other[:3].flip(0), own, atol=1e-5, rtol=0)

@@ -18,6 +18,7 @@ import numpy as np
 
 from open_cloc.boxes import EMPTY, OK, OUTSIDE, PROBLEMS, box_problems, convert_boxes, normalize_boxes
 from open_cloc.errors import SampleError
+from open_cloc.masks import Mask
 from open_cloc.pictures import read_header
 from open_cloc.samples import Region, RegionSample, Text
 from open_cloc.texts import is_odd, sound_text
@@ -56,6 +57,7 @@ class RawRegion:
         span: Characters of the first caption, as in `Region`.
         cycle: Cosine of text and box, as in `Region`.
         texts: Further texts with roles, as in `Region`.
+        mask: The outline, as in `Region`.
     """
 
     box: tuple[float, ...]
@@ -66,6 +68,7 @@ class RawRegion:
     span: tuple[int, int] | None = None
     cycle: float | None = None
     texts: tuple[Text, ...] = ()
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,7 @@ def sound_json(value: Any) -> Any:
 
 def _beside_the_box(region: Region | RawRegion) -> tuple[Any, ...]:
     """What `Region` and `RawRegion` have in common, in the order in which both take it."""
-    return region.text, region.score, region.source, region.span, region.cycle, region.texts
+    return region.text, region.score, region.source, region.span, region.cycle, region.texts, region.mask
 
 
 def checked_boxes(sample: RegionSample) -> np.ndarray:

@@ -160,6 +160,8 @@ class Tally:
             images_without_captions=not any(map(str.strip, raw.captions)),
             images_without_regions=not raw.regions,
         )
+        if outlines := sum(region.mask is not None for region in raw.regions):
+            self.counts["outlines"] += outlines
         self._count("regions per image", COUNT_BINS, [len(raw.regions)])
         self._count("words per caption", WORD_BINS, [len(text.split()) for text in raw.captions])
         self._count("words per region text", WORD_BINS, [len(region.text.split()) for region in raw.regions])

@@ -14,6 +14,7 @@ from open_cloc.boxes import box_areas
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import checked_boxes
 from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
+from open_cloc.data.prompts import draw_masks, draw_points, stack_masks, stack_points
 from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
 from open_cloc.data.workers import default_workers
 from open_cloc.errors import UserError
@@ -22,7 +23,6 @@ from open_cloc.samples import RegionBatch, RegionSample, Wants
 from open_cloc.texts import text_id
 
 NOTHING_MORE = Wants()
-MOST_POINTS = 3
 
 
 class Tokenize(Protocol):
@@ -53,6 +53,7 @@ class Prepared(NamedTuple):
     role_texts: Mapping[str, list[list[str]]] = {}
     views: Mapping[str, PreparedView] = {}
     points: np.ndarray | None = None  # (<= R, P, 2) float32, NaN where the box asks
+    masks: np.ndarray | None = None  # (<= R, rows, columns) uint8, zeros where the box asks
 
 
 def prepare(
@@ -89,6 +90,7 @@ def prepare(
     usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
+    asked = [sample.regions[row] for row in drawn]
     return Prepared(
         key=sample.key,
         image=geometry.draw(pixels, preprocess.fill, preprocess.interpolation),
@@ -98,34 +100,9 @@ def prepare(
         texts=[texts[row] for row in drawn],
         role_texts=draw_texts(sample, drawn.tolist(), wants.roles, clean, rng),
         views=make_views(pixels, own_boxes[drawn], preprocess, geometry, config.augment, wants.views, rng),
-        points=draw_points(boxes[drawn], config.points, rng) if config.points else None,
+        points=draw_points(asked, boxes[drawn], geometry, config.points, rng) if config.points else None,
+        masks=draw_masks(asked, geometry, config.masks, rng) if config.masks else None,
     )
-
-
-def draw_points(boxes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Points on things, in place of a share of boxes (R, 4): (R, P, 2), NaN for the others.
-
-    One to `MOST_POINTS` of them, in the middle half of the box each way, where most boxes hold their thing.
-    Where there are fewer, one repeats.
-    """
-    count = len(boxes)
-    places = rng.uniform(0.25, 0.75, (count, MOST_POINTS, 2))
-    points = boxes[:, None, :2] + places * (boxes[:, None, 2:] - boxes[:, None, :2])
-    used = rng.integers(1, MOST_POINTS + 1, count)
-    unused = np.arange(MOST_POINTS) >= used[:, None]  # (R, P)
-    points = np.where(unused[..., None], points[:, :1], points)
-    points[rng.random(count) >= share] = np.nan
-    return points.astype(np.float32)
-
-
-def _stack_points(points: Sequence[np.ndarray | None], num_regions: int) -> Tensor | None:
-    stacked = np.full((len(points), num_regions, MOST_POINTS, 2), np.nan, np.float32)
-    if all(own is None for own in points):
-        return None
-    for row, own in zip(stacked, points):
-        if own is not None:
-            row[: len(own)] = own
-    return torch.from_numpy(stacked)
 
 
 def collate(
@@ -173,7 +150,8 @@ def collate(
         region_text_ids=torch.from_numpy(text_ids),
         role_index={role: torch.where(own < 0, own, place[own]) for role, own in role_index.items()},
         views=stack_views([sample.views for sample in samples], num_regions),
-        points=_stack_points([sample.points for sample in samples], num_regions),
+        points=stack_points([sample.points for sample in samples], num_regions),
+        masks=stack_masks([sample.masks for sample in samples], num_regions),
         bad=dict(bad),
     )
 
@@ -204,6 +182,7 @@ class LoaderConfig:
         max_bad_fraction: Share of unusable samples past which the run stops.
         min_box_area: Regions smaller than this share of the canvas are not drawn.
         points: Share of regions that are asked for by one to three points on them instead of by their box.
+        masks: Share of regions that are asked for by their outline instead, where the data have outlines.
         caption_from_regions: Join a picture's distinct phrases to a caption where it has none.
         augment: Random crop and flip.
     """
@@ -218,6 +197,7 @@ class LoaderConfig:
     max_bad_fraction: float = 0.01
     min_box_area: float = 1e-5
     points: float = 0.0
+    masks: float = 0.0
     caption_from_regions: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -233,7 +213,7 @@ class LoaderConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UserError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
-        for name in ("max_bad_fraction", "points"):
+        for name in ("max_bad_fraction", "points", "masks"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"loader {name} must lie in [0, 1]; got {getattr(self, name)}")
 

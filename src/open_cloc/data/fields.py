@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from open_cloc.errors import SampleError
+from open_cloc.masks import BROKEN, Mask, mask_of_polygons
 
 LARGEST = 1e9  # pixels: beyond that a number is no coordinate
 
@@ -90,6 +91,39 @@ def as_box(value: Any, name: str) -> tuple[float, float, float, float]:
         raise FieldError(f"{name} must be 4 numbers that are coordinates; got {shown(value)}")
     a, b, c, d = (float(number) for number in value)
     return (a, b, c, d)
+
+
+def as_mask(value: Any, size_hw: Sequence[int], name: str) -> Mask:
+    """COCO's outline of a thing: polygons, or run lengths, compressed or not.
+
+    Args:
+        value: As in the file.
+        size_hw: Declared (height, width) of the picture; zeros where nothing declares it.
+        name: Of the field.
+    """
+    height, width = size_hw
+    if not height:
+        raise FieldError(f"{name} needs the picture's declared width and height", BROKEN)
+    try:
+        if isinstance(value, dict):
+            return _as_runs(value, (height, width), name)
+        if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
+            raise FieldError(f"{name} must be polygons or run lengths; got {shown(value)}", BROKEN)
+        numbers = [[as_number(number, name) for number in polygon] for polygon in value]
+        return mask_of_polygons(numbers, (height, width))
+    except SampleError as error:
+        raise FieldError(str(error), BROKEN) from error
+
+
+def _as_runs(value: Mapping[str, Any], size_hw: tuple[int, int], name: str) -> Mask:
+    counts, size = field_of(value, "counts"), field_of(value, "size")
+    if size != list(size_hw):
+        raise FieldError(f"{name} is of a picture of {shown(size)}, not of {list(size_hw)}")
+    if isinstance(counts, list):
+        return Mask.of_runs(size_hw, [as_whole(number, "counts") for number in counts])
+    mask = Mask(size_hw, as_text(counts, "counts"))
+    mask.runs()  # a broken one is found here
+    return mask
 
 
 def shown(value: Any) -> str:

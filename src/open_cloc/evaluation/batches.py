@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from open_cloc.canvas import CanvasConfig, Geometry
+from open_cloc.boxes import grid_cells, overlap_fraction
+from open_cloc.canvas import CanvasConfig, Geometry, mask_cells
 from open_cloc.data.annotations import SampleDataset, checked_boxes, clean_sample
 from open_cloc.data.bad_samples import problem_of
 from open_cloc.data.collate import stack_images
@@ -49,6 +50,40 @@ class EvaluationBatch(NamedTuple):
             torch.from_numpy(geometry.to_canvas(own.astype(np.float32)))[None].clamp(0, 1)
             for own, geometry in zip(boxes, self.geometries)
         ]
+
+    def masks(self, boxes: Sequence[np.ndarray]) -> list[Tensor]:
+        """Outlines of the regions of each picture, (1, R, rows, columns) shares of the canvas's cells.
+
+        One too thin to cover a pixel is its box.
+
+        Args:
+            boxes: Those that are asked about, (R, 4) of each sample.
+
+        Raises:
+            UserError: If they are not the samples' own, or one has no outline.
+        """
+        if not all(map(np.array_equal, boxes, self.boxes)):
+            raise UserError("outlines are of the data's own regions: other boxes have none")
+        return [
+            torch.from_numpy(_outlines(sample, own, geometry))[None]
+            for sample, own, geometry in zip(self.samples, boxes, self.geometries)
+        ]
+
+
+def _outlines(sample: RegionSample, boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
+    cells = mask_cells(geometry.target_hw)
+    found = np.zeros((len(boxes), *cells), np.float32)
+    for row, region in enumerate(sample.regions):
+        if region.mask is None:
+            raise UserError(
+                f"region {row} of sample {sample.key!r} has no outline; readers with masks=true read them, "
+                "such as coco:FILE,masks=true"
+            )
+        found[row] = geometry.masks_to_canvas(region.mask.pixels()[None], cells)[0]
+    for row in np.flatnonzero(~found.any((1, 2))).tolist():
+        box = torch.from_numpy(geometry.to_canvas(boxes[row : row + 1])).clamp(0, 1)
+        found[row] = overlap_fraction(box[None].float(), grid_cells(cells, box.device)).view(cells)
+    return found
 
 
 def read_batches(

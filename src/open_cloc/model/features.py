@@ -19,7 +19,7 @@ from open_cloc.samples import Features, RegionBatch, View
 
 REGIONAL = ("region_features", "pred_boxes")  # what needs the Prompter
 PLACES = "place_features"
-NOWHERE: Mapping[str, Tensor] = {}
+NOWHERE: Mapping[str, Any] = {}
 TEXT_TOKENS = ("text_tokens", "text_token_mask")
 IMAGE_TOKENS = ("image_tokens", "image_token_mask")
 
@@ -66,7 +66,7 @@ def compute_features(
     wanted = sorted({path.split(".")[1] for path in needs if path.startswith("views.")})
     places = {name: batch.views[name].places for name in wanted if f"views.{name}.{PLACES}" in needs}
     features, of_places = _with_image(
-        model, features, batch.images, batch.content_boxes, batch.boxes, needs, places, batch.points
+        model, features, batch.images, batch.content_boxes, batch.boxes, needs, places, _instead(batch)
     )
     views = {name: _of_view(model, batch.views[name], features, needs, name) for name in wanted}
     views |= {name: replace(views[name], place_features=made) for name, made in of_places.items()}
@@ -81,12 +81,12 @@ def _with_image(
     boxes: Tensor,
     needs: Collection[str],
     places: Mapping[str, Tensor] = NOWHERE,
-    points: Tensor | None = None,
+    instead: Mapping[str, tuple[Tensor, Tensor]] = NOWHERE,
 ) -> tuple[Features, dict[str, Tensor]]:
     """The same features with those of pictures (B, 3, H, W) and of boxes (B, R, 4) in them.
 
-    And those of places (B, V, 4) by name, which are boxes too: (B, V, D). Regions with points (B, R, P, 2)
-    are asked for by these.
+    And those of places (B, V, 4) by name, which are boxes too: (B, V, D). Some regions are asked for by
+    other prompts instead, as `_instead` gives them.
     """
     if not places and (not boxes.shape[1] or not any(name in needs for name in REGIONAL)):
         # Plain CLIP, at plain CLIP's price.
@@ -98,7 +98,7 @@ def _with_image(
     state = model.encode_image(images, content_boxes)
     made = {"image_features": state.image_features}
     if "region_features" in needs:
-        made["region_features"] = _embedded(model, state, boxes, points)
+        made["region_features"] = _embedded(model, state, boxes, instead)
     if "pred_boxes" in needs:
         (phrases,) = features.take("region_text_features")
         made["pred_boxes"] = model.ground(state, phrases)
@@ -106,13 +106,24 @@ def _with_image(
     return replace(features, **made, **_image_tokens(model, state, content_boxes, needs)), of_places
 
 
-def _embedded(model: Encoder, state: Any, boxes: Tensor, points: Tensor | None) -> Tensor:
-    """Regions (B, R, D) by their boxes or, where there are any, by points on them."""
-    by_boxes = model.encode_regions(state, {"box": boxes})
-    if points is None:
-        return by_boxes
-    asked = ~points[:, :, :1, 0].isnan()  # (B, R, 1)
-    return torch.where(asked, model.encode_regions(state, {"points": points.nan_to_num(0.5)}), by_boxes)
+def _instead(batch: RegionBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Prompts of other kinds in place of boxes: by kind, which regions (B, R) ask so, and with what."""
+    found = {}
+    if batch.points is not None:
+        found["points"] = ~batch.points[:, :, 0, 0].isnan(), batch.points.nan_to_num(0.5)
+    if batch.masks is not None:
+        found["mask"] = (batch.masks != 0).flatten(2).any(-1), batch.masks.float() / 255
+    return found
+
+
+def _embedded(
+    model: Encoder, state: Any, boxes: Tensor, instead: Mapping[str, tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Regions (B, R, D) by their boxes or, where they are asked for so, by prompts of other kinds."""
+    features = model.encode_regions(state, {"box": boxes})
+    for kind, (asked, prompts) in instead.items():
+        features = torch.where(asked[..., None], model.encode_regions(state, {kind: prompts}), features)
+    return features
 
 
 def _image_tokens(

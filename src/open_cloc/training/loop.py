@@ -128,8 +128,8 @@ def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
     """Decide what is recomputed and what is frozen.
 
     Raises:
-        UserError: If an objective asks for places of a picture that a crop may leave out, or points are asked
-            for in vain.
+        UserError: If an objective asks for places of a picture that a crop may leave out, or points or masks
+            are asked for in vain.
     """
     places = [path for path in objectives.needs if path.endswith("place_features")]
     if places and recipe.data.loader.augment.min_crop_scale < 1:
@@ -138,10 +138,11 @@ def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
             "leaves places out"
         )
     loader = recipe.data.loader
-    if loader.points and ("region_features" not in objectives.needs or not loader.num_regions):
-        raise UserError(
-            "data.loader.points asks for regions by points, and no objective of this run has regions"
-        )
+    for name in ("points", "masks"):
+        if getattr(loader, name) and ("region_features" not in objectives.needs or not loader.num_regions):
+            raise UserError(
+                f"data.loader.{name} asks for regions by {name}, and no objective of this run has regions"
+            )
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     freeze.lock_towers(model, recipe.optim)
     freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)

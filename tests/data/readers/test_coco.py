@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_masks
 
+from open_cloc.data.annotations import finish
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.shards.region_json import parse_sample
 from open_cloc.data.shards.write import Storage, encode_sample
 from open_cloc.errors import SampleError, UserError
+from open_cloc.masks import Mask
 from tests.data.readers.made import annotation, coco_document, write_coco
 
 COCO128 = Path(__file__).resolve().parents[4] / "shared/data/coco128"
@@ -415,6 +419,68 @@ def test_coco128() -> None:
         expected.append([x / width, y / height, (x + w) / width, (y + h) / height])
     boxes = [region.box for sample in samples for region in sample.regions]
     np.testing.assert_allclose(sorted(boxes), sorted(np.clip(expected, 0, 1).tolist()), atol=1e-12)
+
+
+TRIANGLE = [[10, 5, 40, 5, 10, 45]]
+
+
+def outlines(*given: Any) -> dict[str, Any]:
+    """A document whose first picture, of 100 x 50, has a region for each outline."""
+    rows = [annotation([5, 5, 40, 40], id=i, segmentation=own) for i, own in enumerate(given)]
+    return coco_document(annotations=rows)
+
+
+def test_outlines_of_all_forms(tmp_path: Path) -> None:
+    """Polygons, run lengths and compressed ones of one thing are one mask."""
+    runs = coco_masks.merge(coco_masks.frPyObjects(TRIANGLE, 50, 100))
+    pixels = coco_masks.decode(runs).astype(bool)
+    flat = np.concatenate([[0], pixels.T.reshape(-1), [2]])
+    lengths = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat[:-1])), [5000]])).tolist()
+    compressed = {"size": [50, 100], "counts": runs["counts"].decode()}
+    document = outlines(TRIANGLE, compressed, {"size": [50, 100], "counts": lengths}, [])
+    path = write_coco(tmp_path, document)
+    plain = open_reader(f"coco:{path}")[0]
+    assert [region.mask for region in plain.regions] == [None] * 4
+    dataset = open_reader(f"coco:{path},masks=true")
+    first, second, third, none = dataset[0].regions
+    assert first.mask == second.mask == third.mask == Mask.of(pixels)
+    assert none.mask is None
+    assert dataset.left_out["annotations without an outline"] == 1
+    stored = parse_sample("a", b"", None, encode_sample(dataset[0], Storage())["json"], "x.tar")
+    assert [region.mask for region in finish(stored).regions] == [Mask.of(pixels)] * 3 + [None]
+
+
+@pytest.mark.parametrize(
+    ("outline", "message"),
+    [
+        ([[1, 2, 3, 4]], "three corners"),
+        ([[1, 2, 3, 4, 5, 600]], r"corner \(5, 600\) lies outside of 100 x 50"),
+        ([[1, 2, 3, 4, 5, None]], "must be a number; got null"),
+        ([1, 2, 3, 4, 5, 6], "must be polygons or run lengths"),
+        ("oops", "must be polygons or run lengths"),
+        ({"size": [50, 100]}, "'counts' is missing"),
+        ({"size": [100, 50], "counts": "0"}, r"of a picture of \[100, 50\], not of \[50, 100\]"),
+        ({"size": [50, 100], "counts": "1"}, "do not fill 100 x 50 pixels"),
+        ({"size": [50, 100], "counts": [2.5, 3]}, "whole number"),
+        ({"size": [50, 100], "counts": [5001]}, "do not fill"),
+    ],
+)
+def test_a_broken_outline_costs_its_region_alone(tmp_path: Path, outline: Any, message: str) -> None:
+    path = write_coco(tmp_path, outlines(outline, TRIANGLE))
+    dataset = open_reader(f"coco:{path},masks=true")
+    with pytest.raises(SampleError, match=f"annotation 0: .*{message}"):
+        dataset[0]
+    (region,) = read_usable(dataset, 0)[0].regions
+    assert region.mask is not None
+    assert len(open_reader(f"coco:{path}")[0].regions) == 2
+
+
+def test_outlines_need_a_declared_size(tmp_path: Path) -> None:
+    document = outlines(TRIANGLE)
+    for image in document["images"]:
+        del image["width"], image["height"]
+    with pytest.raises(SampleError, match="needs the picture's declared width and height"):
+        open_reader(f"coco:{write_coco(tmp_path, document)},masks=true")[0]
 
 
 def test_a_broken_caption_costs_itself(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_masks_of_a_panoptic_json(tmp_path: Path) -> None:
     assert (found[10, 20], found[30, 60], found[2, 2], found[49, 0]) == (0, 1, 0, -1)
     assert (dataset.label_map(1) == 0).sum() == 200
     assert "masks; masks=FOLDER reads them" not in dataset.left_out
+    person, banner = (region.mask.pixels() for region in dataset[0].regions)
+    assert (person == (ids == 3226956)).all()
+    assert (banner == (ids == 7)).all()
     write_map(tmp_path / "panoptic_val2017" / "000000000285.png", ids)
     with pytest.raises(SampleError, match=r"segment [78] is not in segments_info"):
         dataset.label_map(1)

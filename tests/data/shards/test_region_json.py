@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from open_cloc.data.shards.region_json import (
 from open_cloc.data.shards.write import write_shards
 from open_cloc.data.wants import draw_texts
 from open_cloc.errors import SampleError
+from open_cloc.masks import Mask
 from open_cloc.samples import Region, RegionSample, Text
 from tests.data.shards.tars import encoded, shard_of, tar_of
 
@@ -175,6 +177,11 @@ GOOD = {"box": [0.1, 0.2, 0.3, 0.4], "text": "a mug"}
         (GOOD | {"span": [0, 1.5]}, "1.5 is not of type 'integer'"),
         (GOOD | {"role_texts": [{"text": "x", "role": "r", "weight": float("inf")}]}, "must be finite"),
         (GOOD | {"role_texts": [{"text": None, "role": "r"}]}, "None is not of type 'string'"),
+        (GOOD | {"mask": None}, "None is not of type 'object'"),
+        (GOOD | {"mask": {"size": [4, 4]}}, "'counts' is a required property"),
+        (GOOD | {"mask": {"size": [4, 0], "counts": "0"}}, "0 is less than the minimum of 1"),
+        (GOOD | {"mask": {"size": [4, 4], "counts": "1"}}, "run lengths do not fill 4 x 4"),
+        (GOOD | {"mask": {"size": [4, 4], "counts": "é"}}, "run lengths hold what is no number"),
     ],
 )
 def test_a_wrong_region_costs_the_region(tmp_path: Path, wrong: Any, message: str) -> None:
@@ -325,6 +332,7 @@ def test_names_that_come_twice_are_never_overlooked(part: str, other: str) -> No
     )
 
 
+OUTLINE = {"size": [2, 2], "counts": "13"}
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -345,7 +353,7 @@ BASE: dict[str, Any] = {
     "captions": ["a red mug"],
     "width": 20,
     "height": 10,
-    "regions": [GOOD | {"score": 0.5, "source": "s", "span": [0, 3], "cycle": 0.1}],
+    "regions": [GOOD | {"score": 0.5, "source": "s", "span": [0, 3], "cycle": 0.1, "mask": OUTLINE}],
     "box_format": "xyxy_norm",
     "role_texts": [{"text": "long", "role": "long", "weight": 1.0}],
 }
@@ -384,7 +392,7 @@ FULL = {
     "height": 3,
     "original_width": 8,
     "original_height": 6,
-    "regions": [{"box": [0, 0.1, 0.5, 1], "text": "x", "score": 0.5, "source": "s"}],
+    "regions": [{"box": [0, 0.1, 0.5, 1], "text": "x", "score": 0.5, "source": "s", "mask": OUTLINE}],
     "box_format": "xyxy_norm",
 }
 
@@ -394,7 +402,8 @@ VALUES = (None, True, 0, 1, -1, 1.5, float("nan"), "x", [], {}, ["x"], [0.5], [0
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 @pytest.mark.parametrize(
-    "name", [*FULL, "noun_chunks", "bbox_info", "regions.box", "regions.text", "regions.score"]
+    "name",
+    [*FULL, "noun_chunks", "bbox_info", "regions.box", "regions.text", "regions.score", "regions.mask"],
 )
 def test_the_fast_check_never_passes_what_the_schema_refuses(name: str, value: Any) -> None:
     outer, _, inner = name.partition(".")
@@ -409,6 +418,26 @@ def test_the_fast_check_never_passes_what_the_schema_refuses(name: str, value: A
         assert problem or wrong
         assert not _surely_valid(document)
     assert _surely_valid(FULL)
+
+
+def test_outlines_come_back(tmp_path: Path) -> None:
+    """Whether a back-slash is among the run lengths or not, and on a grid of their own."""
+    rng = np.random.default_rng(0)
+    masks = [Mask.of(rng.random((9, 7)) < share) for share in (0, 0.1, 0.5, 1)]
+    masks += [Mask.of(np.tri(300, 400, 20 * i) > 0) for i in range(20)]
+    assert any("\\" in mask.counts for mask in masks)
+    regions = tuple(Region((0.1, 0.1, 0.5, 0.5), "a dog", mask=mask) for mask in (*masks, None))
+    sample = RegionSample("a", np.zeros((8, 8, 3), np.uint8), regions=regions)
+    write_shards([sample], tmp_path / "out")
+    assert ShardDataset(str(tmp_path / "out"))[0].regions == regions
+    single = replace(sample, regions=regions[:1])
+    document = encode_json(single, (8, 8))
+    fields = json.loads(document)
+    assert _surely_valid(fields)
+    assert _writes_as_many(document, fields)
+    twice = document.replace(b'"counts":', b'"counts": "00", "counts":')
+    with pytest.raises(SampleError, match="twice"):
+        parse_sample("a", b"", None, twice, "here")
 
 
 def test_texts_with_roles_come_back(tmp_path: Path) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from open_cloc.canvas import CanvasConfig
-from open_cloc.data.collate import LoaderConfig, draw_points
+from open_cloc.canvas import CanvasConfig, Geometry
+from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
+from open_cloc.data.prompts import draw_points
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.inference.predictor import Predictor
+from open_cloc.masks import Mask
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.prompts.points import hit_cells
+from open_cloc.samples import Region
 
+WHOLE = Geometry.fit((64, 64), (64, 64))
 PRIOR = PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True)
 
 
@@ -112,7 +117,8 @@ def test_drawn_points_lie_in_their_boxes() -> None:
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.5, (2000, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.1, 0.5, (2000, 2))], 1)
-    points = draw_points(boxes, 0.3, rng)
+    regions = [Region(tuple(box), "a thing") for box in boxes.tolist()]
+    points = draw_points(regions, boxes, WHOLE, 0.3, rng)
     asked = ~np.isnan(points[:, 0, 0])
     assert asked.mean() == pytest.approx(0.3, abs=0.04)
     assert (np.isnan(points[..., 0]) == ~asked[:, None]).all()
@@ -121,7 +127,23 @@ def test_drawn_points_lie_in_their_boxes() -> None:
     assert (own <= boxes[asked, None, 2:] + 1e-6).all()
     distinct = [len(np.unique(row, axis=0)) for row in own]
     assert set(distinct) == {1, 2, 3}
-    assert draw_points(boxes[:0], 0.5, rng).shape == (0, 3, 2)
+    assert draw_points([], boxes[:0], WHOLE, 0.5, rng).shape == (0, 3, 2)
+
+
+def test_drawn_points_lie_under_the_outline() -> None:
+    """A ring: the middle of its box is not on it."""
+    y, x = np.mgrid[-1:1:100j, -1:1:200j]
+    ring = (np.hypot(x, y) < 0.9) & (np.hypot(x, y) > 0.6)
+    box = np.array([[0.05, 0.05, 0.95, 0.95]])
+    region = Region((0.05, 0.05, 0.95, 0.95), "a ring", mask=Mask.of(ring))
+    geometry = Geometry.fit((100, 200), (64, 64), "squash")
+    points = draw_points([region] * 200, box.repeat(200, 0), geometry, 1, np.random.default_rng(0))
+    radius = np.hypot(*(2 * points.reshape(-1, 2) - 1).T)
+    assert radius.min() > 0.5
+    assert radius.max() < 1
+    hidden = replace(region, mask=Mask.of(np.zeros((100, 200), bool)))
+    (around,) = draw_points([hidden], box, geometry, 1, np.random.default_rng(0))
+    assert ((around > 0.25) & (around < 0.75)).all()
 
 
 def test_training_asks_for_some_regions_by_points(model: CLOC) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,17 @@ import numpy as np
 
 from open_cloc.boxes import EMPTY, box_problems, convert_boxes, normalize_boxes
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
-from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_side, as_text, field_of
+from open_cloc.data.fields import (
+    FieldError,
+    as_box,
+    as_flag,
+    as_id,
+    as_mask,
+    as_number,
+    as_side,
+    as_text,
+    field_of,
+)
 from open_cloc.data.names import make_keys, resolve, root_of
 from open_cloc.data.readers.files import (
     coco_files,
@@ -29,16 +40,17 @@ from open_cloc.data.readers.files import (
 )
 from open_cloc.errors import UserError
 from open_cloc.files import read_json
+from open_cloc.masks import Mask
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts, sound_text
 
 PARTS = ("images", "annotations", "categories")
-UNUSED = "segmentation"  # outlines take most of a file and are not read
+OUTLINE = "segmentation"  # takes most of a file, and is read only where somebody asks
 OF_IMAGES = {
     *("id", "file_name", "width", "height", "license", "date_captured", "coco_url", "flickr_url"),
     *("neg_category_ids", "not_exhaustive_category_ids"),
 }
-KNOWN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "score", UNUSED}
+KNOWN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "score", OUTLINE}
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS's marks of categories
 
@@ -57,6 +69,7 @@ def open_coco(
     captions: Path | None = None,
     outside: bool = False,
     crowds: bool = False,
+    masks: bool = False,
 ) -> CocoDataset:
     """Open COCO annotations.
 
@@ -66,19 +79,21 @@ def open_coco(
         captions: COCO captions JSON of the same images.
         outside: Allow pictures that do not lie in the data set's folder.
         crowds: Take the boxes of crowds (`iscrowd`) as well, each around many things.
+        masks: Read the outlines too, polygons and run lengths.
 
     Raises:
         MissingFileError: If a file or the pictures' folder is missing.
         UserError: If the JSON is not COCO's, or no image of it can be used.
+        MissingExtraError: If there are polygons, without the extra `eval`.
     """
     annotations = find_annotations(Path(path), lvis=False)
-    document = Document.load(annotations, file_name)
+    document = Document.load(annotations, file_name, masks)
     folder = find_images(annotations, images, document.names)
     if folder is None:
         raise missing_images(annotations, images, document.names)
     if captions is None and document.is_captions:
         captions = annotations
-    dataset = CocoDataset(document, folder, read_captions(captions), "coco", outside, crowds)
+    dataset = CocoDataset(document, folder, read_captions(captions), "coco", outside, crowds, masks)
     unused = [file for file in coco_files(Path(path)) if file not in (annotations, captions)]
     dataset.left_out.update(f"{file} of COCO's form{_advice(file)}" for file in unused)
     return dataset
@@ -125,18 +140,19 @@ class Document(NamedTuple):
     is_captions: bool = False
 
     @classmethod
-    def load(cls, path: Path, name_of: NameOf) -> Document:
+    def load(cls, path: Path, name_of: NameOf, masks: bool = False) -> Document:
         """Parse COCO-like JSON and look at its images.
 
         Args:
             path: The file.
             name_of: Finds the picture's name in an entry of `images`.
+            masks: Keep outlines.
 
         Raises:
             MissingFileError: If the file is not there.
             UserError: If it is not JSON, lacks one of the lists, or an image id comes twice.
         """
-        document = read_json(path, without=UNUSED)
+        document = read_json(path, without="" if masks else OUTLINE)
         is_captions = isinstance(document, dict) and holds_captions(path)
         if is_captions:
             document |= {"annotations": [], "categories": []}
@@ -186,6 +202,7 @@ class CocoDataset:
         source: str,
         outside: bool = False,
         crowds: bool = False,
+        masks: bool = False,
     ) -> None:
         """Index a document.
 
@@ -196,12 +213,13 @@ class CocoDataset:
             source: What each region says about its maker, such as `coco`.
             outside: Allow pictures that do not lie in the data set's folder.
             crowds: Take the boxes of crowds as well.
+            masks: Read the outlines.
 
         Raises:
             UserError: If a category id comes twice, or captions are of other images.
         """
         self.where, self.folder, self.source, self.outside = str(document.where), folder, source, outside
-        self.root, self.crowds, self.num_crowds = root_of(document.where), crowds, 0
+        self.root, self.crowds, self.num_crowds, self.masks = root_of(document.where), crowds, 0, masks
         self.file_names = PackedTexts(document.names)
         self.keys = PackedTexts(make_keys(document.names))
         self.problems = [*document.problems, *captions.problems]
@@ -259,9 +277,18 @@ class CocoDataset:
         rows = slice(*self._starts[index : index + 2].tolist())
         ids = (self._ids[row] for row in range(rows.start, rows.stop))
         columns = (column[rows].tolist() for column in (self._boxes, self._categories, self._scores))
-        return tuple(
+        regions = tuple(
             RawRegion(tuple(box), self.class_names[category], f"annotation {own}", score, source=self.source)
             for own, box, category, score in zip(ids, *columns)
+        )
+        return self._with_outlines(regions, index, rows.start) if self.masks else regions
+
+    def _with_outlines(self, regions: Sequence[RawRegion], index: int, first: int) -> tuple[RawRegion, ...]:
+        height, width = self.sizes[index].tolist()
+        runs = (self._outlines[row] for row in range(first, first + len(regions)))
+        return tuple(
+            replace(region, mask=Mask((height, width), own) if own else None)
+            for region, own in zip(regions, runs)
         )
 
     def _read_sizes(self, images: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -309,6 +336,7 @@ class CocoDataset:
     ) -> None:
         """Boxes, categories and ids as arrays sorted by image, so that each image's are one slice."""
         numbers, boxes, ids, unused = array("q"), array("d"), [], Counter[str]()
+        outlines: list[str] = []
         for position, annotation in enumerate(annotations):
             image = None
             try:
@@ -322,6 +350,7 @@ class CocoDataset:
                 category = _lookup(categories, annotation, "category_id")
                 box = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h]")
                 score = _score(annotation)
+                outline = self._outline(annotation, image) if self.masks else ""
             except FieldError as error:
                 own = self.problems if image is None else self._own_problems[image]
                 own.append(_problem(error, self.where, "annotation", annotation, position))
@@ -329,6 +358,7 @@ class CocoDataset:
             numbers.extend((image, category))
             boxes.extend((*box, score))
             ids.append(_name(annotation, position))
+            outlines.append(outline)
             unused.update(annotation.keys() - KNOWN)
             if _is_turned(annotation):
                 self.left_out["boxes turned by attributes' 'rotation', which is not applied"] += 1
@@ -341,7 +371,16 @@ class CocoDataset:
         found = np.array(boxes, np.float64).reshape(-1, 5)[order]
         self._boxes, self._scores = found[:, :4], found[:, 4]
         self._ids = PackedTexts([ids[row] for row in order.tolist()])
+        self._outlines = PackedTexts([outlines[row] for row in order.tolist()])
         self._starts = np.searchsorted(self._images, np.arange(len(self.keys) + 1))
+
+    def _outline(self, annotation: Mapping[str, Any], image: int) -> str:
+        """Run lengths of an annotation's outline; empty where it has none."""
+        given = annotation.get(OUTLINE)
+        if not given:
+            self.left_out["annotations without an outline"] += 1
+            return ""
+        return as_mask(given, self.sizes[image].tolist(), OUTLINE).counts
 
     def _count_empty(self) -> None:
         with np.errstate(invalid="ignore"):  # what is not finite is found with its sample

@@ -17,7 +17,11 @@ def recognises(text: str) -> bool:
 
 
 def open_lvis(
-    path: str, images: Path | None = None, captions: Path | None = None, outside: bool = False
+    path: str,
+    images: Path | None = None,
+    captions: Path | None = None,
+    outside: bool = False,
+    masks: bool = False,
 ) -> CocoDataset:
     """Open LVIS annotations.
 
@@ -29,13 +33,15 @@ def open_lvis(
         images: Folder of the pictures; guessed beside the JSON unless given.
         captions: COCO captions JSON of the same images.
         outside: Allow pictures that do not lie in the data set's folder.
+        masks: Read the outlines too.
 
     Raises:
         MissingFileError: If a file or the pictures' folder is missing.
         UserError: If the JSON is not LVIS's, or no image of it can be used.
+        MissingExtraError: If there are polygons, without the extra `eval`.
     """
     annotations = find_annotations(Path(path), lvis=True)
-    document = Document.load(annotations, location)
+    document = Document.load(annotations, location, masks)
     document = document._replace(categories=[_with_clean_name(entry) for entry in document.categories])
     for num_parts in (1, 2):  # 000000397133.jpg, then val2017/000000397133.jpg
         names = ["/".join(PurePosixPath(name).parts[-num_parts:]) for name in document.names]
@@ -43,7 +49,7 @@ def open_lvis(
         # Two parts may use one name: then the shorter names say not enough.
         if folder is not None and len(set(names)) == len(names):
             document = document._replace(names=names)
-            return CocoDataset(document, folder, read_captions(captions), "lvis", outside)
+            return CocoDataset(document, folder, read_captions(captions), "lvis", outside, masks=masks)
     raise missing_images(annotations, images, [PurePosixPath(name).name for name in document.names])
 
 

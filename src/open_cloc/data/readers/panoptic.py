@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from open_cloc.data.annotations import Problem, RawRegion
-from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_number, as_text, field_of, shown
+from open_cloc.data.annotations import Problem, RawRegion, RawSample
+from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_text, as_whole, field_of, shown
 from open_cloc.data.label_maps import NO_CLASS, read_segments
 from open_cloc.data.names import resolve
 from open_cloc.data.readers.files import holds_panoptic
@@ -26,8 +27,10 @@ from open_cloc.data.readers.packed import (
     problem_in,
 )
 from open_cloc.errors import SampleError, UserError
+from open_cloc.masks import Mask
 
 SOURCE, CROWDS = "panoptic", "crowds"
+LARGEST_ID = 2**24 - 1  # of three colours of a byte each
 VOID = 0  # number of the pixels that are of no segment
 FOLDERS = ("val2017", "train2017", "images", "images/val2017", "images/validation")
 
@@ -44,7 +47,7 @@ def open_panoptic(
     crowds: bool = False,
     outside: bool = False,
 ) -> PanopticDataset:
-    """Open a panoptic JSON: its boxes as regions and, where their folder is given, its masks as label maps.
+    """Open a panoptic JSON: its boxes as regions and, where their folder is given, outlines and label maps.
 
     Args:
         path: Such as `panoptic_val2017.json`.
@@ -66,9 +69,9 @@ def open_panoptic(
 
     def read(given: Any) -> Entry:
         row = as_object(given)
-        entry = _entry(row, pictures, names, crowds, file, counts)
+        entry, kept = _entry(row, pictures, names, crowds, file, counts)
         if masks is not None:
-            segments.append(_segments(row, list(names)))
+            segments.append(_segments(row, list(names), kept))
         return entry
 
     numbered = ((f"annotation {number}", row) for number, row in enumerate(parts["annotations"]))
@@ -109,11 +112,13 @@ class _Segments(NamedTuple):
         name: Of the PNG.
         ids: Its segments' numbers, ascending.
         classes: The class of each.
+        kept: The number of each region's segment.
     """
 
     name: str
     ids: np.ndarray
     classes: np.ndarray
+    kept: np.ndarray
 
 
 class PanopticDataset(PackedDataset):
@@ -152,6 +157,23 @@ class PanopticDataset(PackedDataset):
         """Whether the folder of PNGs was given."""
         return self.masks is not None
 
+    def raw(self, index: int) -> RawSample:
+        """A sample with its boxes as in the file, and its outlines where their folder was given.
+
+        Raises:
+            SampleError: If the picture's name leads out of the data set, or the PNG is none.
+        """
+        raw = super().raw(index)
+        if self.masks is None or not raw.regions:
+            return raw
+        name, _, _, kept = self.segments[index]
+        found = read_segments(resolve(self.masks, name, outside=self.outside))
+        regions = [
+            replace(region, mask=Mask.of(found == number))
+            for region, number in zip(raw.regions, kept.tolist())
+        ]
+        return replace(raw, regions=tuple(regions))
+
     def label_map(self, index: int) -> np.ndarray:
         """The class of each pixel: (H, W) int64, `NO_CLASS` where there is none; crowds have theirs.
 
@@ -161,7 +183,7 @@ class PanopticDataset(PackedDataset):
         """
         if self.masks is None:
             raise UserError(f"label maps lie in PNGs: open the data as panoptic:{self.where},masks=FOLDER")
-        name, ids, classes = self.segments[index]
+        name, ids, classes, _ = self.segments[index]
         file = resolve(self.masks, name, outside=self.outside)
         found = read_segments(file)
         places = np.searchsorted(ids, found).clip(max=max(0, len(ids) - 1))
@@ -172,15 +194,16 @@ class PanopticDataset(PackedDataset):
         return np.where(is_known, classes[places] if len(ids) else NO_CLASS, NO_CLASS)
 
 
-def _segments(row: Mapping[str, Any], categories: Sequence[str]) -> _Segments:
+def _segments(row: Mapping[str, Any], categories: Sequence[str], kept: Sequence[int]) -> _Segments:
     numbers = {category: number for number, category in enumerate(categories)}
     name = as_text(field_of(row, "file_name"), "file_name, the PNG's")
     found: dict[int, int] = {}
     for segment in map(as_object, row["segments_info"]):
-        number = as_number(field_of(segment, "id"), "id")
-        found[int(number)] = numbers.get(as_id(field_of(segment, "category_id"), "category_id"), NO_CLASS)
+        number = as_whole(field_of(segment, "id"), "id", most=LARGEST_ID)
+        found[number] = numbers.get(as_id(field_of(segment, "category_id"), "category_id"), NO_CLASS)
     ids = sorted(found)
-    return _Segments(name, np.array(ids, np.int64), np.array([found[one] for one in ids], np.int64))
+    classes = [found[one] for one in ids]
+    return _Segments(name, *(np.array(column, np.int64) for column in (ids, classes, kept)))
 
 
 def _by_id(rows: list[Any], what: str, file: Path, problems: list[Problem]) -> dict[str, Mapping[str, Any]]:
@@ -206,7 +229,8 @@ def _entry(
     crowds: bool,
     file: Path,
     counts: Counter[str],
-) -> Entry:
+) -> tuple[Entry, list[int]]:
+    """A picture with its boxes, and the number of each box's segment."""
     image = as_id(field_of(row, "image_id"), "image_id")
     if image not in pictures:
         raise FieldError(f"unknown image_id {image!r}", "unknown image_id")
@@ -214,16 +238,19 @@ def _entry(
     segments = field_of(row, "segments_info")
     if not isinstance(segments, list):
         raise FieldError(f"segments_info must be a list; got {shown(segments)}")
-    regions, problems = [], []
+    regions, kept, problems = [], [], []
     for position, segment in enumerate(segments):
         try:
             region = _region(as_object(segment), names, crowds, counts)
+            number = as_whole(segment.get("id", VOID), "id", most=LARGEST_ID)
         except FieldError as error:
             problems.append(problem_in(error, f"segment {position} of image {image}", file))
             continue
         if region is not None:
             regions.append(region)
-    return Entry(picture["file_name"], regions, (), declared_size(picture), of_image(image), problems)
+            kept.append(number)
+    entry = Entry(picture["file_name"], regions, (), declared_size(picture), of_image(image), problems)
+    return entry, kept
 
 
 def _region(

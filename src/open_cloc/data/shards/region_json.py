@@ -27,6 +27,7 @@ from open_cloc.data.annotations import Problem, RawRegion, RawSample, checked_bo
 from open_cloc.data.fields import LARGEST, FieldError, as_whole
 from open_cloc.errors import SampleError, UserError
 from open_cloc.files import parse_json
+from open_cloc.masks import Mask
 from open_cloc.samples import RegionSample, Text
 from open_cloc.texts import sound_text
 
@@ -64,6 +65,7 @@ def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
             | ({} if region.span is None else {"span": list(region.span)})
             | ({} if region.cycle is None else {"cycle": region.cycle})
             | _role_texts(region.texts)
+            | _outline(region.mask)
             for box, region in zip(checked_boxes(sample).tolist(), sample.regions)
         ],
         "box_format": "xyxy_norm",
@@ -79,6 +81,16 @@ def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
 def _role_texts(texts: Sequence[Text]) -> dict[str, Any]:
     """The key for texts with roles, where there are any."""
     return {"role_texts": [asdict(text) for text in texts]} if texts else {}
+
+
+def _outline(mask: Mask | None) -> dict[str, Any]:
+    """The key for an outline, where there is one, as COCO writes it."""
+    return {} if mask is None else {"mask": {"size": list(mask.size_hw), "counts": mask.counts}}
+
+
+def _mask(region: Mapping[str, Any]) -> Mask | None:
+    given = region.get("mask")
+    return None if given is None else Mask((int(given["size"][0]), int(given["size"][1])), given["counts"])
 
 
 def parse_sample(
@@ -227,6 +239,7 @@ def _sound_regions(fields: Mapping[str, Any]) -> tuple[RawRegion, ...]:
                 _sound(region.get("source", "")),
                 tuple(region["span"]) if "span" in region else None,
                 region.get("cycle"),
+                mask=_mask(region),
             )
             for row, region in enumerate(fields.get("regions", ()))
         ]
@@ -260,7 +273,7 @@ def _regions(
                 continue
             try:
                 yield make(entry, f"{name}[{row}]")
-            except FieldError as error:
+            except SampleError as error:
                 wrong[name, row] = f"at $.{name}[{row}]: {error}"
 
 
@@ -277,7 +290,14 @@ def _our_region(region: Mapping[str, Any], longest: int, where: str) -> RawRegio
         span=None if span is None else (int(span[0]), int(span[1])),
         cycle=region.get("cycle"),
         texts=_texts(region, {}),
+        mask=_checked(_mask(region)),
     )
+
+
+def _checked(mask: Mask | None) -> Mask | None:
+    if mask is not None:
+        mask.runs()
+    return mask
 
 
 def _grit_region(row: Sequence[float], caption: str, where: str) -> RawRegion:
@@ -346,6 +366,8 @@ def _surely_valid_region(region: Any, longest: int) -> bool:
             return False
         if not 0 <= span[0] <= span[1] <= longest:
             return False
+    if "mask" in region and not _surely_a_mask(region):
+        return False
     return (
         type(region.get("text")) is str
         and type(region.get("source", "")) is str
@@ -356,11 +378,31 @@ def _surely_valid_region(region: Any, longest: int) -> bool:
     )
 
 
+def _surely_a_mask(region: Mapping[str, Any]) -> bool:
+    given = region["mask"]
+    if type(given) is not dict or given.keys() != {"size", "counts"} or type(given["counts"]) is not str:
+        return False
+    if type(given["size"]) is not list or len(given["size"]) != 2:
+        return False
+    if not all(type(side) is int and 0 < side <= LARGEST for side in given["size"]):
+        return False
+    try:
+        _checked(_mask(region))
+    except SampleError:
+        return False
+    return True
+
+
 def _writes_as_many(document: bytes, fields: Mapping[str, Any]) -> bool:
     """The same as `_names_each_once` of what is surely valid and usual, in a tenth of the time."""
     if b"\\" in document:
         return False
-    regions = sum([len(region) + 1 + ("source" in region) for region in fields.get("regions", ())])
+    regions = sum(
+        [
+            len(region) + 1 + ("source" in region) + 3 * ("mask" in region)
+            for region in fields.get("regions", ())
+        ]
+    )
     texts = len(fields.get("captions", ())) + sum([type(value) is str for value in fields.values()])
     return document.count(b'"') == 2 * (len(fields) + texts + regions)
 

@@ -20,6 +20,7 @@ METHODS = {
     "ranked": "open_cloc.evaluation.methods.prompter:open_prompter",
     "head": "open_cloc.evaluation.methods.prompter:open_head",
     "roialign": "open_cloc.evaluation.methods.roialign:open_roialign",
+    "mask_pool": "open_cloc.evaluation.methods.mask_pool:open_mask_pool",
     "crop": "open_cloc.evaluation.methods.crop:open_crop",
     "blur": "open_cloc.evaluation.methods.blur:open_blur",
     "whole": "open_cloc.evaluation.methods.whole:open_whole",

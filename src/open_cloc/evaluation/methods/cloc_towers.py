@@ -142,11 +142,20 @@ class ClocTowers:
             boxes: (R, 4) normalised `xyxy` of each picture, each with its own R.
             embed: Model, one encoded image and its boxes (1, R, 4) of the canvas -> (1, R, D) of unit length.
         """
+        return self.embed_each(batch, batch.to_canvas(boxes), embed)
+
+    def embed_each(
+        self,
+        batch: EvaluationBatch,
+        prompts: Sequence[Tensor],
+        embed: Callable[[CLOC, ImageState, Tensor], Tensor],
+    ) -> Tensor:
+        """The same of prompts of any kind, (1, R, ...) of each picture's canvas."""
         state = self.encode(batch)
         with self.autocast():
             rows = [
                 embed(self.model, state.select(slice(i, i + 1)), own.to(self.model.device))[0]
-                for i, own in enumerate(batch.to_canvas(boxes))
+                for i, own in enumerate(prompts)
             ]
         return torch.cat(rows)
 

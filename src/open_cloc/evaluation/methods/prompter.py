@@ -19,7 +19,7 @@ from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
 from open_cloc.model.search import ground_phrases
 
-Prompt = Literal["box", "points"]
+Prompt = Literal["box", "points", "mask"]
 
 
 class PrompterMethod:
@@ -28,7 +28,7 @@ class PrompterMethod:
     Args:
         towers: The model at work.
         candidates: Boxes that compete with the box head's answer for a phrase, at most; 0 for none.
-        prompt: What a region is asked for by: its box, or the point in the middle of it.
+        prompt: What a region is asked for by: its box, the point in the middle of it, or its outline.
     """
 
     def __init__(self, towers: ClocTowers, candidates: int, prompt: Prompt = "box") -> None:
@@ -40,6 +40,8 @@ class PrompterMethod:
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""
+        if self.prompt == "mask":
+            return self.towers.embed_each(batch, batch.masks(boxes), _by_masks)
         return self.towers.embed_boxes(batch, boxes, EMBED[self.prompt])
 
     def describe_grounding(self) -> dict[str, Any]:
@@ -84,7 +86,8 @@ def open_prompter(
         what: Nothing: the model is the setup's.
         setup: The weights and how to measure them.
         grounding: Finds phrases by ranking candidate boxes, or by the box head's answer as it is.
-        prompt: `box`, or `points`: regions are asked for by the middle of their box alone.
+        prompt: `box`; `points`: regions are asked for by the middle of their box alone; or `mask`: by their
+            outline, which the data must have.
     """
     candidates = setup.config.candidates if grounding == "ranked" else 0
     name = "prompter" if prompt == "box" else f"prompter,prompt={prompt}"
@@ -103,6 +106,10 @@ def _by_boxes(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
 def _by_points(model: CLOC, state: ImageState, boxes: Tensor) -> Tensor:
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
     return embed_regions(model, state, {"points": centres[:, :, None]})
+
+
+def _by_masks(model: CLOC, state: ImageState, masks: Tensor) -> Tensor:
+    return embed_regions(model, state, {"mask": masks})
 
 
 EMBED = {"box": _by_boxes, "points": _by_points}

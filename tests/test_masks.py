@@ -1,0 +1,66 @@
+"""Outlines: COCO's run lengths, and what is refused where pycocotools would read wild memory or hang."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_masks
+
+from open_cloc.errors import SampleError
+from open_cloc.masks import Mask, mask_of_polygons
+
+
+def blobs(seed: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """A mask of ragged rows."""
+    rng = np.random.default_rng(seed)
+    return np.repeat(rng.random((size_hw[0], -(-size_hw[1] // 3))) < rng.random(), 3, axis=1)[:, : size_hw[1]]
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (7, 5), (64, 3), (480, 640)])
+def test_masks_are_those_of_pycocotools(size_hw: tuple[int, int]) -> None:
+    pictures = [blobs(seed, size_hw) for seed in range(20)]
+    for pixels in [*pictures, np.zeros(size_hw, bool), np.ones(size_hw, bool)]:
+        theirs = coco_masks.encode(np.asfortranarray(pixels.astype(np.uint8)))
+        mask = Mask.of(pixels)
+        assert mask.counts.encode() == theirs["counts"]
+        assert (mask.pixels() == pixels).all()
+        assert Mask.of_runs(size_hw, mask.runs()) == mask
+
+
+def test_polygons_are_filled_as_coco_fills_them() -> None:
+    polygons = [[10.5, 3.2, 40.1, 8.0, 22.0, 39.9], [30, 30, 47.9, 30, 47.9, 44.5, 30, 44.5]]
+    mask = mask_of_polygons(polygons, (48, 48))
+    theirs = coco_masks.merge(coco_masks.frPyObjects(polygons, 48, 48))
+    assert (mask.pixels() == coco_masks.decode(theirs).astype(bool)).all()
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "counts"),
+    [
+        ((400, 400), "1"),  # too few: pycocotools gives what the memory held before
+        ((4, 4), "zzzz"),
+        ((4, 4), "P"),  # says that more follows
+        ((4, 4), ""),
+        ((4, 4), "0é"),
+        ((4, 4), "o" * 4000),
+        ((0, 4), "0"),
+    ],
+)
+def test_run_lengths_that_do_not_fill_the_grid_are_refused(size_hw: tuple[int, int], counts: str) -> None:
+    with pytest.raises(SampleError, match=r"run lengths|outline"):
+        Mask(size_hw, counts).pixels()
+
+
+@pytest.mark.parametrize("runs", [[-5, 21], [0, 2**40], [], [15]])
+def test_runs_that_do_not_fill_the_grid_are_refused(runs: list[int]) -> None:
+    with pytest.raises(SampleError, match="do not fill"):
+        Mask.of_runs((4, 4), runs)
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [[float("nan"), 1, 2, 3, 4, 5], [1e9, 1, 2, 3, 4, 5], [1, 2, 3, 4], [1, 2, 3, 4, 5], [0, 0, 3, 9, 9, 60]],
+)
+def test_polygons_outside_are_refused(polygon: list[float]) -> None:
+    with pytest.raises(SampleError, match="corner"):
+        mask_of_polygons([polygon], (48, 48))
