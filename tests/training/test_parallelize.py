@@ -193,6 +193,18 @@ def test_two_ranks_train_as_one_process(tiny: Recipe, one_process: Path, changes
     assert (Path(tiny.run.output) / "model/README.md").is_file()
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_train_adapters_as_one_process(tiny: Recipe, tmp_path: Path, parallel: Any) -> None:
+    tiny = replace(tiny, optim=replace(tiny.optim, lora_rank=2))
+    alone = train(with_run(tiny, samples=16, output=str(tmp_path / "alone")))
+    made = run_ranks(train, with_run(tiny, samples=16, parallel=parallel))
+    assert made == [Path(tiny.run.output) / "model"] * 2
+    weights, whole = (read_state(folder / "model.safetensors") for folder in (made[0], alone))
+    assert weights.keys() == whole.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
 def test_gpus_gather_shards_in_bfloat16() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     policy = block_policy("bf16", gpu)

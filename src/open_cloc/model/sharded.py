@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from open_cloc.errors import UserError
+from open_cloc.model.adapters import merged
 from open_cloc.model.old_names import by_names_of_today, name_of_today
 
 T = TypeVar("T")
@@ -81,12 +82,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Only the weights, by the model's own names.
+    """Only the weights, by the model's own names; adapters are put into them.
 
     Raises:
         UserError: If a shard is missing or damaged.
     """
-    return of_model(_read(folder, MODEL_PREFIX))
+    return merged(of_model(_read(folder, MODEL_PREFIX)))
 
 
 def _read(folder: Path, prefix: str) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json, write_text, write_whole
 from open_cloc.model import sharded
+from open_cloc.model.adapters import merged, merged_shapes
 from open_cloc.model.limits import no_larger_than, read_header, require_sound_weights
 from open_cloc.model.old_names import by_names_of_today, cleaning_of_old
 
@@ -58,7 +59,7 @@ def save_folder(model: Savable, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # A folder with a config has whole weights: they come first.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merged(model.state_dict()).items()}
     with write_whole(folder / WEIGHTS_NAME) as part:
         try:
             save_file(state, part, metadata={"format": "pt"})
@@ -135,7 +136,7 @@ def is_checkpoint(folder: Path) -> bool:
 def read_folder_shapes(folder: Path) -> dict[str, torch.Size]:
     """Shapes of the tensors that `read_folder_state` reads, which are not read; errors as there."""
     if is_checkpoint(folder):
-        return sharded.of_model(sharded.read_shapes(folder))
+        return merged_shapes(sharded.of_model(sharded.read_shapes(folder)))
     return by_names_of_today(read_header(folder / WEIGHTS_NAME))
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from open_cloc.data.permutation import WRITTEN
 from open_cloc.errors import MissingFileError, RunError, UserError
 from open_cloc.model import sharded, weights
+from open_cloc.model.adapters import is_adapter
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.optim import OBJECTIVES_PREFIX
 from open_cloc.training.parallelize import (
@@ -290,6 +291,9 @@ def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: i
     tensors = state_tensors(state)
     own = {name: tensor.shape for name, tensor in tensors.items()}
     saved = sharded.read_shapes(path)
+    if any(map(is_adapter, own)) != any(map(is_adapter, saved)):
+        how = "with" if any(map(is_adapter, saved)) else "without"
+        raise UserError(f"{path} was trained {how} adapters: go on with the same --optim.lora-rank")
     weights.require_same_shapes(sharded.of_model(own), sharded.of_model(saved), str(path))
     if saved.keys() != own.keys():
         raise UserError(

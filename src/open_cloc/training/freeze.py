@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from open_cloc.model.adapters import is_adapter
 from open_cloc.model.cloc import CLOC
 from open_cloc.objectives import Objectives
 from open_cloc.samples import RegionBatch
@@ -12,17 +13,25 @@ from open_cloc.training.recipe import OptimConfig
 
 
 def lock_towers(model: CLOC, config: OptimConfig) -> None:
-    """Freeze what the config says; call again after `model.train()`, which wakes frozen batch norms."""
+    """Freeze what the config says; call again after `model.train()`, which wakes frozen batch norms.
+
+    Adapters beside frozen weights learn.
+    """
+    for tower, locked in lockable(model, config):
+        if locked or config.lora_rank:
+            for name, parameter in tower.named_parameters():
+                if not is_adapter(name):
+                    parameter.requires_grad_(False)
+            tower.eval()
+
+
+def lockable(model: CLOC, config: OptimConfig) -> list[tuple[nn.Module, bool]]:
+    """What of each tower a lock freezes, a projection of its own left out, and whether it is locked."""
     visual, text = model.clip.visual, model.clip.text
-    if config.lock_image:
-        _freeze(getattr(visual, "trunk", visual))
-    if config.lock_text:
-        _freeze(text.transformer if hasattr(text, "pooler") else text)
-
-
-def _freeze(module: nn.Module) -> None:
-    module.requires_grad_(False)
-    module.eval()
+    return [
+        (getattr(visual, "trunk", visual), config.lock_image),
+        (text.transformer if hasattr(text, "pooler") else text, config.lock_text),
+    ]
 
 
 def freeze_unreached(model: CLOC, objectives: Objectives, num_regions: int) -> None:

@@ -26,6 +26,7 @@ from open_cloc.samples import Wants
 from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.checkpoint import SaveClock, Saver
 from open_cloc.training.compile import compile_blocks, num_graphs, uncompiled
+from open_cloc.training.lora import add_adapters
 from open_cloc.training.parallelize import (
     learning_batch_norms,
     parallelize,
@@ -80,6 +81,7 @@ def train(recipe: Recipe, resume: str = "", dataset: SampleDataset | None = None
                 write_recipe(recipe, folder)  # first of all: `--resume auto` knows its folder by it
             torch.manual_seed(recipe.run.seed)
             model = _build_model(recipe, ranks, load=found is None)
+            add_adapters(model, recipe.optim)
             objectives = build_objectives(recipe, model)
             prepare_model(model, objectives, recipe)
             if found is None and recipe.data.probe:

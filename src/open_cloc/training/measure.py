@@ -24,6 +24,7 @@ from open_cloc.samples import RegionBatch
 from open_cloc.training import optim
 from open_cloc.training.compile import compile_blocks
 from open_cloc.training.loop import build_objectives, open_data, prepare_model
+from open_cloc.training.lora import add_adapters
 from open_cloc.training.parallelize import tower_blocks
 from open_cloc.training.plan import Measured
 from open_cloc.training.ranks import Ranks
@@ -85,6 +86,7 @@ def start(recipe: Recipe) -> Run:
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe.model).to(choose_device(recipe.run.device or None))
     model.train()  # a Hugging Face tower recomputes nothing outside of training
+    add_adapters(model, recipe.optim)
     objectives = build_objectives(recipe, model)
     prepare_model(model, objectives, recipe)
     optimizer = optim.build_optimizer(model, objectives, recipe.optim)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from open_cloc.model.adapters import merged
 from open_cloc.model.cloc import CLOC
 from open_cloc.precision import Precision
 from open_cloc.training.ranks import Ranks
@@ -172,5 +173,5 @@ def whole_model(model: CLOC, ranks: Ranks) -> CLOC:
     config: Any = model._hub_mixin_config
     copy = CLOC(**config)
     if ranks.is_first:
-        copy.load_state_dict(state)
+        copy.load_state_dict(merged(state))
     return copy

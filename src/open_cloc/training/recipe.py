@@ -55,6 +55,8 @@ class OptimConfig:
         layer_decay: Each tower layer learns at this factor of the next one's rate; 1 for all alike.
         lock_image: Freeze the image tower; a timm tower's projection still learns.
         lock_text: Freeze the text tower; a Hugging Face tower's projection still learns.
+        lora_rank: The towers that are not locked learn by adapters of this rank beside their layers, and
+            stay as they are (LoRA; extra `lora`); 0 for none. The projection learns as with a lock.
         max_logit_scale: Upper limit of the learned logit scale, as in CLIP.
     """
 
@@ -68,11 +70,13 @@ class OptimConfig:
     layer_decay: float = 1.0
     lock_image: bool = False
     lock_text: bool = False
+    lora_rank: int = 0
     max_logit_scale: float = 100.0
 
     def __post_init__(self) -> None:
         _require("optim.lr", self.lr, self.lr > 0, "above 0")
         _require("optim.warmup", self.warmup, self.warmup >= 0, "at least 0")
+        _require("optim.lora_rank", self.lora_rank, self.lora_rank >= 0, "at least 0")
         _require("optim.grad_clip", self.grad_clip, self.grad_clip >= 0, "at least 0")
         _require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
         _require("optim.max_logit_scale", self.max_logit_scale, self.max_logit_scale >= 1, "at least 1")
