@@ -121,3 +121,30 @@ def test_a_locked_tower_has_no_adapters(tiny: Recipe) -> None:
         add_adapters(build_model(tiny.model), replace(run.recipe.optim, lock_image=True))
     with pytest.raises(UserError, match=r"optim.lora_rank must be at least 0"):
         OptimConfig(lora_rank=-1)
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "timm, transformers"])
+def test_adapters_learn_where_activations_are_recomputed(
+    tiny_model_cfg: dict[str, Any], kind: str, text_tower: Path
+) -> None:
+    """What comes into a frozen tower asks for no gradient, which some ways of recomputing take for an end."""
+    model, config = model_of(tiny_model_cfg, kind, text_tower), OptimConfig(lora_rank=2)
+    add_adapters(model, config)
+    found = []
+    for recomputed in (False, True):
+        model.train()
+        lock_towers(model, config)
+        model.set_grad_checkpointing(recomputed)
+        images = torch.full((2, 3, 32, 32), 99, dtype=torch.uint8)
+        images[1, :, :16] = 7
+        made = model.encode_image(images).image_features
+        texts = model.encode_text(model.tokenize(["a cup", "two red dogs"]))
+        (made.square().sum() + texts.square().sum()).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    plain, recomputed_too = found
+    assert any("visual" in name and "lora_B" in name for name in plain)
+    assert any("text" in name and "lora_B" in name for name in plain)
+    assert plain.keys() == recomputed_too.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed_too[name], gradient, rtol=1e-4, atol=1e-6)

@@ -193,11 +193,17 @@ def test_two_ranks_train_as_one_process(tiny: Recipe, one_process: Path, changes
     assert (Path(tiny.run.output) / "model/README.md").is_file()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_train_adapters_as_one_process(tiny: Recipe, tmp_path: Path, parallel: Any) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"parallel": "fsdp"}, {"parallel": "fsdp", "compile": "on", "grad_checkpointing": True}],
+    ids=["ddp", "fsdp", "fsdp compiled"],
+)
+def test_two_ranks_train_adapters_as_one_process(
+    tiny: Recipe, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     tiny = replace(tiny, optim=replace(tiny.optim, lora_rank=2))
     alone = train(with_run(tiny, samples=16, output=str(tmp_path / "alone")))
-    made = run_ranks(train, with_run(tiny, samples=16, parallel=parallel))
+    made = run_ranks(traced_train, with_run(tiny, samples=16, **changes))
     assert made == [Path(tiny.run.output) / "model"] * 2
     weights, whole = (read_state(folder / "model.safetensors") for folder in (made[0], alone))
     assert weights.keys() == whole.keys()
