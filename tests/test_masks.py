@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from open_cloc.errors import SampleError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.masks import Mask, mask_of_polygons
 
 
@@ -27,6 +29,30 @@ def test_masks_are_those_of_pycocotools(size_hw: tuple[int, int]) -> None:
         assert Mask.of_runs(size_hw, mask.runs()) == mask
 
 
+def test_boxes_of_masks_are_tight() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        pixels = np.zeros((int(rng.integers(1, 9)), int(rng.integers(1, 9))), bool)
+        y, x = rng.integers(0, pixels.shape[0], 2), rng.integers(0, pixels.shape[1], 2)
+        pixels[min(y) : max(y) + 1, min(x) : max(x) + 1] = rng.random() < 0.9
+        pixels &= rng.random(pixels.shape) < 0.7
+        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+        found = Mask.of(pixels).box()
+        if not len(rows):
+            assert found is None
+            continue
+        height, width = pixels.shape
+        expected = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pixels", [[True], np.zeros((2, 2, 2)), np.zeros((0, 3))])
+def test_what_is_no_mask_is_refused(pixels: Any) -> None:
+    with pytest.raises(UserError, match=r"a mask must be \(H, W\)"):
+        Mask.of(pixels)
+    assert Mask.of([[True, False]]).size_hw == (1, 2)  # type: ignore[arg-type]
+
+
 def test_polygons_are_filled_as_coco_fills_them() -> None:
     polygons = [[10.5, 3.2, 40.1, 8.0, 22.0, 39.9], [30, 30, 47.9, 30, 47.9, 44.5, 30, 44.5]]
     mask = mask_of_polygons(polygons, (48, 48))
@@ -42,6 +68,8 @@ def test_polygons_are_filled_as_coco_fills_them() -> None:
         ((4, 4), "P"),  # says that more follows
         ((4, 4), ""),
         ((4, 4), "0é"),
+        ((4, 4), "\ud800"),
+        ((20_000, 20_000), "0"),
         ((4, 4), "o" * 4000),
         ((0, 4), "0"),
     ],

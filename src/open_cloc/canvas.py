@@ -21,7 +21,7 @@ from open_cloc.errors import UserError
 RESIZE_MODES = ("longest", "squash")
 
 MAX_SIDE = 8192  # pixels: the largest canvas is 200 MB
-MASK_CELL = 4  # pixels, at most, on a side of the cells in which outlines come to a model
+MASK_CELL = 2  # pixels, at most, on a side of the cells in which outlines come to a model
 MAX_LEVEL = 1000.0  # far beyond what a mean or a deviation of pixels may be
 
 INTERPOLATIONS = {
@@ -210,7 +210,10 @@ class Geometry:
         canvases = np.empty((len(masks), *cells), np.float32)
         # One at a time: all of them as floats may be gigabytes.
         for canvas, mask in zip(canvases, masks):
-            canvas[:] = rows @ mask.astype(np.float32) @ columns.T
+            # Most of a large picture is not under the mask.
+            used_y, used_x = _span(mask.any(1)), _span(mask.any(0))
+            inside = mask[used_y, used_x].astype(np.float32)
+            canvas[:] = rows[:, used_y] @ inside @ columns[:, used_x].T
         return canvases
 
     def _shares(self, axis: int, number: int, cells: int) -> np.ndarray:
@@ -256,6 +259,12 @@ def resize(pixels: np.ndarray, size_hw: tuple[int, int], interpolation: str = "b
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, H, W)
     scaled = interpolate(image[None], size=size_hw, mode=interpolation, antialias=True)[0]
     return scaled.permute(1, 2, 0).numpy()
+
+
+def _span(used: np.ndarray) -> slice:
+    """From the first True to behind the last."""
+    places = np.flatnonzero(used)
+    return slice(places[0], places[-1] + 1) if len(places) else slice(0, 0)
 
 
 def mask_cells(canvas_hw: tuple[int, int]) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from open_cloc.config import require
-from open_cloc.errors import SampleError
+from open_cloc.errors import SampleError, UserError
 
 BROKEN = "broken outline"
-LARGEST = 2**31  # pixels: more are no picture
+LARGEST = 2**27  # pixels: more are no picture
 # A number is written in characters of five bits and a bit that says whether more follow, from `0` on.
 FIRST, BITS, SIGN, MORE = ord("0"), 5, 16, 32
 
@@ -34,8 +34,15 @@ class Mask:
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> Mask:
-        """The mask of pixels (H, W) bool."""
-        flat = np.asarray(pixels, bool).T.reshape(-1)
+        """The mask of pixels (H, W) bool.
+
+        Raises:
+            UserError: If they are of another shape.
+        """
+        pixels = np.asarray(pixels, bool)
+        if pixels.ndim != 2 or not pixels.size:
+            raise UserError(f"a mask must be (H, W), of a pixel at least; got {pixels.shape}")
+        flat = pixels.T.reshape(-1)
         ends = np.flatnonzero(np.diff(flat)) + 1
         runs = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
         height, width = pixels.shape
@@ -60,6 +67,24 @@ class Mask:
         runs = _read(self.counts)
         _check(self.size_hw, runs)
         return runs
+
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Normalised `xyxy` around it; None where it covers no pixel.
+
+        Raises:
+            SampleError: If the run lengths are none, or do not fill the grid.
+        """
+        ends = np.cumsum([0, *self.runs()])
+        height, width = self.size_hw
+        starts, stops = ends[1:-1:2], ends[2::2]
+        starts, stops = starts[stops > starts], stops[stops > starts]
+        if not len(starts):
+            return None
+        first, last = starts // height, (stops - 1) // height  # columns
+        is_whole = last > first  # goes on into the next column: all rows
+        top = np.where(is_whole, 0, starts % height).min()
+        bottom = np.where(is_whole, height, (stops - 1) % height + 1).max()
+        return first.min() / width, top / height, (last.max() + 1) / width, bottom / height
 
     def pixels(self) -> np.ndarray:
         """(H, W) bool.
@@ -88,7 +113,9 @@ def mask_of_polygons(polygons: list[list[float]], size_hw: tuple[int, int]) -> M
     for polygon in polygons:
         corners = np.array(polygon, np.float64)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2:
-            raise SampleError(f"a polygon needs x and y of three corners; got {len(polygon)} numbers", BROKEN)
+            raise SampleError(
+                f"a polygon is x, y, x, y, ... of three corners at least; got {len(polygon)} numbers", BROKEN
+            )
         xs, ys = corners[::2], corners[1::2]
         inside = (xs >= -1) & (xs <= width + 1) & (ys >= -1) & (ys <= height + 1)
         if not inside.all():  # NaN is not
@@ -125,7 +152,7 @@ def _written(runs: list[int]) -> str:
 
 def _read(counts: str) -> list[int]:
     values, value, shift = [], 0, 0
-    for character in counts.encode():
+    for character in counts.encode(errors="surrogatepass"):
         bits = character - FIRST
         if not 0 <= bits < 2 * MORE or shift > 60:
             raise SampleError("run lengths hold what is no number", BROKEN)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_recipes import assert_same_run, losses_of, start, with_optim, with_run
+from tiny_recipes import assert_same_run, losses_of, start, with_loader, with_optim, with_run
 
 from open_cloc.errors import UserError
 from open_cloc.model.adapters import is_adapter
@@ -16,6 +16,7 @@ from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import ModelConfig, build_model
 from open_cloc.model.load import load_model
 from open_cloc.model.weights import read_state
+from open_cloc.objectives import Term
 from open_cloc.training.freeze import lock_towers
 from open_cloc.training.loop import train
 from open_cloc.training.lora import add_adapters
@@ -111,6 +112,35 @@ def test_a_run_with_adapters_is_resumed_bit_for_bit(tiny: Recipe, tmp_path: Path
         train(with_optim(tiny, lora_rank=0), resume="latest")
 
 
+def test_dropout_goes_on_beside_adapters(tiny_model_cfg: dict[str, Any], text_tower: Path) -> None:
+    """Statistics of batch norms stay, the text tower's dropout does not end."""
+    model, config = model_of(tiny_model_cfg, "timm, transformers", text_tower), OptimConfig(lora_rank=2)
+    add_adapters(model, config)
+    model.train()
+    lock_towers(model, config)
+    norms = [m for m in model.clip.visual.trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert model.clip.text.transformer.training
+
+
+def test_what_cannot_learn_is_said(tiny: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    plain = replace(tiny, objectives=(Term("region_text"),))
+    train(with_optim(with_run(plain, samples=4), lora_rank=2))
+    assert "towers that start from nothing stay as random" in caplog.text
+    caplog.clear()
+    alone = replace(tiny, objectives=(Term("distill"),))
+    alone = with_run(alone, samples=4, output=f"{tiny.run.output}-distill")
+    train(with_optim(with_loader(alone, num_regions=0), lora_rank=2))
+    assert "4 of 9 adapters cannot learn, such as that of clip.text." in caplog.text
+
+
+def test_another_rank_is_named(tiny: Recipe) -> None:
+    train(with_optim(tiny, lora_rank=2), stop_at=3)
+    with pytest.raises(UserError, match=r"adapters of another rank: go on with its --optim\.lora-rank"):
+        train(with_optim(tiny, lora_rank=3), resume="latest")
+
+
 def test_a_locked_tower_has_no_adapters(tiny: Recipe) -> None:
     run, _ = start(with_optim(tiny, lora_rank=2, lock_text=True))
     add_adapters(run.model, run.recipe.optim)
@@ -119,7 +149,7 @@ def test_a_locked_tower_has_no_adapters(tiny: Recipe) -> None:
     assert all(name.startswith("clip.visual.") for name in names)
     with pytest.raises(UserError, match="lora_rank: no tower has a layer that can take an adapter"):
         add_adapters(build_model(tiny.model), replace(run.recipe.optim, lock_image=True))
-    with pytest.raises(UserError, match=r"optim.lora_rank must be at least 0"):
+    with pytest.raises(UserError, match=r"optim.lora_rank must be in \[0, 1024\]"):
         OptimConfig(lora_rank=-1)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipes import SCENES, log_of, with_run
+from tiny_recipes import SCENES, log_of, with_loader, with_run
 
 from open_cloc.cli import main as cli
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.files import LOCK, locked
 from open_cloc.model.create import ModelConfig
+from open_cloc.model.prompter import PrompterConfig
 from open_cloc.samples import RegionSample
 from open_cloc.training.loop import train
 from open_cloc.training.recipe import OptimConfig, Recipe, RunConfig
@@ -156,3 +157,13 @@ def test_broken_entries_of_the_data_are_told_or_end_the_command(
     assert not Path(project.run.output).exists()
     assert cli.main([*argv, "--run.output", "tolerant"]) == 0
     assert f"coco:{data}: 1 entry is broken (unknown image_id: 1)" in caplog.text
+
+
+def test_masks_in_vain_are_said(tiny: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    """Of data without outlines, and of a Prompter that would not see them."""
+    asked = with_loader(tiny, masks=0.5)
+    train(asked)
+    assert "none of the first 3 batches has an outline; readers with masks= read them" in caplog.text
+    blind = replace(asked, model=replace(asked.model, prompter=PrompterConfig()))
+    with pytest.raises(UserError, match=r"data\.loader\.masks would train boxes: this Prompter sees"):
+        train(with_run(blind, output=f"{tiny.run.output}-blind"))

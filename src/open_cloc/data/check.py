@@ -21,6 +21,8 @@ from open_cloc.samples import RegionSample
 
 NUM_EXAMPLES = 5  # per finding
 NUM_PHRASES = 15
+ALIKE = 0.5  # IoU of an outline's box and the box beside it
+BENT = 0.1  # logarithm of what an outline's grid and its picture may differ in aspect ratio
 
 # Lower ends of a histogram's bins and their names.
 COUNT_BINS = ((0, "0"), (1, "1"), (2, "2-4"), (5, "5-8"), (9, "9-16"), (17, "17-32"), (33, "33+"))
@@ -222,6 +224,23 @@ class Tally:
                 self.warnings["repeated box with the same text"].add(where)
             seen.add(same)
         self._count("box area", AREA_BINS, box_areas(boxes[problems == OK]).tolist())
+        self._add_outlines(raw, boxes, size_hw)
+
+    def _add_outlines(self, raw: RawSample, boxes: np.ndarray, size_hw: tuple[int, int] | None) -> None:
+        """Compare outlines with their boxes (R, 4) and their picture: those of another file would differ."""
+        for region, box in zip(raw.regions, boxes):
+            if region.mask is None:
+                continue
+            where = f"key {raw.key!r} ({raw.where}, {region.where})"
+            around = region.mask.box()
+            if around is None:
+                self.warnings["outline without a pixel"].add(where)
+            elif _shared(np.array(around), box) < ALIKE:
+                self.warnings["outline elsewhere than its box"].add(where)
+            height, width = region.mask.size_hw
+            if size_hw is not None and abs(np.log(width * size_hw[0] / (height * size_hw[1]))) > BENT:
+                sizes = f"{width} x {height} over {size_hw[1]} x {size_hw[0]}"
+                self.warnings["outline of another aspect ratio"].add(f"{sizes}: {where}")
 
     def _count(self, name: str, bins: Sequence[tuple[float, str]], values: Sequence[float]) -> None:
         starts = [start for start, _ in bins]
@@ -249,6 +268,14 @@ def format_report(report: Report) -> str:
                 lines.append(f"  ... and {finding.count - len(finding.examples)} more")
     errors, warnings = (sum(f.count for f in kind.values()) for kind in (report.errors, report.warnings))
     return "\n".join([*lines, "", f"{errors} errors, {warnings} warnings"])
+
+
+def _shared(box: np.ndarray, other: np.ndarray) -> float:
+    """IoU of two boxes `xyxy`."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    shared = (high - low).clip(0).prod()
+    areas = [(one[2:] - one[:2]).clip(0).prod() for one in (box, other)]
+    return float(shared / max(sum(areas) - shared, 1e-12))
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int]]) -> list[str]:

@@ -91,6 +91,12 @@ def prepare(
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
     asked = [sample.regions[row] for row in drawn]
+    # What each is asked for by: the two shares exclude each other.
+    draws = rng.random(len(asked)) if config.points or config.masks else np.ones(len(asked))
+    by_mask, by_points = (
+        draws < config.masks,
+        (draws >= config.masks) & (draws < config.masks + config.points),
+    )
     return Prepared(
         key=sample.key,
         image=geometry.draw(pixels, preprocess.fill, preprocess.interpolation),
@@ -100,8 +106,8 @@ def prepare(
         texts=[texts[row] for row in drawn],
         role_texts=draw_texts(sample, drawn.tolist(), wants.roles, clean, rng),
         views=make_views(pixels, own_boxes[drawn], preprocess, geometry, config.augment, wants.views, rng),
-        points=draw_points(asked, boxes[drawn], geometry, config.points, rng) if config.points else None,
-        masks=draw_masks(asked, geometry, config.masks, rng) if config.masks else None,
+        points=draw_points(asked, boxes[drawn], geometry, by_points, rng) if config.points else None,
+        masks=draw_masks(asked, geometry, by_mask) if config.masks else None,
     )
 
 
@@ -216,6 +222,8 @@ class LoaderConfig:
         for name in ("max_bad_fraction", "points", "masks"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"loader {name} must lie in [0, 1]; got {getattr(self, name)}")
+        if self.points + self.masks > 1:
+            raise UserError(f"loader points and masks are at most 1 together; got {self.points + self.masks}")
 
     @property
     def num_workers(self) -> int:

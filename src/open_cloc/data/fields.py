@@ -98,21 +98,26 @@ def as_mask(value: Any, size_hw: Sequence[int], name: str) -> Mask:
 
     Args:
         value: As in the file.
-        size_hw: Declared (height, width) of the picture; zeros where nothing declares it.
+        size_hw: (height, width) of the picture.
         name: Of the field.
     """
     height, width = size_hw
-    if not height:
-        raise FieldError(f"{name} needs the picture's declared width and height", BROKEN)
     try:
         if isinstance(value, dict):
             return _as_runs(value, (height, width), name)
         if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
             raise FieldError(f"{name} must be polygons or run lengths; got {shown(value)}", BROKEN)
-        numbers = [[as_number(number, name) for number in polygon] for polygon in value]
+        numbers = [[_as_place(number, name) for number in polygon] for polygon in value]
         return mask_of_polygons(numbers, (height, width))
     except SampleError as error:
         raise FieldError(str(error), BROKEN) from error
+
+
+def _as_place(value: Any, name: str) -> float:
+    number = as_number(value, name)
+    if abs(number) > LARGEST:
+        raise FieldError(f"{name} must be of coordinates; got {shown(value)}", BROKEN)
+    return number
 
 
 def _as_runs(value: Mapping[str, Any], size_hw: tuple[int, int], name: str) -> Mask:

@@ -22,10 +22,10 @@ def draw_points(
     regions: Sequence[Region],
     boxes: np.ndarray,
     geometry: Geometry,
-    share: float,
+    chosen: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Points on things, in place of a share of boxes (R, 4): (R, P, 2), NaN for the others.
+    """Points on things, in place of some boxes (R, 4): (R, P, 2), NaN for the others.
 
     One to `MOST_POINTS` of them; where there are fewer, one repeats. They lie under the outline or, where
     none is known, in the middle half of the box each way, where most boxes hold their thing.
@@ -34,14 +34,13 @@ def draw_points(
         regions: R of them.
         boxes: The regions' normalised `xyxy` of the canvas.
         geometry: Where the picture lies on the canvas.
-        share: Of the regions.
+        chosen: (R,) bool, which are asked for by points.
         rng: Source of every random choice.
     """
     count = len(boxes)
     places = rng.uniform(0.25, 0.75, (count, MOST_POINTS, 2))
     points = boxes[:, None, :2] + places * (boxes[:, None, 2:] - boxes[:, None, :2])
     used = rng.integers(1, MOST_POINTS + 1, count)
-    chosen = rng.random(count) < share
     for row in np.flatnonzero(chosen).tolist():
         mask = regions[row].mask
         if mask is not None:
@@ -52,20 +51,16 @@ def draw_points(
     return points.astype(np.float32)
 
 
-def draw_masks(
-    regions: Sequence[Region], geometry: Geometry, share: float, rng: np.random.Generator
-) -> np.ndarray | None:
-    """Outlines in place of a share of boxes: (R, rows, columns) uint8, how much of each cell, of 255.
+def draw_masks(regions: Sequence[Region], geometry: Geometry, chosen: np.ndarray) -> np.ndarray | None:
+    """Outlines in place of some boxes: (R, rows, columns) uint8, how much of each cell, of 255.
 
     Zeros for the other regions and for those without an outline; None where none has one.
 
     Args:
         regions: R of them.
         geometry: Where the picture lies on the canvas.
-        share: Of the regions.
-        rng: Source of every random choice.
+        chosen: (R,) bool, which are asked for by their outline.
     """
-    chosen = rng.random(len(regions)) < share
     if all(region.mask is None for region in regions):
         return None
     drawn = np.zeros((len(regions), *mask_cells(geometry.target_hw)), np.uint8)

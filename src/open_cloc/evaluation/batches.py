@@ -63,7 +63,10 @@ class EvaluationBatch(NamedTuple):
             UserError: If they are not the samples' own, or one has no outline.
         """
         if not all(map(np.array_equal, boxes, self.boxes)):
-            raise UserError("outlines are of the data's own regions: other boxes have none")
+            raise UserError(
+                "outlines are of the data's own regions, other boxes have none: take a method by boxes, such "
+                "as prompter or roialign"
+            )
         return [
             torch.from_numpy(_outlines(sample, own, geometry))[None]
             for sample, own, geometry in zip(self.samples, boxes, self.geometries)

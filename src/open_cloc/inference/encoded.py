@@ -5,6 +5,7 @@ Shapes: H W pixels of the user's picture, R regions, T texts, D shared embedding
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from open_cloc.inference.inputs import (
 )
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
+from open_cloc.model.prompter import BLIND
 from open_cloc.model.search import CANDIDATES, ground_phrases
 from open_cloc.texts import TextCache
 
@@ -216,6 +218,8 @@ class EncodedImage:
             raise UserError("give boxes, masks or points, not several of them")
         if masks is not None:
             array = masks_of_picture(masks, self.size_hw)
+            if not self.model.prompter.config.sees_outlines:
+                warnings.warn(f"masks are read as boxes: {BLIND}", stacklevel=3)
             return self._embedded({"mask": self.geometry.masks_to_canvas(array)}, boxes_of_masks(array))
         if points is not None:
             own = points_of_picture(points, self.size_hw, normalized)

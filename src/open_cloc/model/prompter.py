@@ -23,6 +23,8 @@ from open_cloc.model.prompts import PROMPTS, PromptedImage, PromptTokens
 # Without gradients no more prompts run at once, so that memory does not grow with their number.
 PROMPTS_AT_ONCE = 256
 
+BLIND = "this Prompter sees of an outline only its box (neither box_prior nor pooled_residual)"
+
 
 @dataclass(frozen=True)
 class PrompterConfig:
@@ -57,6 +59,11 @@ class PrompterConfig:
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     layer_drop: float = 0.0
+
+    @property
+    def sees_outlines(self) -> bool:
+        """Whether a mask says more than the box around it: the code knows nothing but corners."""
+        return self.box_prior or self.pooled_residual or self.regions == "roialign"
 
     def __post_init__(self) -> None:
         choices = {

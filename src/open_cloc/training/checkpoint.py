@@ -294,6 +294,8 @@ def load_checkpoint(path: Path, state: State, ranks: Ranks, global_batch_size: i
     if any(map(is_adapter, own)) != any(map(is_adapter, saved)):
         how = "with" if any(map(is_adapter, saved)) else "without"
         raise UserError(f"{path} was trained {how} adapters: go on with the same --optim.lora-rank")
+    if any(saved.get(name, shape) != shape for name, shape in own.items() if is_adapter(name)):
+        raise UserError(f"{path} was trained with adapters of another rank: go on with its --optim.lora-rank")
     weights.require_same_shapes(sharded.of_model(own), sharded.of_model(saved), str(path))
     if saved.keys() != own.keys():
         raise UserError(

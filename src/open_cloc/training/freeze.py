@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from open_cloc.model.adapters import is_adapter
 from open_cloc.model.cloc import CLOC
@@ -22,7 +23,10 @@ def lock_towers(model: CLOC, config: OptimConfig) -> None:
             for name, parameter in tower.named_parameters():
                 if not is_adapter(name):
                     parameter.requires_grad_(False)
-            tower.eval()
+            # Where adapters learn, dropout and recomputation go on; statistics stay.
+            still = [tower] if locked else [m for m in tower.modules() if isinstance(m, _BatchNorm)]
+            for module in still:
+                module.eval()
 
 
 def lockable(model: CLOC, config: OptimConfig) -> list[tuple[nn.Module, bool]]:

@@ -19,6 +19,7 @@ from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
 from open_cloc.model.create import build_model
+from open_cloc.model.prompter import BLIND
 from open_cloc.objectives import Objectives
 from open_cloc.objectives.teacher import Teacher
 from open_cloc.precision import products_in
@@ -26,7 +27,7 @@ from open_cloc.samples import Wants
 from open_cloc.training import checkpoint, freeze, optim
 from open_cloc.training.checkpoint import SaveClock, Saver
 from open_cloc.training.compile import compile_blocks, num_graphs, uncompiled
-from open_cloc.training.lora import add_adapters
+from open_cloc.training.lora import add_adapters, tell_adapters
 from open_cloc.training.parallelize import (
     learning_batch_norms,
     parallelize,
@@ -47,7 +48,7 @@ from open_cloc.training.run_folder import (
     write_recipe,
 )
 from open_cloc.training.step import Run, train_step
-from open_cloc.training.watch import Notes, Watch
+from open_cloc.training.watch import Notes, Outlines, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,12 @@ def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
             raise UserError(
                 f"data.loader.{name} asks for regions by {name}, and no objective of this run has regions"
             )
+    if loader.masks and not model.prompter.config.sees_outlines:
+        raise UserError(f"data.loader.masks would train boxes: {BLIND}")
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     freeze.lock_towers(model, recipe.optim)
     freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)
+    tell_adapters(model, recipe)
 
 
 def _probe_start(model: CLOC, recipe: Recipe, folder: Path) -> None:
@@ -169,6 +173,7 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
     tally = BadSamples(run.recipe.data.loader.max_bad_fraction)
     loader = _open_loader(run, dataset, start, tally)
     meter, clock = Meter(), SaveClock(config)
+    outlines = Outlines(run.recipe.data.loader.masks if ranks.is_first else 0)
     watch = Watch(start.skipped, config.max_skipped_steps)
     with (
         StopSignal() as stop,  # until the last checkpoint is whole: schedulers send SIGTERM more than once
@@ -180,6 +185,7 @@ def _run_steps(run: Run, dataset: SampleDataset, start: checkpoint.Progress, sto
             late = ranks.is_first and clock.is_late()
             notes = Notes(stop.asked, saver.has_failed(), late, tally.tried, tally.num_bad)
             meter.start_step(batch)
+            outlines.look(batch)
             factor = optim.learning_rate_factor(step, num_steps, run.recipe.optim.warmup)
             optim.set_learning_rate(run.optimizer, factor)
             watch.put(step + 1, train_step(run, batch, step, notes))
@@ -296,7 +302,7 @@ def _refuse_what_cannot_work(recipe: Recipe, ranks: Ranks) -> None:
     if not config.output:
         raise UserError("no run folder: give --run.output FOLDER")
     num_steps = config.samples // config.global_batch_size
-    if ranks.is_first and recipe.optim.warmup > num_steps / 4:
+    if ranks.is_first and recipe.optim.warmup > max(1, num_steps / 4):
         logger.warning(
             "optim.warmup of %d steps is more than a quarter of the run's %d: the learning rate hardly comes "
             "to its peak; --optim.warmup %d would be a tenth",

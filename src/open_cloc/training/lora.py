@@ -5,6 +5,7 @@ Through peft, in place; a model is saved with the adapters put into its weights 
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from typing import Any
@@ -13,9 +14,12 @@ from torch import nn
 
 from open_cloc.config import require
 from open_cloc.errors import UserError
+from open_cloc.model.adapters import UP
 from open_cloc.model.cloc import CLOC
 from open_cloc.training.freeze import lockable
-from open_cloc.training.recipe import OptimConfig
+from open_cloc.training.recipe import OptimConfig, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def add_adapters(model: CLOC, config: OptimConfig) -> None:
@@ -65,3 +69,29 @@ def _takes_adapter(module: nn.Module) -> bool:
         # peft's adapters have neither groups nor dilation.
         return module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
     return type(module) is nn.Linear
+
+
+def tell_adapters(model: CLOC, recipe: Recipe) -> None:
+    """Say how many adapters there are, and which cannot learn; after `freeze_unreached`.
+
+    Args:
+        model: With adapters or without.
+        recipe: The run.
+    """
+    learning = {n: p.requires_grad for n, p in model.named_parameters() if n.endswith(UP)}
+    if not learning:
+        return
+    logger.info("LoRA: adapters of rank %d beside %d layers", recipe.optim.lora_rank, sum(learning.values()))
+    still = [name.removesuffix(UP) for name, learns in learning.items() if not learns]
+    if still:
+        logger.warning(
+            "LoRA: %d of %d adapters cannot learn, such as that of %s: no loss of this run comes through "
+            "them, or their tower reads its weights past them",
+            len(still),
+            len(learning),
+            still[0],
+        )
+    if not isinstance(recipe.model.towers, str):
+        logger.warning(
+            "LoRA: towers that start from nothing stay as random as they are, but for the adapters"
+        )

@@ -76,7 +76,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require("optim.lr", self.lr, self.lr > 0, "above 0")
         _require("optim.warmup", self.warmup, self.warmup >= 0, "at least 0")
-        _require("optim.lora_rank", self.lora_rank, self.lora_rank >= 0, "at least 0")
+        _require("optim.lora_rank", self.lora_rank, 0 <= self.lora_rank <= 1024, "in [0, 1024]")
         _require("optim.grad_clip", self.grad_clip, self.grad_clip >= 0, "at least 0")
         _require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
         _require("optim.max_logit_scale", self.max_logit_scale, self.max_logit_scale >= 1, "at least 1")

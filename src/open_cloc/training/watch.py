@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from open_cloc.errors import NotFiniteError
+from open_cloc.samples import RegionBatch
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 3  # batches without an outline
 
 
 class Notes(NamedTuple):
@@ -153,3 +156,23 @@ def _to_host(tensor: Tensor) -> Tensor:
         return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
+
+
+class Outlines:
+    """Says it if a run asks for regions by their outlines and its first batches have none."""
+
+    def __init__(self, share: float) -> None:
+        """Begin, with the share of regions that is asked for so."""
+        self.left = PATIENCE if share else 0
+
+    def look(self, batch: RegionBatch) -> None:
+        """Look at a batch, until one has outlines or it has been said."""
+        if not self.left:
+            return
+        self.left = self.left - 1 if batch.masks is None else 0
+        if not self.left and batch.masks is None:
+            logger.warning(
+                "data.loader.masks: none of the first %d batches has an outline; readers with masks= "
+                "read them, such as coco:FILE,masks=true",
+                PATIENCE,
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pycocotools import mask as coco_masks
 
 from open_cloc.data.annotations import finish
 from open_cloc.data.bad_samples import read_usable
+from open_cloc.data.check import check_dataset
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.shards.region_json import parse_sample
 from open_cloc.data.shards.write import Storage, encode_sample
@@ -456,6 +458,8 @@ def test_outlines_of_all_forms(tmp_path: Path) -> None:
         ([[1, 2, 3, 4]], "three corners"),
         ([[1, 2, 3, 4, 5, 600]], r"corner \(5, 600\) lies outside of 100 x 50"),
         ([[1, 2, 3, 4, 5, None]], "must be a number; got null"),
+        ([[1, 2, 3, 4, 5, 10**400]], "must be of coordinates"),
+        ({"size": [50, 100], "counts": "\ud800"}, "hold what is no number"),
         ([1, 2, 3, 4, 5, 6], "must be polygons or run lengths"),
         ("oops", "must be polygons or run lengths"),
         ({"size": [50, 100]}, "'counts' is missing"),
@@ -475,12 +479,38 @@ def test_a_broken_outline_costs_its_region_alone(tmp_path: Path, outline: Any, m
     assert len(open_reader(f"coco:{path}")[0].regions) == 2
 
 
-def test_outlines_need_a_declared_size(tmp_path: Path) -> None:
+def test_outlines_without_a_declared_size_are_of_the_picture(tmp_path: Path) -> None:
     document = outlines(TRIANGLE)
+    path = write_coco(tmp_path, document)
+    declared = open_reader(f"coco:{path},masks=true")[0].regions
     for image in document["images"]:
         del image["width"], image["height"]
-    with pytest.raises(SampleError, match="needs the picture's declared width and height"):
-        open_reader(f"coco:{write_coco(tmp_path, document)},masks=true")[0]
+    path.write_text(json.dumps(document))
+    assert open_reader(f"coco:{path},masks=true")[0].regions == declared
+    (tmp_path / "images/a.jpg").write_bytes(b"none")
+    with pytest.raises(SampleError, match="segmentation needs the picture's size"):
+        open_reader(f"coco:{path},masks=true")[0]
+
+
+def test_outlines_without_a_pixel_are_counted(tmp_path: Path) -> None:
+    thin = [[20, 20, 20, 20, 20, 20]]
+    path = write_coco(tmp_path, outlines(thin, {"size": [50, 100], "counts": [5000]}, [[]], TRIANGLE))
+    dataset: Any = open_reader(f"coco:{path},masks=true")
+    assert [region.mask is None for region in dataset[0].regions] == [True, True, True, False]
+    assert dataset.left_out["outlines that cover no pixel"] == 2
+    assert dataset.left_out["annotations without an outline"] == 1
+
+
+def test_outlines_are_compared_with_their_boxes(tmp_path: Path) -> None:
+    elsewhere = [[60, 5, 90, 5, 90, 45]]
+    path = write_coco(tmp_path, outlines(TRIANGLE, elsewhere))
+    report = check_dataset(open_reader(f"coco:{path},masks=true"))
+    assert report.counts["outlines"] == 2
+    assert report.warnings["outline elsewhere than its box"].count == 1
+    (sample,) = (open_reader(f"coco:{path},masks=true")[0],)
+    turned = [replace(r, mask=Mask.of(r.mask.pixels().T)) for r in sample.regions[:1]]  # type: ignore[union-attr]
+    odd = check_dataset([replace(sample, regions=tuple(turned))])  # type: ignore[arg-type]
+    assert odd.warnings["outline of another aspect ratio"].count == 1
 
 
 def test_a_broken_caption_costs_itself(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.check import check_dataset
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import MissingFileError, SampleError, UserError
@@ -124,6 +126,43 @@ def test_masks_of_a_panoptic_json(tmp_path: Path) -> None:
     person, banner = (region.mask.pixels() for region in dataset[0].regions)
     assert (person == (ids == 3226956)).all()
     assert (banner == (ids == 7)).all()
+    with pytest.raises(FileNotFoundError, match="masks= of panoptic is the folder of its PNGs"):
+        open_reader(f"panoptic:{path},masks=true")
     write_map(tmp_path / "panoptic_val2017" / "000000000285.png", ids)
     with pytest.raises(SampleError, match=r"segment [78] is not in segments_info"):
         dataset.label_map(1)
+
+
+def test_outlines_of_odd_panoptic_data(tmp_path: Path) -> None:
+    """A segment without pixels costs its region, one that is broken too, a PNG of another size the sample."""
+    path = write_panoptic(tmp_path)
+    ids = np.zeros((50, 100), np.int64)
+    ids[5:15, 10:30] = 3226956
+    folder = tmp_path / "panoptic_val2017"
+    write_map(folder / "000000000139.png", ids)
+    write_map(folder / "000000000285.png", ids.T)
+    dataset: Any = open_reader(f"panoptic:{path},masks={folder}")
+    sample, problems = read_usable(dataset, 0)
+    assert sample is not None
+    assert [region.text for region in sample.regions] == ["person"]
+    assert [problem.cause for problem in problems] == ["segment without pixels"]
+    assert "segment 7 has no pixel in 000000000139.png" in problems[0].message
+    with pytest.raises(SampleError, match="must be of one size; got 50 x 100, 100 x 50"):
+        dataset[1]
+    document = json.loads(path.read_text())
+    segments = document["annotations"][0]["segments_info"]
+    segments += [
+        {"id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]},
+        {"category_id": 1, "bbox": [1, 1, 9, 9]},
+        None,
+    ]
+    path.write_text(json.dumps(document))
+    sample, problems = read_usable(open_reader(f"panoptic:{path},masks={folder}"), 0)
+    assert sample is not None
+    assert len(sample.regions) == 1
+    assert len(problems) == 4
+    segments += segments[:1]
+    path.write_text(json.dumps(document))
+    repeated: Any = open_reader(f"panoptic:{path},masks={folder}")
+    assert len(repeated) == 1
+    assert "segment 3226956 occurs twice" in repeated.problems[0].message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from tiny_data import Samples
 from torch.nn import functional as F
 
+from open_cloc.canvas import CanvasConfig
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import evaluation_batches
 from open_cloc.evaluation.methods import open_method
 from open_cloc.evaluation.run import evaluate
+from open_cloc.inference.predictor import Predictor
 from open_cloc.masks import Mask
 from open_cloc.model.cloc import CLOC
 
@@ -82,6 +85,18 @@ def test_regions_without_outlines_are_refused(model: CLOC, samples: Samples, met
     assert found["protocol"]["method"] == method
     by_boxes = evaluate(model, samples, "zeroshot_region_classification")
     assert found["metrics"] != by_boxes["metrics"]
+
+
+def test_a_prompter_that_knows_corners_alone_is_not_asked_by_outlines(
+    tiny_model_cfg: dict[str, Any], samples: Samples
+) -> None:
+    """The paper's: a mask would be read as its box, and measured under another name."""
+    paper = CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).eval()
+    with pytest.raises(UserError, match="would measure boxes: this Prompter sees of an outline only its box"):
+        open_method("prompter,prompt=mask", paper)
+    image = Predictor(paper).encode(samples[1].pixels())
+    with pytest.warns(UserWarning, match="masks are read as boxes"):
+        image.embed(masks=np.ones((1, *image.size_hw), bool))
 
 
 @torch.inference_mode()

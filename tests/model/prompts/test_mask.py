@@ -9,7 +9,7 @@ from torch import Tensor
 
 from open_cloc.canvas import Geometry
 from open_cloc.model.prompter import Prompter, PrompterConfig
-from open_cloc.model.prompts.mask import tight_boxes
+from open_cloc.model.prompts.mask import shares_of_patches, tight_boxes
 
 WIDTH, EMBED, GRID, SIZE_HW = 16, 8, (3, 4), (48, 64)
 
@@ -109,6 +109,21 @@ def test_masks_lie_on_the_canvas_where_boxes_lie(
     assert got.sum() == pytest.approx(area, rel=1e-5)
     if min(area, 9) == 9 and source_hw != (7, 300):  # several pixels each way
         np.testing.assert_allclose(tight_boxes(torch.from_numpy(got)[None])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("canvas", "grid"), [(224, 16), (42, 3), (64, 4), (30, 7)])
+def test_patches_are_covered_by_area(canvas: int, grid: int) -> None:
+    """Cells that end within a patch count for both by what lies in each: no patch has another's."""
+    mask = torch.rand(2, canvas, canvas, generator=torch.Generator().manual_seed(0)).round()
+    fine = mask.repeat_interleave(grid, -1).repeat_interleave(grid, -2)  # each pixel cut into grid x grid
+    expected = fine.unflatten(-1, (grid, canvas)).unflatten(-3, (grid, canvas)).mean((-3, -1)).flatten(-2)
+    torch.testing.assert_close(shares_of_patches(mask, (grid, grid)), expected, atol=1e-5, rtol=0)
+    first = torch.zeros(1, canvas, canvas)
+    first[:, : canvas // grid, : canvas // grid] = 1
+    if canvas % grid == 0:
+        assert shares_of_patches(first, (grid, grid))[0].tolist() == pytest.approx(
+            [1.0] + [0.0] * (grid**2 - 1)
+        )
 
 
 def test_masks_of_a_cut_picture_lose_what_is_outside() -> None:

@@ -61,7 +61,7 @@ def test_some_regions_are_asked_for_by_their_outline(model: CLOC) -> None:
     batch = batch_of(model, LoaderConfig(num_regions=4, workers=0, masks=0.5))
     assert batch.masks is not None
     assert batch.masks.dtype == torch.uint8
-    assert batch.masks.shape == (8, 4, 16, 12)
+    assert batch.masks.shape == (8, 4, 32, 24)
     asked = (batch.masks > 0).flatten(2).any(-1)
     assert 4 < asked.sum() < 12  # of sixteen that have one
     assert not (asked & ~batch.region_mask).any()
@@ -81,14 +81,14 @@ def test_outlines_follow_crops_and_mirrors() -> None:
     (sample,) = samples(1)
     whole = Geometry.fit((40, 70), (64, 64))
     for geometry in (whole, whole.flip(), whole.crop((0.3, 0.1, 0.9, 0.8)).flip()):
-        drawn = draw_masks(sample.regions, geometry, 1, np.random.default_rng(0))
+        drawn = draw_masks(sample.regions, geometry, np.ones(3, bool))
         assert drawn is not None
         assert not drawn[2].any()
         for row in range(2):
             mask = sample.regions[row].mask
             assert mask is not None
             slow = geometry.masks_to_canvas(mask.pixels()[None])[0]
-            cells = slow.reshape(16, 4, 16, 4).mean((1, 3))
+            cells = slow.reshape(32, 2, 32, 2).mean((1, 3))
             np.testing.assert_allclose(drawn[row] / 255, cells, atol=0.5 / 255 + 1e-6)
 
 
@@ -113,7 +113,19 @@ def test_a_crop_that_leaves_nothing_of_the_outline_leaves_the_box(model: CLOC) -
 def test_no_outline_anywhere_is_no_prompt() -> None:
     regions = [Region((0, 0, 1, 1), "a thing")] * 3
     geometry = Geometry.fit((8, 8), (64, 64))
-    assert draw_masks(regions, geometry, 1, np.random.default_rng(0)) is None
-    assert mask_cells((64, 50)) == (16, 13)
+    assert draw_masks(regions, geometry, np.ones(3, bool)) is None
+    assert mask_cells((64, 51)) == (32, 26)
     with pytest.raises(UserError, match=r"loader masks must lie in \[0, 1\]; got -1"):
         LoaderConfig(masks=-1)
+    with pytest.raises(UserError, match=r"at most 1 together; got 1\.2"):
+        LoaderConfig(masks=0.6, points=0.6)
+
+
+def test_points_and_outlines_have_shares_of_their_own(model: CLOC) -> None:
+    batch = batch_of(model, LoaderConfig(num_regions=2, workers=0, masks=0.5, points=0.5))
+    assert batch.masks is not None
+    assert batch.points is not None
+    by_mask, by_points = (batch.masks > 0).flatten(2).any(-1), ~batch.points[..., 0, 0].isnan()
+    assert not (by_mask & by_points).any()
+    assert by_mask.any()
+    assert by_points.any()

@@ -118,16 +118,17 @@ def test_drawn_points_lie_in_their_boxes() -> None:
     low = rng.uniform(0, 0.5, (2000, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.1, 0.5, (2000, 2))], 1)
     regions = [Region(tuple(box), "a thing") for box in boxes.tolist()]
-    points = draw_points(regions, boxes, WHOLE, 0.3, rng)
+    chosen = rng.random(2000) < 0.3
+    points = draw_points(regions, boxes, WHOLE, chosen, rng)
     asked = ~np.isnan(points[:, 0, 0])
-    assert asked.mean() == pytest.approx(0.3, abs=0.04)
+    assert (asked == chosen).all()
     assert (np.isnan(points[..., 0]) == ~asked[:, None]).all()
     own = points[asked]
     assert (own >= boxes[asked, None, :2] - 1e-6).all()
     assert (own <= boxes[asked, None, 2:] + 1e-6).all()
     distinct = [len(np.unique(row, axis=0)) for row in own]
     assert set(distinct) == {1, 2, 3}
-    assert draw_points([], boxes[:0], WHOLE, 0.5, rng).shape == (0, 3, 2)
+    assert draw_points([], boxes[:0], WHOLE, chosen[:0], rng).shape == (0, 3, 2)
 
 
 def test_drawn_points_lie_under_the_outline() -> None:
@@ -137,12 +138,14 @@ def test_drawn_points_lie_under_the_outline() -> None:
     box = np.array([[0.05, 0.05, 0.95, 0.95]])
     region = Region((0.05, 0.05, 0.95, 0.95), "a ring", mask=Mask.of(ring))
     geometry = Geometry.fit((100, 200), (64, 64), "squash")
-    points = draw_points([region] * 200, box.repeat(200, 0), geometry, 1, np.random.default_rng(0))
+    points = draw_points(
+        [region] * 200, box.repeat(200, 0), geometry, np.ones(200, bool), np.random.default_rng(0)
+    )
     radius = np.hypot(*(2 * points.reshape(-1, 2) - 1).T)
     assert radius.min() > 0.5
     assert radius.max() < 1
     hidden = replace(region, mask=Mask.of(np.zeros((100, 200), bool)))
-    (around,) = draw_points([hidden], box, geometry, 1, np.random.default_rng(0))
+    (around,) = draw_points([hidden], box, geometry, np.ones(1, bool), np.random.default_rng(0))
     assert ((around > 0.25) & (around < 0.75)).all()
 
 

@@ -29,6 +29,14 @@ from open_cloc.data.fields import (
     field_of,
 )
 from open_cloc.data.names import make_keys, resolve, root_of
+from open_cloc.data.readers.coco_entries import (
+    Captions,
+    check_object,
+    entry_name,
+    entry_problem,
+    kind_of,
+    read_captions,
+)
 from open_cloc.data.readers.files import (
     coco_files,
     find_annotations,
@@ -38,9 +46,10 @@ from open_cloc.data.readers.files import (
     missing_images,
     unnamed_images,
 )
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.files import read_json
 from open_cloc.masks import Mask
+from open_cloc.pictures import read_header
 from open_cloc.samples import RegionSample
 from open_cloc.texts import PackedTexts, sound_text
 
@@ -159,16 +168,18 @@ class Document(NamedTuple):
         for part in PARTS:
             entries = document.get(part) if isinstance(document, dict) else None
             if not isinstance(entries, list):
-                raise UserError(f"COCO JSON needs a list of objects {part!r}; got {_kind(entries)} ({path})")
+                raise UserError(
+                    f"COCO JSON needs a list of objects {part!r}; got {kind_of(entries)} ({path})"
+                )
         if not document["images"]:
             raise UserError(f"COCO JSON names no images ({path})")
         found = cls(path, [], [], [], document["annotations"], document["categories"], [], is_captions)
         for position, image in enumerate(document["images"]):
             try:
-                _check_object(image)
+                check_object(image)
                 row = image, name_of(image), as_id(field_of(image, "id"), "id")
             except FieldError as error:
-                found.problems.append(_problem(error, path, "image", image, position))
+                found.problems.append(entry_problem(error, path, "image", image, position))
                 continue
             for column, value in zip((found.images, found.names, found.ids), row):
                 column.append(value)  # type: ignore[attr-defined]
@@ -301,7 +312,7 @@ class CocoDataset:
             try:
                 sizes[row] = [as_side(side, name) for side, name in zip(sides, ("height", "width"))]
             except FieldError as error:
-                self._own_problems[row].append(_problem(error, self.where, "image", image, row))
+                self._own_problems[row].append(entry_problem(error, self.where, "image", image, row))
         return sizes
 
     def _keep_captions(self, image_ids: Sequence[str], captions: Mapping[str, tuple[str, ...]]) -> None:
@@ -319,12 +330,12 @@ class CocoDataset:
         kept, ids = [], []
         for position, category in enumerate(entries):
             try:
-                _check_object(category)
+                check_object(category)
                 name = as_text(sound_text(as_text(field_of(category, "name"), "name")), "name")
                 ids.append(as_id(field_of(category, "id"), "id"))
                 kept.append(category | {"name": name})
             except FieldError as error:
-                self.problems.append(_problem(error, self.where, "category", category, position))
+                self.problems.append(entry_problem(error, self.where, "category", category, position))
         _refuse_repeated("category id", ids, self.where)
         self.categories = tuple(kept)
         self.class_groups = _by_frequency(kept)
@@ -340,7 +351,7 @@ class CocoDataset:
         for position, annotation in enumerate(annotations):
             image = None
             try:
-                _check_object(annotation)
+                check_object(annotation)
                 image = _lookup(images, annotation, "image_id")
                 if as_flag(annotation.get("iscrowd", 0), "iscrowd"):
                     self.num_crowds += 1
@@ -353,11 +364,11 @@ class CocoDataset:
                 outline = self._outline(annotation, image) if self.masks else ""
             except FieldError as error:
                 own = self.problems if image is None else self._own_problems[image]
-                own.append(_problem(error, self.where, "annotation", annotation, position))
+                own.append(entry_problem(error, self.where, "annotation", annotation, position))
                 continue
             numbers.extend((image, category))
             boxes.extend((*box, score))
-            ids.append(_name(annotation, position))
+            ids.append(entry_name(annotation, position))
             outlines.append(outline)
             unused.update(annotation.keys() - KNOWN)
             if _is_turned(annotation):
@@ -377,10 +388,24 @@ class CocoDataset:
     def _outline(self, annotation: Mapping[str, Any], image: int) -> str:
         """Run lengths of an annotation's outline; empty where it has none."""
         given = annotation.get(OUTLINE)
-        if not given:
+        if not given or given == [[]]:
             self.left_out["annotations without an outline"] += 1
             return ""
-        return as_mask(given, self.sizes[image].tolist(), OUTLINE).counts
+        if not self.sizes[image].any():
+            self.sizes[image] = self._measured(image)
+        mask = as_mask(given, self.sizes[image].tolist(), OUTLINE)
+        if mask.box() is None:
+            self.left_out["outlines that cover no pixel"] += 1
+            return ""
+        return mask.counts
+
+    def _measured(self, image: int) -> tuple[int, int]:
+        """(height, width) of a picture that the file gives none of, or none that is."""
+        file = resolve(self.folder, self.file_names[image], self.root, self.outside)
+        try:
+            return read_header(file, str(file)).size_hw
+        except SampleError as error:
+            raise FieldError(f"{OUTLINE} needs the picture's size: {error}") from error
 
     def _count_empty(self) -> None:
         with np.errstate(invalid="ignore"):  # what is not finite is found with its sample
@@ -391,53 +416,6 @@ class CocoDataset:
         empty = int((box_problems(normalize_boxes(boxes, tuple(sizes.T))) == EMPTY).sum())
         if empty:
             self.left_out["boxes without area"] = empty
-
-
-class Captions(NamedTuple):
-    """Texts of pictures, of a file of their own.
-
-    Attributes:
-        texts: By image id.
-        problems: Entries that cannot be used.
-    """
-
-    texts: Mapping[str, tuple[str, ...]]
-    problems: Sequence[Problem]
-
-
-NO_CAPTIONS = Captions({}, ())
-
-
-def read_captions(path: Path | None) -> Captions:
-    """COCO's captions by image id; none without a path.
-
-    Raises:
-        MissingFileError: If the file is not there.
-        UserError: If it is not COCO's captions.
-    """
-    if path is None:
-        return NO_CAPTIONS
-    document = read_json(path)
-    entries = document.get("annotations") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"captions must be a list of objects 'annotations'; got {_kind(entries)} ({path})")
-    texts: defaultdict[str, list[str]] = defaultdict(list)
-    problems = []
-    for position, annotation in enumerate(entries):
-        try:
-            _check_object(annotation)
-            text = as_text(field_of(annotation, "caption"), "caption")
-            texts[as_id(field_of(annotation, "image_id"), "image_id")].append(text)
-        except FieldError as error:
-            problems.append(_problem(error, path, "caption", annotation, position))
-    if problems and not texts:
-        raise UserError(f"no caption can be used; the first: {problems[0].message}")
-    return Captions({image_id: tuple(own) for image_id, own in texts.items()}, problems)
-
-
-def _check_object(entry: Any) -> None:
-    if not isinstance(entry, dict):
-        raise FieldError(f"must be an object; got {_kind(entry)}")
 
 
 def _lookup(known: Mapping[str, int], annotation: Mapping[str, Any], name: str) -> int:
@@ -465,25 +443,7 @@ def _score(annotation: Mapping[str, Any]) -> float:
     return score
 
 
-def _problem(error: Exception, where: object, kind: str, entry: Any, position: int) -> Problem:
-    name = _name(entry, position) if isinstance(entry, dict) else f"at position {position}"
-    cause = (
-        error.cause if isinstance(error, FieldError) and error.cause != "broken entry" else f"broken {kind}"
-    )
-    return Problem(cause, f"{kind} {name}: {error} ({where})")
-
-
-def _name(entry: Mapping[str, Any], position: int) -> str:
-    """An entry's own id, which is for messages only and may be anything."""
-    own = entry.get("id")
-    return str(own)[:80] if isinstance(own, (int, float, str)) and own != "" else f"at position {position}"
-
-
 def _refuse_repeated(what: str, values: Sequence[str], where: object) -> None:
     for value, count in Counter(values).most_common(1):
         if count > 1:
             raise UserError(f"{what} {value!r} occurs {count} times; expected once ({where})")
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from open_cloc.data.fields import FieldError, as_text
-from open_cloc.data.readers.coco import CocoDataset, Document, read_captions
+from open_cloc.data.readers.coco import CocoDataset, Document
+from open_cloc.data.readers.coco_entries import read_captions
 from open_cloc.data.readers.files import find_annotations, find_images, holds_coco, missing_images
 
 

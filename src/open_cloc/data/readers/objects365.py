@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from open_cloc.data.readers.coco import CocoDataset, Document, file_name, read_captions
+from open_cloc.data.readers.coco import CocoDataset, Document, file_name
+from open_cloc.data.readers.coco_entries import read_captions
 from open_cloc.data.readers.files import find_annotations, find_images, is_regular, missing_images
 
 # Where its archives unpack to, beside what `find_images` tries by itself.

@@ -26,8 +26,9 @@ from open_cloc.data.readers.packed import (
     picture_folders,
     problem_in,
 )
-from open_cloc.errors import SampleError, UserError
+from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.masks import Mask
+from open_cloc.pictures import read_header
 
 SOURCE, CROWDS = "panoptic", "crowds"
 LARGEST_ID = 2**24 - 1  # of three colours of a byte each
@@ -60,6 +61,8 @@ def open_panoptic(
         MissingFileError: If the file or the pictures are missing.
         UserError: If it is no such file, an image or category id comes twice, or nothing can be used.
     """
+    if masks is not None and not masks.is_dir():
+        raise MissingFileError(f"masks= of panoptic is the folder of its PNGs; there is none at {masks}")
     file, problems, counts = Path(path), list[Problem](), Counter[str]()
     parts = {part: json_list(file, "a panoptic", part) for part in ("images", "annotations", "categories")}
     names = _by_id(parts["categories"], "category", file, problems)
@@ -166,13 +169,34 @@ class PanopticDataset(PackedDataset):
         raw = super().raw(index)
         if self.masks is None or not raw.regions:
             return raw
-        name, _, _, kept = self.segments[index]
-        found = read_segments(resolve(self.masks, name, outside=self.outside))
-        regions = [
-            replace(region, mask=Mask.of(found == number))
-            for region, number in zip(raw.regions, kept.tolist())
-        ]
-        return replace(raw, regions=tuple(regions))
+        found = self._read_segments(index, raw)
+        regions, problems = [], [*raw.problems]
+        for region, number in zip(raw.regions, self.segments[index].kept.tolist()):
+            pixels = found == number
+            if pixels.any():
+                regions.append(replace(region, mask=Mask.of(pixels)))
+            else:
+                message = f"{region.where} has no pixel in {self.segments[index].name} ({self.where})"
+                problems.append(Problem("segment without pixels", message))
+        return replace(raw, regions=tuple(regions), problems=tuple(problems))
+
+    def _read_segments(self, index: int, raw: RawSample) -> np.ndarray:
+        """The segment of each pixel of a sample's picture: (H, W) int64.
+
+        Raises:
+            SampleError: If the PNG is none, or of another size than the picture.
+        """
+        assert self.masks is not None
+        file = resolve(self.masks, self.segments[index].name, outside=self.outside)
+        found = read_segments(file)
+        height, width = raw.size_hw or read_header(raw.image, f"image of sample {raw.key!r}").size_hw
+        if found.shape != (height, width):
+            sizes = f"{found.shape[1]} x {found.shape[0]}, {width} x {height}"
+            raise SampleError(
+                f"label map and picture must be of one size; got {sizes} ({file})",
+                "label map of another size",
+            )
+        return found
 
     def label_map(self, index: int) -> np.ndarray:
         """The class of each pixel: (H, W) int64, `NO_CLASS` where there is none; crowds have theirs.
@@ -198,9 +222,15 @@ def _segments(row: Mapping[str, Any], categories: Sequence[str], kept: Sequence[
     numbers = {category: number for number, category in enumerate(categories)}
     name = as_text(field_of(row, "file_name"), "file_name, the PNG's")
     found: dict[int, int] = {}
-    for segment in map(as_object, row["segments_info"]):
-        number = as_whole(field_of(segment, "id"), "id", most=LARGEST_ID)
-        found[number] = numbers.get(as_id(field_of(segment, "category_id"), "category_id"), NO_CLASS)
+    for segment in row["segments_info"]:
+        try:
+            number = as_whole(field_of(as_object(segment), "id"), "id", VOID + 1, LARGEST_ID)
+            category = as_id(field_of(segment, "category_id"), "category_id")
+        except FieldError:  # its region's problem already
+            continue
+        if number in found:
+            raise FieldError(f"segment {number} occurs twice")
+        found[number] = numbers.get(category, NO_CLASS)
     ids = sorted(found)
     classes = [found[one] for one in ids]
     return _Segments(name, *(np.array(column, np.int64) for column in (ids, classes, kept)))
@@ -242,7 +272,7 @@ def _entry(
     for position, segment in enumerate(segments):
         try:
             region = _region(as_object(segment), names, crowds, counts)
-            number = as_whole(segment.get("id", VOID), "id", most=LARGEST_ID)
+            number = as_whole(field_of(segment, "id"), "id", VOID + 1, LARGEST_ID)
         except FieldError as error:
             problems.append(problem_in(error, f"segment {position} of image {image}", file))
             continue
@@ -264,5 +294,5 @@ def _region(
     if category not in names:
         raise FieldError(f"unknown category_id {category!r}", "unknown category_id")
     box = as_box(field_of(segment, "bbox"), "bbox [x, y, w, h]")
-    number = segment.get("id", "without id")
+    number = field_of(segment, "id")
     return RawRegion(box, as_text(names[category]["name"], "name"), f"segment {number}", source=SOURCE)

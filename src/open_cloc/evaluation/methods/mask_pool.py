@@ -15,6 +15,7 @@ from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
+from open_cloc.model.prompts.mask import shares_of_patches
 from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.dense import Readout
 
@@ -53,7 +54,7 @@ def embed_masked(model: CLOC, state: ImageState, masks: Tensor) -> Tensor:
     """Outlines of one image (1, R, rows, columns), shares of cells -> (1, R, D) of unit length."""
     if not masks.shape[1]:
         return masks.new_zeros(1, 0, model.embed_dim)
-    coverage = F.adaptive_avg_pool2d(masks, state.grid_size).flatten(-2)[0]  # (R, N)
+    coverage = shares_of_patches(masks[0], state.grid_size)  # (R, N)
     weights = coverage / coverage.sum(-1, keepdim=True)
     pooled = weights.to(state.image_tokens.dtype) @ state.image_tokens[0]  # (R, C)
     features = image_tower_of(model.clip.visual).project_pooled(pooled[:, None])

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import FoundBoxes, Setup
 from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
+from open_cloc.model.prompter import BLIND
 from open_cloc.model.search import ground_phrases
 
 Prompt = Literal["box", "points", "mask"]
@@ -88,10 +90,16 @@ def open_prompter(
         grounding: Finds phrases by ranking candidate boxes, or by the box head's answer as it is.
         prompt: `box`; `points`: regions are asked for by the middle of their box alone; or `mask`: by their
             outline, which the data must have.
+
+    Raises:
+        UserError: If the model has no eyes for outlines, or as `open_towers`.
     """
     candidates = setup.config.candidates if grounding == "ranked" else 0
     name = "prompter" if prompt == "box" else f"prompter,prompt={prompt}"
-    return PrompterMethod(open_towers(name, what, setup, prompts=True), candidates, prompt)
+    towers = open_towers(name, what, setup, prompts=True)
+    if prompt == "mask" and not towers.model.prompter.config.sees_outlines:
+        raise UserError(f"method {name} would measure boxes: {BLIND}")
+    return PrompterMethod(towers, candidates, prompt)
 
 
 def open_head(what: str, setup: Setup) -> PrompterMethod:

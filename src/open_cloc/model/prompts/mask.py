@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from open_cloc.model.prompter import PrompterConfig
 from open_cloc.model.prompts import PromptedImage, PromptTokens
@@ -37,8 +36,27 @@ class MaskPrompt(nn.Module):
         masks = masks.float()
         if masks.ndim == 3:
             masks = masks.unflatten(-1, image.grid_size)
-        coverage = F.adaptive_avg_pool2d(masks, image.grid_size).flatten(-2)  # (B, R, N)
+        coverage = shares_of_patches(masks, image.grid_size)
         return replace(kinds["box"](tight_boxes(masks), image, kinds), coverage=coverage, pooled=None)
+
+
+def shares_of_patches(masks: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """How much of each patch is covered: masks (..., H, W) on any grid of the canvas -> (..., N).
+
+    By area, also where patches end within a mask's cells.
+    """
+    rows, columns = (
+        _shares(cells, patches, masks.device) for cells, patches in zip(masks.shape[-2:], grid_size)
+    )
+    return (rows @ masks @ columns.T).flatten(-2)
+
+
+def _shares(cells: int, patches: int, device: torch.device) -> Tensor:
+    """(patches, cells): which share of a patch's side each cell fills, both in a row along the same side."""
+    edges = torch.arange(patches + 1, device=device) * (cells / patches)
+    firsts = torch.arange(cells, device=device)
+    filled = torch.minimum(edges[1:, None], firsts + 1) - torch.maximum(edges[:-1, None], firsts)
+    return filled.clamp(min=0) * (patches / cells)
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
