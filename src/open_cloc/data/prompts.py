@@ -28,7 +28,7 @@ def draw_points(
     """Points on things, in place of some boxes (R, 4): (R, P, 2), NaN for the others.
 
     One to `MOST_POINTS` of them; where there are fewer, one repeats. They lie under the outline or, where
-    none is known, in the middle half of the box each way, where most boxes hold their thing.
+    none is known or in view, in the middle half of the box each way, where most boxes hold their thing.
 
     Args:
         regions: R of them.

@@ -430,11 +430,13 @@ def test_outlines_come_back(tmp_path: Path) -> None:
     sample = RegionSample("a", np.zeros((8, 8, 3), np.uint8), regions=regions)
     write_shards([sample], tmp_path / "out")
     assert ShardDataset(str(tmp_path / "out"))[0].regions == regions
-    single = replace(sample, regions=regions[:1])
-    document = encode_json(single, (8, 8))
-    fields = json.loads(document)
-    assert _surely_valid(fields)
-    assert _writes_as_many(document, fields)
+    for some in (regions[:1], regions):
+        document = encode_json(replace(sample, regions=some), (8, 8))
+        fields = json.loads(document)
+        assert _surely_valid(fields)
+        assert _writes_as_many(document, fields)
+    escaped = document.replace(b'"a dog"', b'"a \\"dog"', 1)
+    assert not _writes_as_many(escaped, json.loads(escaped))
     twice = document.replace(b'"counts":', b'"counts": "00", "counts":')
     with pytest.raises(SampleError, match="twice"):
         parse_sample("a", b"", None, twice, "here")
