@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from open_cloc.evaluation.run import evaluate
     from open_cloc.inference.predictor import Predictor, load
+    from open_cloc.masks import Mask
     from open_cloc.model.cloc import CLOC
     from open_cloc.model.create import create_model
     from open_cloc.samples import Region, RegionSample
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLOC",
+    "Mask",
     "Predictor",
     "Recipe",
     "Region",
@@ -33,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "CLOC": "open_cloc.model.cloc",
+    "Mask": "open_cloc.masks",
     "Predictor": "open_cloc.inference.predictor",
     "Recipe": "open_cloc.training.recipe",
     "Region": "open_cloc.samples",
