@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from open_cloc.draw import SUFFIXES, check_output, contact_sheet, draw_regions, shorten, write_picture
+from open_cloc.masks import Mask
 from open_cloc.samples import Region, RegionSample
 
 REGIONS = (Region((0.1, 0.1, 0.5, 0.6), "a red mug"), Region((0.2, 0.4, 0.9, 0.8), "mug"))
@@ -24,6 +26,24 @@ def test_boxes_are_drawn_where_they_are() -> None:
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (50, 40, 150, 90)
     assert not changed[50:80, 60:140].any()  # an outline, not a filled box
+
+
+def test_outlines_are_tinted() -> None:
+    pixels = np.full((100, 200, 3), 255, np.uint8)
+    covered = np.zeros((50, 100), bool)  # on a grid of half the size
+    covered[25:40, 30:60] = True
+    region = Region((0.25, 0.4, 0.75, 0.9), "", mask=Mask.of(covered))
+    plain, drawn = (draw_regions(pixels, [r]) for r in (replace(region, mask=None), region))
+    changed = (plain != drawn).any(-1)
+    assert changed[52:78, 62:118].all()
+    assert not changed[:50].any()
+    assert not changed[:, 120:].any()
+    assert (drawn[60, 80] > drawn[40, 100]).any()  # a tint of the colour of its box
+    tile = contact_sheet([RegionSample("a", pixels, regions=(region,))], tile=100)[8:108, 8:108]
+    bare = contact_sheet([RegionSample("a", pixels, regions=(replace(region, mask=None),))], tile=100)
+    changed = (tile != bare[8:108, 8:108]).any(-1)
+    assert changed[52:64, 32:58].all()
+    assert not changed[:50].any()
 
 
 def test_texts_colours_and_scores() -> None:

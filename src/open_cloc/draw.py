@@ -14,6 +14,7 @@ from open_cloc import fonts
 from open_cloc.canvas import Geometry
 from open_cloc.errors import ExistingFileError, UserError
 from open_cloc.files import write_whole
+from open_cloc.masks import Mask
 from open_cloc.samples import Region, RegionSample
 from open_cloc.texts import sound_text
 
@@ -32,6 +33,7 @@ COLOURS = (
 )
 
 MARGIN = 8
+TINT = 0.45  # of a region's colour over what its outline covers
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of pictures that are written
 MADE_BY = "open-cloc"  # stands in the pictures that we write
@@ -90,7 +92,7 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 def draw_regions(
     pixels: np.ndarray, regions: Sequence[Region], *, show_scores: bool = False, font_size: int | None = None
 ) -> np.ndarray:
-    """Draw boxes with their texts; equal texts share a colour.
+    """Draw boxes with their texts, and tint what outlines cover; equal texts share a colour.
 
     Args:
         pixels: (H, W, 3) uint8; left as it is.
@@ -102,7 +104,7 @@ def draw_regions(
     Returns:
         (H, W, 3) uint8.
     """
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(_tinted(pixels, regions))
     draw = ImageDraw.Draw(picture)
     height, width = pixels.shape[:2]
     size = font_size or max(10, min(height, width) // 28)
@@ -168,8 +170,26 @@ def _tile(sample: RegionSample, tile: int, font_size: int) -> np.ndarray:
     pixels = sample.pixels()
     geometry = Geometry.fit(pixels.shape[:2], (tile, tile))
     boxes = geometry.to_canvas(np.array([region.box for region in sample.regions], float).reshape(-1, 4))
-    regions = [Region(tuple(box), r.text, r.score) for box, r in zip(boxes.tolist(), sample.regions)]
+    regions = [
+        Region(tuple(box), r.text, r.score, mask=_on_canvas(r.mask, geometry))
+        for box, r in zip(boxes.tolist(), sample.regions)
+    ]
     return draw_regions(geometry.draw(pixels, fill=(238, 238, 238)), regions, font_size=font_size)
+
+
+def _tinted(pixels: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """Pixels (H, W, 3) with the regions' colours where their outlines are."""
+    tinted = pixels
+    for region in sorted(regions, key=_area, reverse=True):
+        if region.mask is not None:
+            whole = Geometry.fit(pixels.shape[:2], pixels.shape[:2])
+            share = TINT * whole.masks_to_canvas(region.mask.pixels()[None])[0, ..., None]
+            tinted = (tinted * (1 - share) + np.array(_colour(region.text)) * share).astype(np.uint8)
+    return tinted
+
+
+def _on_canvas(mask: Mask | None, geometry: Geometry) -> Mask | None:
+    return None if mask is None else Mask.of(geometry.masks_to_canvas(mask.pixels()[None])[0] > 0.5)
 
 
 def _draw_label(
