@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import replace
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from open_cloc.canvas import CanvasConfig
+from open_cloc.canvas import CanvasConfig, mask_cells
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
 from open_cloc.data.collate import NOTHING_MORE, LoaderConfig, Prepared, Tokenize, collate, prepare
@@ -155,10 +156,11 @@ class _Batches:
 
     @property
     def batch_bytes(self) -> int:
-        """Size of a batch's pictures, beside which all else is small."""
+        """Size of a batch's pictures and outlines, beside which all else is small."""
         height, width = self.preprocess.image_size
         pixels = height * width + sum(v.count * v.image_size**2 for v in self.wants.views.values())
-        return self.places.batch_size * 3 * pixels
+        outlines = prod(mask_cells((height, width))) * self.config.num_regions if self.config.masks else 0
+        return self.places.batch_size * (3 * pixels + outlines)
 
     def __getitem__(self, number: int) -> _Made:
         begin = self.places.first + number * self.places.stride
