@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from open_cloc.boxes import EMPTY, OK, PROBLEMS, box_areas, box_problems
+from open_cloc.boxes import EMPTY, OK, PROBLEMS, box_areas, box_problems, iou
 from open_cloc.data.annotations import RawSample, SampleDataset, describe_problem, raw_sample
 from open_cloc.data.bad_samples import problem_of
 from open_cloc.data.box_forms import Boxes, guess_format, is_tiny, unit_of
@@ -235,7 +236,7 @@ class Tally:
             around = region.mask.box()
             if around is None:
                 self.warnings["outline without a pixel"].add(where)
-            elif _shared(np.array(around), box) < ALIKE:
+            elif iou(torch.tensor(around), torch.from_numpy(box)) < ALIKE:
                 self.warnings["outline elsewhere than its box"].add(where)
             height, width = region.mask.size_hw
             if size_hw is not None and abs(np.log(width * size_hw[0] / (height * size_hw[1]))) > BENT:
@@ -268,14 +269,6 @@ def format_report(report: Report) -> str:
                 lines.append(f"  ... and {finding.count - len(finding.examples)} more")
     errors, warnings = (sum(f.count for f in kind.values()) for kind in (report.errors, report.warnings))
     return "\n".join([*lines, "", f"{errors} errors, {warnings} warnings"])
-
-
-def _shared(box: np.ndarray, other: np.ndarray) -> float:
-    """IoU of two boxes `xyxy`."""
-    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
-    shared = (high - low).clip(0).prod()
-    areas = [(one[2:] - one[:2]).clip(0).prod() for one in (box, other)]
-    return float(shared / max(sum(areas) - shared, 1e-12))
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int]]) -> list[str]:

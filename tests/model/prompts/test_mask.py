@@ -118,6 +118,8 @@ def test_patches_are_covered_by_area(canvas: int, grid: int) -> None:
     fine = mask.repeat_interleave(grid, -1).repeat_interleave(grid, -2)  # each pixel cut into grid x grid
     expected = fine.unflatten(-1, (grid, canvas)).unflatten(-3, (grid, canvas)).mean((-3, -1)).flatten(-2)
     torch.testing.assert_close(shares_of_patches(mask, (grid, grid)), expected, atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(shares_of_patches(mask, (grid, grid)), expected, atol=1e-5, rtol=0)
     first = torch.zeros(1, canvas, canvas)
     first[:, : canvas // grid, : canvas // grid] = 1
     if canvas % grid == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,12 +103,25 @@ def test_outlines_on_a_grid_of_their_own_cover_the_same() -> None:
     np.testing.assert_allclose(geometry.masks_to_canvas(coarse), geometry.masks_to_canvas(fine), atol=1e-5)
 
 
+@torch.no_grad()
 def test_a_crop_that_leaves_nothing_of_the_outline_leaves_the_box(model: CLOC) -> None:
-    augment = AugmentConfig(min_crop_scale=0.1, min_visible=0.01)
+    """Outlines of one pixel, of boxes that are wide: most crops lose them and keep the box."""
+    corner = np.zeros((40, 70), bool)
+    corner[0, 0] = True
+    data = [
+        replace(s, regions=tuple(replace(r, box=(0, 0, 1, 1), mask=Mask.of(corner)) for r in s.regions))
+        for s in samples()
+    ]
+    augment = AugmentConfig(min_crop_scale=0.3, min_visible=0.01)
     config = LoaderConfig(num_regions=3, workers=0, masks=1, augment=augment)
-    batch = batch_of(model, config)
+    loader = RegionLoader(data, model.preprocess, model.tokenize, config, batch_size=8, num_samples=8)
+    batch = next(iter(loader))
     assert batch.masks is not None
-    assert model(batch, {"region_features"}).region_features.isfinite().all()
+    lost = batch.region_mask & ~(batch.masks > 0).flatten(2).any(-1)
+    assert lost.sum() > 12
+    features = model(batch, {"region_features"}).region_features
+    state = model.encode_image(batch.images, batch.content_boxes)
+    torch.testing.assert_close(features[lost], model.encode_regions(state, {"box": batch.boxes})[lost])
 
 
 def test_no_outline_anywhere_is_no_prompt() -> None:

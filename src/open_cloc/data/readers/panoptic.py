@@ -72,9 +72,9 @@ def open_panoptic(
 
     def read(given: Any) -> Entry:
         row = as_object(given)
-        entry, kept = _entry(row, pictures, names, crowds, file, counts)
+        entry, own = _entry(row, pictures, names, crowds, file, counts)
         if masks is not None:
-            segments.append(_segments(row, list(names), kept))
+            segments.append(own._replace(name=as_text(field_of(row, "file_name"), "file_name, the PNG's")))
         return entry
 
     numbered = ((f"annotation {number}", row) for number, row in enumerate(parts["annotations"]))
@@ -218,24 +218,6 @@ class PanopticDataset(PackedDataset):
         return np.where(is_known, classes[places] if len(ids) else NO_CLASS, NO_CLASS)
 
 
-def _segments(row: Mapping[str, Any], categories: Sequence[str], kept: Sequence[int]) -> _Segments:
-    numbers = {category: number for number, category in enumerate(categories)}
-    name = as_text(field_of(row, "file_name"), "file_name, the PNG's")
-    found: dict[int, int] = {}
-    for segment in row["segments_info"]:
-        try:
-            number = as_whole(field_of(as_object(segment), "id"), "id", VOID + 1, LARGEST_ID)
-            category = as_id(field_of(segment, "category_id"), "category_id")
-        except FieldError:  # its region's problem already
-            continue
-        if number in found:
-            raise FieldError(f"segment {number} occurs twice")
-        found[number] = numbers.get(category, NO_CLASS)
-    ids = sorted(found)
-    classes = [found[one] for one in ids]
-    return _Segments(name, *(np.array(column, np.int64) for column in (ids, classes, kept)))
-
-
 def _by_id(rows: list[Any], what: str, file: Path, problems: list[Problem]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for position, given in enumerate(rows):
@@ -259,40 +241,48 @@ def _entry(
     crowds: bool,
     file: Path,
     counts: Counter[str],
-) -> tuple[Entry, list[int]]:
-    """A picture with its boxes, and the number of each box's segment."""
+) -> tuple[Entry, _Segments]:
+    """A picture with its boxes, and what its PNG holds."""
     image = as_id(field_of(row, "image_id"), "image_id")
     if image not in pictures:
         raise FieldError(f"unknown image_id {image!r}", "unknown image_id")
-    picture = pictures[image]
-    segments = field_of(row, "segments_info")
-    if not isinstance(segments, list):
-        raise FieldError(f"segments_info must be a list; got {shown(segments)}")
+    picture, classes = pictures[image], {category: number for number, category in enumerate(names)}
+    given = field_of(row, "segments_info")
+    if not isinstance(given, list):
+        raise FieldError(f"segments_info must be a list; got {shown(given)}")
     regions, kept, problems = [], [], []
-    for position, segment in enumerate(segments):
+    numbered: list[tuple[int, int]] = []
+    for position, segment in enumerate(given):
         try:
-            region = _region(as_object(segment), names, crowds, counts)
-            number = as_whole(field_of(segment, "id"), "id", VOID + 1, LARGEST_ID)
+            number = as_whole(field_of(as_object(segment), "id"), "id", VOID + 1, LARGEST_ID)
+            category = as_id(field_of(segment, "category_id"), "category_id")
+            numbered.append((number, classes.get(category, NO_CLASS)))
+            region = _region(segment, category, names, crowds, counts)
         except FieldError as error:
             problems.append(problem_in(error, f"segment {position} of image {image}", file))
             continue
         if region is not None:
             regions.append(region)
             kept.append(number)
+    ids, of_ids = np.array(sorted(numbered), np.int64).reshape(-1, 2).T
+    for number in ids[1:][ids[1:] == ids[:-1]][:1].tolist():
+        raise FieldError(f"segment {number} occurs twice")
     entry = Entry(picture["file_name"], regions, (), declared_size(picture), of_image(image), problems)
-    return entry, kept
+    return entry, _Segments("", ids, of_ids, np.array(kept, np.int64))
 
 
 def _region(
-    segment: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]], crowds: bool, counts: Counter[str]
+    segment: Mapping[str, Any],
+    category: str,
+    names: Mapping[str, Mapping[str, Any]],
+    crowds: bool,
+    counts: Counter[str],
 ) -> RawRegion | None:
     is_crowd = as_flag(segment.get("iscrowd", 0), "iscrowd")
     counts[CROWDS] += is_crowd
     if is_crowd and not crowds:
         return None
-    category = as_id(field_of(segment, "category_id"), "category_id")
     if category not in names:
         raise FieldError(f"unknown category_id {category!r}", "unknown category_id")
     box = as_box(field_of(segment, "bbox"), "bbox [x, y, w, h]")
-    number = field_of(segment, "id")
-    return RawRegion(box, as_text(names[category]["name"], "name"), f"segment {number}", source=SOURCE)
+    return RawRegion(box, as_text(names[category]["name"], "name"), f"segment {segment['id']}", source=SOURCE)

@@ -160,6 +160,20 @@ class ClocTowers:
         return torch.cat(rows)
 
 
+class MethodOfTowers:
+    """What the methods on a CLOC model's towers have in common: all but how they embed regions.
+
+    Attributes:
+        towers: The model at work.
+    """
+
+    def __init__(self, towers: ClocTowers) -> None:
+        self.towers = towers
+        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
+        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
+        self.logit_scale = towers.logit_scale
+
+
 def open_towers(
     method: str, what: str, setup: Setup, tokens: Readout = "last", *, prompts: bool = False
 ) -> ClocTowers:

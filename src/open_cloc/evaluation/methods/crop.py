@@ -17,7 +17,7 @@ from open_cloc.canvas import Geometry
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
-from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.evaluation.methods.cloc_towers import ClocTowers, MethodOfTowers, open_towers
 from open_cloc.samples import RegionSample
 
 MOST_CONTEXT = 100.0
@@ -25,14 +25,12 @@ MOST_CONTEXT = 100.0
 PicturesOf = Callable[[Sequence[RegionSample], Sequence[np.ndarray]], list[np.ndarray]]
 
 
-class PictureMethod:
+class PictureMethod(MethodOfTowers):
     """A picture made for each box, resized and padded like any other: a pass of the tower per box."""
 
     def __init__(self, towers: ClocTowers, pictures_of: PicturesOf) -> None:
-        self.towers, self._pictures_of = towers, pictures_of
-        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
-        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
-        self.logit_scale = towers.logit_scale
+        super().__init__(towers)
+        self._pictures_of = pictures_of
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""

@@ -13,21 +13,15 @@ from torch.nn import functional as F
 
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
-from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.evaluation.methods.cloc_towers import MethodOfTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.prompts.mask import shares_of_patches
 from open_cloc.model.towers import image_tower_of
 from open_cloc.model.towers.dense import Readout
 
 
-class MaskPoolMethod:
+class MaskPoolMethod(MethodOfTowers):
     """A model's image tokens, averaged under the outline, then the tower's own pooling and projection."""
-
-    def __init__(self, towers: ClocTowers) -> None:
-        self.towers = towers
-        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
-        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
-        self.logit_scale = towers.logit_scale
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length.

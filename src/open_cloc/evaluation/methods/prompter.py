@@ -15,7 +15,7 @@ from torch import Tensor
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import FoundBoxes, Setup
-from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.evaluation.methods.cloc_towers import ClocTowers, MethodOfTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
 from open_cloc.model.prompter import BLIND
@@ -24,7 +24,7 @@ from open_cloc.model.search import ground_phrases
 Prompt = Literal["box", "points", "mask"]
 
 
-class PrompterMethod:
+class PrompterMethod(MethodOfTowers):
     """A CLOC model as it is meant to be used: one pass per picture, then any number of prompts.
 
     Args:
@@ -34,10 +34,8 @@ class PrompterMethod:
     """
 
     def __init__(self, towers: ClocTowers, candidates: int, prompt: Prompt = "box") -> None:
-        self.towers, self.candidates, self.prompt = towers, candidates, prompt
-        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
-        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
-        self.logit_scale = towers.logit_scale
+        super().__init__(towers)
+        self.candidates, self.prompt = candidates, prompt
         self._known_texts: dict[str, Tensor] = {}
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:

@@ -14,24 +14,18 @@ from torch.nn import functional as F
 
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
-from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.evaluation.methods.cloc_towers import MethodOfTowers, open_towers
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import most_floats
 from open_cloc.model.prompts.box import ROI_SIZE
 from open_cloc.model.towers.dense import Readout
 
 
-class RoiAlignMethod:
+class RoiAlignMethod(MethodOfTowers):
     """A model's image tokens pooled inside each box, then the image tower's own pooling and projection.
 
     The baseline of the paper that needs no Prompter.
     """
-
-    def __init__(self, towers: ClocTowers) -> None:
-        self.towers = towers
-        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
-        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
-        self.logit_scale = towers.logit_scale
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""

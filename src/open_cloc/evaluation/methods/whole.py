@@ -10,16 +10,11 @@ from torch import Tensor
 
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import Setup
-from open_cloc.evaluation.methods.cloc_towers import ClocTowers, open_towers
+from open_cloc.evaluation.methods.cloc_towers import MethodOfTowers, open_towers
 
 
-class WholeMethod:
+class WholeMethod(MethodOfTowers):
     """The picture's own embedding for each of its boxes."""
-
-    def __init__(self, towers: ClocTowers) -> None:
-        self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
-        self.logit_scale = towers.logit_scale
-        self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
         """Boxes of each picture of a batch -> (sum of R, D) float32 of unit length."""

@@ -48,7 +48,8 @@ def shares_of_patches(masks: Tensor, grid_size: tuple[int, int]) -> Tensor:
     rows, columns = (
         _shares(cells, patches, masks.device) for cells, patches in zip(masks.shape[-2:], grid_size)
     )
-    return (rows @ masks @ columns.T).flatten(-2)
+    with torch.autocast(masks.device.type, enabled=False):  # areas are not the tower's numbers
+        return (rows @ masks @ columns.T).flatten(-2)
 
 
 def _shares(cells: int, patches: int, device: torch.device) -> Tensor:
