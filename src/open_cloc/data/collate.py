@@ -14,7 +14,7 @@ from open_cloc.boxes import box_areas
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import checked_boxes
 from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
-from open_cloc.data.prompts import draw_masks, draw_points, stack_masks, stack_points
+from open_cloc.data.prompts import draw_prompts, stack_masks, stack_points
 from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
 from open_cloc.data.workers import default_workers
 from open_cloc.errors import UserError
@@ -90,13 +90,10 @@ def prepare(
     usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
-    asked = [sample.regions[row] for row in drawn]
-    # What each is asked for by: the two shares exclude each other.
-    draws = rng.random(len(asked)) if config.points or config.masks else np.ones(len(asked))
-    by_mask, by_points = (
-        draws < config.masks,
-        (draws >= config.masks) & (draws < config.masks + config.points),
-    )
+    points, masks = None, None
+    if config.points or config.masks:  # most runs ask by boxes alone
+        asked = [sample.regions[row] for row in drawn]
+        points, masks = draw_prompts(asked, boxes[drawn], geometry, config.points, config.masks, rng)
     return Prepared(
         key=sample.key,
         image=geometry.draw(pixels, preprocess.fill, preprocess.interpolation),
@@ -106,8 +103,8 @@ def prepare(
         texts=[texts[row] for row in drawn],
         role_texts=draw_texts(sample, drawn.tolist(), wants.roles, clean, rng),
         views=make_views(pixels, own_boxes[drawn], preprocess, geometry, config.augment, wants.views, rng),
-        points=draw_points(asked, boxes[drawn], geometry, by_points, rng) if config.points else None,
-        masks=draw_masks(asked, geometry, by_mask) if config.masks else None,
+        points=points,
+        masks=masks,
     )
 
 

@@ -18,6 +18,35 @@ from open_cloc.samples import Region
 MOST_POINTS = 3
 
 
+def draw_prompts(
+    regions: Sequence[Region],
+    boxes: np.ndarray,
+    geometry: Geometry,
+    points: float,
+    masks: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Points and outlines in place of two shares of the boxes, which exclude each other.
+
+    Args:
+        regions: R of them.
+        boxes: (R, 4) normalised `xyxy` of the canvas.
+        geometry: Where the picture lies on the canvas.
+        points: Share that is asked for by points.
+        masks: Share that is asked for by outlines.
+        rng: Source of every random choice.
+
+    Returns:
+        As `draw_points` and `draw_masks` give them; None for what no share asks for.
+    """
+    draws = rng.random(len(regions))
+    by_points = (draws >= masks) & (draws < masks + points)
+    return (
+        draw_points(regions, boxes, geometry, by_points, rng) if points else None,
+        draw_masks(regions, geometry, draws < masks) if masks else None,
+    )
+
+
 def draw_points(
     regions: Sequence[Region],
     boxes: np.ndarray,
