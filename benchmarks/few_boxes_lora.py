@@ -27,7 +27,7 @@ from open_cloc.training.loop import train
 from open_cloc.training.recipe import Recipe
 from open_cloc.training.run_folder import FINAL_FOLDER
 
-METHOD = "prompt + prior, no code, pooled, layer drop"
+READ_BY = "prompt + prior, no code, pooled, layer drop"
 BATCH = 8
 
 
@@ -113,9 +113,9 @@ def main(options: Options) -> None:
     rows: dict[str, dict[str, float]] = {}
     for size in options.sizes:
         folder = options.output / str(size)
-        first = train_on_features(METHOD, cache.first(size), 100, options.seed)
+        first = train_on_features(READ_BY, cache.first(size), 100, options.seed)
         first.save_pretrained(folder / "start")
-        rows[f"{size} boxes: frozen towers"] = _measured(first, frozen, METHOD)
+        rows[f"{size} boxes: frozen towers"] = _measured(first, frozen, READ_BY)
         for name, rank in (("locked", 0), ("adapters", options.rank)):
             if not (folder / name / FINAL_FOLDER).is_dir():
                 recipe = recipe_of(options, folder / "start", folder / name, rank)
@@ -123,7 +123,7 @@ def main(options: Options) -> None:
                 train(recipe, "auto", dataset=data)
             model = load_model(folder / name / FINAL_FOLDER, "cpu")
             caches = {k: build_cache(model, v) for k, v in sets.items()} if rank else frozen
-            rows[f"{size} boxes: on, {name}"] = _measured(model, caches, METHOD)
+            rows[f"{size} boxes: on, {name}"] = _measured(model, caches, READ_BY)
         print_table(rows)
     result = {"split": options.split, "rank": options.rank, "lr": options.lr, "steps": options.steps}
     print(write_json("few_boxes_lora", result | {"rows": rows}))

@@ -54,6 +54,7 @@ class Region:
         cycle: Cosine of the text and the box that a model finds for it, where one was asked.
         texts: Further texts of the box with roles of their own, such as hard negatives.
         mask: Which pixels of the picture show the thing, where that is known.
+        crowd: The box is around many things of the text, which average precision counts neither way.
     """
 
     box: tuple[float, float, float, float]
@@ -64,6 +65,7 @@ class Region:
     cycle: float | None = None
     texts: tuple[Text, ...] = ()
     mask: Mask | None = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)

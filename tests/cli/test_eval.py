@@ -10,6 +10,8 @@ import pytest
 
 from open_cloc.canvas import CanvasConfig
 from open_cloc.cli import eval as command
+from open_cloc.cli.main import main
+from open_cloc.data.scenes.vocabulary import SceneConfig, vocabulary
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.model.cloc import CLOC
 
@@ -55,3 +57,24 @@ def test_wrong_names_are_refused_before_anything_is_read() -> None:
         command.main(["nonsense", "--weights", "nowhere", "--data", "coco:nowhere"])
     with pytest.raises(UserError, match="needs a model: give --weights"):
         command.main(["grounding", "--data", "scenes:val"])
+
+
+def test_an_option_that_a_task_does_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["eval", "region-retrieval", "--weights", "w", "--data", "scenes:val", "--templates", "a {}"]
+    assert main(argv) == 2
+    assert (
+        "region_retrieval does not read --templates: leave it out (it is for detection"
+        in capsys.readouterr().err
+    )
+
+
+def test_groups_stand_in_a_file(weights: str, tmp_path: Path) -> None:
+    names = sorted(set(vocabulary(SceneConfig()).phrases))
+    groups, out = tmp_path / "groups.json", tmp_path / "r.json"
+    groups.write_text(json.dumps({"base": names[:100], "novel": names[100:]}))
+    argv = ["eval", "zeroshot-region-classification", "--weights", weights, "--data", "scenes:val"]
+    argv += ["--limit", "30", "--groups", str(groups), "--output", str(out)]
+    assert main(argv) == 0
+    assert {"acc1/base", "acc1/novel"} <= set(json.loads(out.read_text())["metrics"])
+    groups.write_text("[1]")
+    assert main(argv) == 2

@@ -57,7 +57,7 @@ def by_pycocotools(truth: Boxes, found: Boxes, num_images: int) -> np.ndarray:
                 "category_id": int(boxes.classes[n]),
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
+                "iscrowd": int(boxes.crowds[n]) if len(boxes.crowds) else 0,
                 "score": float(boxes.scores[n]) if len(boxes.scores) else 1.0,
             }
             for n, (x1, y1, x2, y2) in enumerate(boxes.boxes.tolist())
@@ -79,19 +79,24 @@ def by_pycocotools(truth: Boxes, found: Boxes, num_images: int) -> np.ndarray:
     return evaluator.stats
 
 
+@pytest.mark.parametrize("crowds", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(6))
-def test_it_is_pycocotools(seed: int) -> None:
+def test_it_is_pycocotools(seed: int, crowds: float) -> None:
     truth = boxes_of(seed, 70, scored=False)
+    truth = truth._replace(crowds=np.random.default_rng(seed).random(70) < crowds)
     found = near(truth, seed + 100)
     estimates = precision_estimates(truth, found, CLASSES, IMAGES, 100, {"some": [0, 1]})
     stats = by_pycocotools(truth, found, IMAGES)
     names = ("ap", "ap50", "ap75", "ap/small", "ap/medium", "ap/large")
     assert [estimates[name].value for name in names] == pytest.approx(stats[:6].tolist(), abs=1e-12)
-    assert 0.05 < estimates["ap"].value < estimates["ap50"].value < 0.95
+    assert 0.02 < estimates["ap"].value < estimates["ap50"].value < 0.95
+    few = precision_estimates(truth, found, 2, IMAGES, 100, {})["ap50"].value
+    assert estimates["ap50/some"].value == pytest.approx(few)
 
 
 def test_a_draw_is_a_data_set_that_holds_some_pictures_twice() -> None:
     truth = boxes_of(3, 70, scored=False)
+    truth = truth._replace(crowds=np.arange(70) % 9 == 0)
     found = near(truth, 103)
     rng = np.random.default_rng(0)
     draws = np.stack([np.bincount(rng.integers(0, IMAGES, IMAGES), minlength=IMAGES) for _ in range(5)])
@@ -103,7 +108,8 @@ def test_a_draw_is_a_data_set_that_holds_some_pictures_twice() -> None:
         every = np.concatenate(rows)
         images = np.repeat(np.arange(len(chosen)), list(map(len, rows)))
         scores = boxes.scores[every] if len(boxes.scores) else boxes.scores
-        return Boxes(boxes.boxes[every], boxes.classes[every], images, scores)
+        crowds = boxes.crowds[every] if len(boxes.crowds) else boxes.crowds
+        return Boxes(boxes.boxes[every], boxes.classes[every], images, scores, crowds)
 
     for name, at in (("ap", 0), ("ap50", 1)):
         values = estimates[name].of_draws(weights)  # type: ignore[union-attr]

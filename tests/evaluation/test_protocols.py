@@ -102,8 +102,9 @@ def test_names_are_bare_in_the_papers_protocol(model: CLOC, samples: Samples) ->
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_each_protocol_runs_the_tasks_that_it_is_for(model: CLOC, samples: Samples, name: str) -> None:
     for task, metric in PROTOCOLS[name].metrics.items():
-        config = EvaluationConfig(protocol=name)
-        result = evaluate(model, suited(samples, task), task, config, method=method_for(task))
+        config, data = EvaluationConfig(protocol=name), suited(samples, task)
+        data.class_groups = {"thing": NAMES}  # type: ignore[attr-defined]
+        result = evaluate(model, data, task, config, method=method_for(task))
         # Of groups of classes, as a data set has them that knows some.
         assert metric.partition("/")[0] in result["metrics"]
         json.dumps(result)
@@ -168,3 +169,59 @@ def test_captions_are_lower_cased_where_the_script_does_it(
     assert all(text.startswith("A Dog" if as_written else "a dog") for text in method.texts)
     ks = {name.partition("@")[2] for name in result["metrics"]}
     assert ks == ({"1", "5", "10"} if as_written else {"1"})
+
+
+def test_shards_say_what_their_source_said(crowded: Path, tmp_path: Path) -> None:
+    """Class names that do not occur, and whether crowds are among the boxes; so numbers stay the same."""
+    for name, crowds in (("with", "true"), ("without", "false")):
+        assert main(["data", "convert", f"coco:{crowded},crowds={crowds}", str(tmp_path / name)]) == 0
+    fgclip, paper = EvaluationConfig(protocol="fgclip"), EvaluationConfig(protocol="cloc")
+    direct = evaluate(Seen(), f"coco:{crowded},crowds=true", TASK, fgclip)
+    shards = evaluate(Seen(), f"shards:{tmp_path / 'with'}", TASK, fgclip)
+    assert shards["metrics"] == direct["metrics"]
+    assert shards["protocol"]["num_classes"] == direct["protocol"]["num_classes"] == 2
+    assert sum(region.crowd for s in open_reader(f"shards:{tmp_path / 'with'}") for region in s.regions) == 1
+    with pytest.raises(UserError, match="protocol fgclip counts crowds: open the data with"):
+        evaluate(Seen(), f"shards:{tmp_path / 'without'}", TASK, fgclip)
+    with pytest.raises(UserError, match="protocol cloc leaves out crowds"):
+        evaluate(Seen(), f"shards:{tmp_path / 'with'}", TASK, paper)
+    (tmp_path / "with" / "dataset.json").unlink()
+    with pytest.raises(UserError, match="these data do not say whether they have some"):
+        evaluate(Seen(), f"shards:{tmp_path / 'with'}", TASK, fgclip)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "must be a table"),
+        ('{"class_names": "cat"}', "class_names must be a list"),
+        ('{"class_names": [1]}', "class names must be text"),
+        ('{"class_groups": {"thing": "cat"}}', "class group 'thing' must be a list"),
+        ('{"num_crowds": true}', "num_crowds must be a int"),
+    ],
+)
+def test_a_broken_dataset_file_is_named(crowded: Path, tmp_path: Path, content: str, told: str) -> None:
+    assert main(["data", "convert", f"coco:{crowded}", str(tmp_path / "out")]) == 0
+    (tmp_path / "out" / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=told):
+        open_reader(f"shards:{tmp_path / 'out'}")
+
+
+def test_a_quoted_group_must_be_there(model: CLOC, samples: Samples) -> None:
+    with pytest.raises(UserError, match=r"quotes mean_per_class_recall/thing.*open them as panoptic:PATH"):
+        evaluate(model, samples, TASK, EvaluationConfig(protocol="clipself"))
+
+
+def test_what_is_no_protocol_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"os.path:join is no open_cloc.evaluation.protocols.Protocol but function"
+    ):
+        EvaluationConfig(protocol="os.path:join")
+
+
+def test_a_result_holds_no_rule_that_was_not_followed(model: CLOC, samples: Samples) -> None:
+    config = EvaluationConfig(templates=("a {}",), recall_k=(3,), duplicates="any")
+    rules = evaluate(model, samples, "region_retrieval", config)["protocol"]["rules"]
+    assert (rules["templates"], rules["recall_k"], rules["duplicates"]) == (["{}"], [3], "any")
+    plain = evaluate(model, samples, "grounding", config, method="head")["protocol"]["rules"]
+    assert (plain["templates"], plain["recall_k"], plain["duplicates"]) == (["{}"], [], "own")

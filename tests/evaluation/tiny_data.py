@@ -21,6 +21,7 @@ class Samples(list[RegionSample]):
     """The smallest data set there can be."""
 
     class_names: tuple[str, ...] = ()
+    num_crowds = 0
 
 
 def make_samples() -> Samples:

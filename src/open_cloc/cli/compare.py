@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         say(times)
     if any(row.interval is not None for each in rows.values() for row in each):
         say(f"in brackets: {LEVEL:.0%} intervals of the difference, paired by image; p is two-sided")
+        if any(row.interval is None for each in rows.values() for row in each[1:]):
+            say("no interval where a result kept no draws, or a metric has one value on all of them")
     else:
         say("no intervals: these results kept no draws, which eval --output does now")
     if options.output is not None:

@@ -12,10 +12,11 @@ import tyro
 from open_cloc.cli.parse import check_result_file, parse
 from open_cloc.cli.screen import say
 from open_cloc.data.readers import open_reader
+from open_cloc.errors import UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import FirstSamples, evaluate, result_table
-from open_cloc.evaluation.tasks import find_task
-from open_cloc.files import read_names, write_json
+from open_cloc.evaluation.tasks import OPTIONS, find_task, task_name, unread
+from open_cloc.files import read_json, read_names, write_json
 
 # What every result holds.
 RESULT = ("dataset", "model", "task", "metrics", "protocol")
@@ -41,6 +42,7 @@ class EvalCommand:
         method: How regions are embedded, such as prompter (the default), roialign or crop; for grounding,
             ranked (the default) or head; a wrong one lists all.
         classes: File with one class name a line to choose from, instead of the data set's categories.
+        groups: JSON file of class names by the name of a group, such as base and novel, each measured alone.
         limit: Measure the first so many samples only.
         device: cpu, cuda, ...; a GPU if there is one.
         output: File for the result JSON.
@@ -52,6 +54,7 @@ class EvalCommand:
     weights: str | None = None
     method: str = ""
     classes: Path | None = None
+    groups: Path | None = None
     limit: int | None = None
     device: str | None = None
     output: Path | None = None
@@ -77,6 +80,12 @@ def measure(command: EvalCommand) -> dict[str, Any]:
     config: EvaluationConfig = command.config
     if command.classes is not None:
         config = replace(config, classes=read_names(command.classes))
+    if command.groups is not None:
+        config = replace(config, groups=_read_groups(command.groups))
+    task = task_name(command.task)
+    for option in unread(task, config):
+        able = ", ".join(sorted(OPTIONS[option]))
+        raise UserError(f"{task} does not read --{option.replace('_', '-')}: leave it out (it is for {able})")
     dataset = open_reader(command.data)
     if command.limit is not None:
         dataset = FirstSamples(dataset, command.limit)
@@ -93,3 +102,16 @@ def measure(command: EvalCommand) -> dict[str, Any]:
     if command.limit is not None:
         result["protocol"]["limit"] = command.limit
     return result
+
+
+def _read_groups(file: Path) -> dict[str, list[str]]:
+    """Class names by the name of a group.
+
+    Raises:
+        UserError: If the file is something else.
+    """
+    found = read_json(file)
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise UserError(f'{file} must be JSON like {{"base": ["cat", ...], "novel": [...]}}')
+    return dict(found)

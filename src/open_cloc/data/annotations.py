@@ -58,6 +58,7 @@ class RawRegion:
         cycle: Cosine of text and box, as in `Region`.
         texts: Further texts with roles, as in `Region`.
         mask: The outline, as in `Region`.
+        crowd: The box is around many things, as in `Region`.
     """
 
     box: tuple[float, ...]
@@ -69,6 +70,7 @@ class RawRegion:
     cycle: float | None = None
     texts: tuple[Text, ...] = ()
     mask: Mask | None = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,8 @@ def sound_json(value: Any) -> Any:
 
 def _beside_the_box(region: Region | RawRegion) -> tuple[Any, ...]:
     """What `Region` and `RawRegion` have in common, in the order in which both take it."""
-    return region.text, region.score, region.source, region.span, region.cycle, region.texts, region.mask
+    one = region
+    return one.text, one.score, one.source, one.span, one.cycle, one.texts, one.mask, one.crowd
 
 
 def checked_boxes(sample: RegionSample) -> np.ndarray:

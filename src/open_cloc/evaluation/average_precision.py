@@ -35,12 +35,14 @@ class Boxes(NamedTuple):
         classes: (X,) int64.
         images: (X,) int64.
         scores: (X,) of what was found; empty for what is annotated.
+        crowds: (X,) bool, boxes around many things, in which nothing is wrong; empty where there is none.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     images: np.ndarray
     scores: np.ndarray
+    crowds: np.ndarray = np.zeros(0, bool)
 
 
 class Matches(NamedTuple):
@@ -78,8 +80,8 @@ def precision_estimates(
         groups: Classes by the name of a group, each with a number of its own.
 
     Returns:
-        `ap` over overlaps of 0.5 to 0.95, `ap50`, `ap75`, and `ap` of small, medium and large boxes and of
-        each group, where there are any.
+        `ap` over overlaps of 0.5 to 0.95, `ap50`, `ap75`, `ap` of small, medium and large boxes, and `ap` and
+        `ap50` of each group, where there are any.
     """
     by_area = find_matches(annotated, found, num_classes, num_images, most)
     whole = by_area[""]
@@ -93,6 +95,8 @@ def precision_estimates(
     for name, matches in parts.items():
         if any(own.wanted.any() for own in matches):
             estimates[f"ap/{name}"] = _mean_precision(matches, num_images)
+            if name in groups:
+                estimates[f"ap50/{name}"] = _mean_precision(matches, num_images, [0])
     return estimates
 
 
@@ -134,6 +138,7 @@ def _evaluator(annotated: Boxes, found: Boxes, num_classes: int, num_images: int
 def _entries(boxes: Boxes) -> list[dict[str, Any]]:
     sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
     scores = boxes.scores if len(boxes.scores) else np.ones(len(boxes.boxes))
+    crowds = boxes.crowds if len(boxes.crowds) else np.zeros(len(boxes.boxes), bool)
     return [
         {
             "id": number + 1,  # 0 means none in its table of matches
@@ -142,10 +147,10 @@ def _entries(boxes: Boxes) -> list[dict[str, Any]]:
             "bbox": [*box[:2].tolist(), *side.tolist()],
             "area": float(side[0] * side[1]),
             "score": float(score),
-            "iscrowd": 0,
+            "iscrowd": int(is_crowd),
         }
-        for number, (image, kind, box, side, score) in enumerate(
-            zip(boxes.images, boxes.classes, boxes.boxes, sides, scores)
+        for number, (image, kind, box, side, score, is_crowd) in enumerate(
+            zip(boxes.images, boxes.classes, boxes.boxes, sides, scores, crowds)
         )
     ]
 

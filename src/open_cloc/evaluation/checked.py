@@ -29,6 +29,7 @@ from open_cloc.evaluation.method import (
     cleaning_of,
     logit_scale_of,
 )
+from open_cloc.samples import RegionSample
 from open_cloc.texts import TextCleaning
 
 LENGTH_TOLERANCE = 0.01  # rows may have been of 16 bits
@@ -43,14 +44,16 @@ class CheckedMethod:
 
     def __init__(self, method: Method) -> None:
         self.method = method
-        self._keys: dict[str, None] = {}  # of all samples, in their order
+        self._seen: dict[str, bytes] = {}  # what is annotated in each sample by its key, in their order
         self._seconds, self._regions = 0.0, 0
 
-    @property
-    def images_digest(self) -> str:
-        """What runs over the same samples share: 16 hexadecimal digits of their names in order."""
-        names = "\0".join(self._keys).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(names, digest_size=8).hexdigest()
+    def seen(self) -> dict[str, str]:
+        """What runs over the same samples share, 16 hexadecimal digits each.
+
+        `images` of their names in order, `annotations` of their boxes and texts.
+        """
+        names = "\0".join(self._seen).encode("utf-8", "surrogatepass")
+        return {"images": _digest(names), "annotations": _digest(b"".join(self._seen.values()))}
 
     @property
     def seconds_per_region(self) -> float | None:
@@ -58,7 +61,9 @@ class CheckedMethod:
         return self._seconds / self._regions if self._regions else None
 
     def _see(self, batch: EvaluationBatch) -> None:
-        self._keys.update(dict.fromkeys(sample.key for sample in batch.samples))
+        for sample in batch.samples:
+            if sample.key not in self._seen:
+                self._seen[sample.key] = _annotated(sample)
 
     @property
     def canvas(self) -> CanvasConfig:
@@ -122,6 +127,17 @@ class CheckedGroundingMethod(CheckedMethod):
         answers = torch.cat([found.boxes.float(), found.scores.float()[:, None]], dim=1)  # (P, 5)
         _require(answers, names, answers.isfinite().all(1), "box and score", "is not finite")
         return found
+
+
+def _annotated(sample: RegionSample) -> bytes:
+    """What equal boxes with equal texts share; boxes to a millionth, as far as files keep them."""
+    boxes = np.array([region.box for region in sample.regions], np.float64)
+    texts = [*sample.captions, "", *(region.text for region in sample.regions)]
+    return _digest(boxes.round(6).tobytes() + "\0".join(texts).encode("utf-8", "surrogatepass")).encode()
+
+
+def _digest(what: bytes) -> str:
+    return hashlib.blake2b(what, digest_size=8).hexdigest()
 
 
 def checked(method: Method) -> CheckedMethod:

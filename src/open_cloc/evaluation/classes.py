@@ -5,9 +5,10 @@ Shapes: X things to recognise, C classes, D shared embedding.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from open_cloc.evaluation.options import EvaluationConfig
 
 logger = logging.getLogger(__name__)
 
-# Of the cosine of a text with itself; two different texts are thousands of times as far apart.
+# Of the cosine of a text with itself. Two different texts of a trained tower are thousands of times as far
+# apart; of one that has hardly begun, or has collapsed, they may not be.
 ROUNDING = 1e-6
 ROWS = 1024  # of the table of all pairs, at a time
 
@@ -32,6 +34,11 @@ class Classes(NamedTuple):
 
     names: list[str]
     source: str
+
+    @property
+    def digest(self) -> str:
+        """What equal names in equal order share, however a model reads capitals: 16 hexadecimal digits."""
+        return digest_of(self.names)
 
     def targets(self, texts: Sequence[str]) -> Tensor:
         """Each text's class, (X,).
@@ -49,6 +56,12 @@ class Classes(NamedTuple):
         return torch.tensor([index[text] for text in texts])
 
 
+def digest_of(names: Iterable[str]) -> str:
+    """What equal names in equal order share, capitals aside: 16 hexadecimal digits."""
+    joined = "\0".join(name.lower() for name in names).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(joined, digest_size=8).hexdigest()
+
+
 def class_names(
     method: Method, dataset: SampleDataset, texts: Sequence[str], config: EvaluationConfig
 ) -> Classes:
@@ -60,8 +73,16 @@ def class_names(
     return Classes(sorted(set(texts)), "distinct texts of the data set")
 
 
-def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig) -> Tensor:
+def embed_classes(
+    method: Method, names: Sequence[str], config: EvaluationConfig, must_differ: bool = True
+) -> Tensor:
     """Class names in their templates, each the mean of its features -> (C, D) of unit length, on the CPU.
+
+    Args:
+        method: Whose texts they are.
+        names: Class names.
+        config: Their templates.
+        must_differ: Refuse names that are the same to the model; else say so, and they share its answers.
 
     Raises:
         UserError: If two of them are the same to the method's model: it may read only the beginning of each.
@@ -78,9 +99,11 @@ def embed_classes(method: Method, names: Sequence[str], config: EvaluationConfig
     if alike is not None:
         one, other = (names[row] for row in alike)
         message = f"classes {one!r:.80} and {other!r:.80} are the same to this model"
-        if tells_texts_apart(method):
-            reason = "it may read only their beginnings: give shorter names, or shorter templates"
-            raise UserError(f"{message}; {reason}")
+        if must_differ and tells_texts_apart(method):
+            raise UserError(
+                f"{message}: either it reads only their beginnings, then give shorter names or templates, or "
+                "its text tower has not learned to tell texts apart, which eval region-health shows"
+            )
         logger.warning("%s: they share its answers", message)
     return features
 
@@ -110,6 +133,19 @@ def class_groups(method: Method, dataset: SampleDataset, names: Sequence[str]) -
         for group, members in groups.items()
     }
     return {group: members for group, members in found.items() if members}
+
+
+def group_numbers(method: Method, classes: Classes, config: EvaluationConfig) -> dict[str, list[int]]:
+    """The numbers of the classes in each group of the config.
+
+    Raises:
+        UserError: If a member is no class.
+    """
+    clean = cleaning_of(method)
+    return {
+        name: classes.targets([clean(member) for member in members]).tolist()
+        for name, members in config.groups.items()
+    }
 
 
 def group_masks(method: Method, texts: Sequence[str], config: EvaluationConfig) -> dict[str, Tensor]:

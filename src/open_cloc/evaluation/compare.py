@@ -9,6 +9,7 @@ Shapes: S draws.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from open_cloc.errors import UserError
-from open_cloc.evaluation.intervals import Interval, ends_of
+from open_cloc.evaluation.intervals import RESAMPLES, Interval, ends_of
 from open_cloc.files import read_json
 
 # What results must share, in their protocol or in themselves; a protocol may have less.
@@ -25,7 +26,9 @@ SHARED = {
     "task": "tasks",
     "rules": "rules",
     "images": "pictures",
+    "annotations": "boxes or texts",
     "classes": "classes",
+    "classes_digest": "class names",
     "averaging": "averaging rules",
     "duplicates": "readings of texts that repeat",
     "proposals": "proposals",
@@ -36,6 +39,7 @@ SHARED = {
     "limit": "numbers of samples",
 }
 COUNTS = "num_"
+ROUNDING = 1e-5  # of draws, which are kept as float32
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,16 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(found["metrics"], dict) or not isinstance(found["protocol"], dict):
         raise UserError(f"{path} is no result of open-cloc eval: metrics and protocol must be tables")
     for name, value in found["metrics"].items():
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not math.isfinite(value):
             raise UserError(
                 f"{path} is no result of open-cloc eval: metric {name} must be a number; got {value!r:.40}"
             )
+    rules = found["protocol"].get("rules")
+    if isinstance(rules, dict) and rules.get("name") != found["protocol"].get("name"):
+        raise UserError(
+            f"{path} says protocol {found['protocol'].get('name')!r:.40} and has the rules of "
+            f"{rules.get('name')!r:.40}: it was changed after it was measured"
+        )
     return found
 
 
@@ -92,7 +102,7 @@ def compare(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[
         Rows by metric, one for each result; the first row's difference is 0.
 
     Raises:
-        UserError: If two were not measured alike, or share no metric.
+        UserError: If two were not measured alike, or share no metric, or a file was damaged or changed.
     """
     if len(results) < 2:
         raise UserError(f"comparing needs at least two results; got {len(results)}")
@@ -102,7 +112,15 @@ def compare(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[
     shared = [metric for metric in first["metrics"] if all(metric in other["metrics"] for other in results)]
     if not shared:
         raise UserError(f"{' and '.join(names)} have no metric in common")
-    return {metric: [_row(metric, first, other) for other in results] for metric in shared}
+    draws = [
+        {metric: _draws(result, metric, name) for metric in shared} for result, name in zip(results, names)
+    ]
+    return {
+        metric: [
+            _row(metric, first, other, draws[0][metric], own[metric]) for other, own in zip(results, draws)
+        ]
+        for metric in shared
+    }
 
 
 def _refuse_unlike(first: Mapping[str, Any], other: Mapping[str, Any], one: str, two: str) -> None:
@@ -138,15 +156,20 @@ def _brief(value: Any, other: Any) -> str:
     return f"{own!r:.120}"
 
 
-def _row(metric: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> Row:
+def _row(
+    metric: str,
+    first: Mapping[str, Any],
+    other: Mapping[str, Any],
+    draws_of_first: np.ndarray | None,
+    draws: np.ndarray | None,
+) -> Row:
     value = other["metrics"][metric]
     difference = value - first["metrics"][metric]
     if other is first:
         return Row(value, 0.0)
-    draws = [_draws(result, metric) for result in (first, other)]
-    if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
+    if draws_of_first is None or draws is None:
         return Row(value, difference)
-    moved = draws[1].astype(np.float64) - draws[0]
+    moved = draws.astype(np.float64) - draws_of_first
     moved = moved[np.isfinite(moved)]
     if not len(moved):
         return Row(value, difference)
@@ -155,14 +178,29 @@ def _row(metric: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> Row
     return Row(value, difference, ends_of(moved), min(1.0, 2 * (float(beyond) + 1) / (len(moved) + 1)))
 
 
-def _draws(result: Mapping[str, Any], metric: str) -> np.ndarray | None:
+def _draws(result: Mapping[str, Any], metric: str, name: str) -> np.ndarray | None:
+    """A metric on other draws of the images (S,); None where a result kept none.
+
+    Raises:
+        UserError: If they are damaged, or the metric cannot be of the pictures that were drawn.
+    """
     written = result.get("draws", {})
-    if not isinstance(written, dict) or not isinstance(written.get(metric), str):
+    if not isinstance(written, dict) or written.get(metric) is None:
         return None
     try:
-        return np.frombuffer(base64.b64decode(written[metric], validate=True), "<f4")
-    except ValueError as error:
-        raise UserError(f"the draws of {metric} are damaged: {error}") from None
+        found = np.frombuffer(base64.b64decode(written[metric], validate=True), "<f4")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}: the draws of {metric} are damaged: {error}") from None
+    if len(found) != RESAMPLES:
+        raise UserError(f"{name}: {metric} has {len(found)} draws, not {RESAMPLES}; the file is damaged")
+    known = found[np.isfinite(found)]
+    value = result["metrics"][metric]
+    if len(known) and not known.min() - ROUNDING <= value <= known.max() + ROUNDING:
+        raise UserError(
+            f"{name}: {metric} is {value:g}, and its draws lie between {known.min():g} and {known.max():g}; "
+            "the file was changed after it was measured"
+        )
+    return found
 
 
 def comparison_table(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from open_cloc.config import lookup
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.files import versions
+from open_cloc.model.prompts.box import ROI_SIZE
 from open_cloc.texts import TextCleaning
 
 LIBRARIES = ("open-cloc", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow")
@@ -57,6 +58,7 @@ class Protocol:
         recall_k: The K of recall@K; empty takes the task's own.
         candidates: Among which boxes an expression chooses: the `annotated` ones, or `detected` ones.
         ties: What a right answer counts among others that are exactly as near: its `share`, or a `hit`.
+        roi_size: Bins a side that RoIAlign pools a box to.
         several_boxes: Which box of a phrase that has several an answer must be near: `any` of them, or the
             one around all, `merged`.
         dense: How segmentation names places.
@@ -74,6 +76,7 @@ class Protocol:
     recall_k: tuple[int, ...] = ()
     candidates: Literal["annotated", "detected"] = "annotated"
     ties: Literal["share", "hit"] = "share"
+    roi_size: int = ROI_SIZE
     several_boxes: Literal["any", "merged"] = "any"
     dense: DenseRules = DenseRules()
     skips: str = ""
@@ -117,6 +120,7 @@ PROTOCOLS = {
             templates=(OPENAI_IMAGENET,),
             lower_case=True,
             crowds=True,
+            roi_size=1,
             skips="boxes on which the script raises, and pictures that are not in its one folder",
         ),
         Protocol(
@@ -222,9 +226,11 @@ def find_protocol(name: str) -> Protocol:
     """A named protocol.
 
     Raises:
-        UserError: If there is none of that name; lists them.
+        UserError: If there is none of that name, then lists them; or if `package.module:Name` is none.
     """
-    found: Protocol = lookup(PROTOCOLS, name, "protocol")
+    found = lookup(PROTOCOLS, name, "protocol")
+    if not isinstance(found, Protocol):
+        raise UserError(f"{name} is no open_cloc.evaluation.protocols.Protocol but {type(found).__name__}")
     return found
 
 
@@ -232,7 +238,8 @@ def check_fit(protocol: Protocol, task: str, dataset: SampleDataset) -> None:
     """Refuse a task or a data set that a protocol is not for: the number would carry a wrong name.
 
     Raises:
-        UserError: If it says nothing of the task, or counts other boxes than the reader gives.
+        UserError: If it says nothing of the task, counts other boxes than the reader gives, or quotes the
+            number of a group of classes that the data do not have.
     """
     if not protocol.name:
         return
@@ -240,6 +247,17 @@ def check_fit(protocol: Protocol, task: str, dataset: SampleDataset) -> None:
         able = ", ".join(name for name, other in PROTOCOLS.items() if task in other.metrics) or "none"
         raise UserError(
             f"protocol {protocol.name} is for {', '.join(protocol.metrics)}; for {task} there is {able}"
+        )
+    if protocol.crowds and not hasattr(dataset, "num_crowds"):
+        raise UserError(
+            f"protocol {protocol.name} counts crowds, and these data do not say whether they have some: of "
+            "shards dataset.json does, which `open-cloc data convert` writes"
+        )
+    group = protocol.metrics[task].partition("/")[2]
+    if group and group not in getattr(dataset, "class_groups", {}):
+        raise UserError(
+            f"protocol {protocol.name} quotes {protocol.metrics[task]}, and these data have no group of "
+            f"classes {group!r}: open them as panoptic:PATH"
         )
     if getattr(dataset, "num_crowds", 0) and getattr(dataset, "crowds", False) != protocol.crowds:
         how, option = ("counts", "true") if protocol.crowds else ("leaves out", "false")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from open_cloc.evaluation.methods import check_method, default_method, open_meth
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import check_fit, common_protocol
 from open_cloc.evaluation.task import TaskResult
-from open_cloc.evaluation.tasks import TASKS, find_task, task_name
+from open_cloc.evaluation.tasks import TASKS, find_task, task_name, unread
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import RegionSample
 from open_cloc.shown import hide_secrets
+
+DEFAULT = EvaluationConfig()
 
 __all__ = ["TASKS", "EvaluationConfig", "FirstSamples", "evaluate", "result_table"]
 
@@ -82,7 +85,7 @@ def evaluate(
             for a method that brings its own model.
         dataset: A data set, or FORMAT:PATH of one. Every sample and region of it counts, or the run fails.
         task: A key of `TASKS`, or `package.module:Name`; hyphens will do.
-        config: How to measure.
+        config: How to measure; one for several tasks may hold what not all of them read.
         method: How regions are embedded: `NAME[:WHAT][,option=value...]`, NAME a key of `METHODS` or
             `package.module:Name`; `prompter` unless told.
         device: Where weights are loaded to; None takes a GPU if there is one.
@@ -99,7 +102,7 @@ def evaluate(
             or not of unit length.
         MissingFileError: If weights, data or a picture are missing.
     """
-    config = config or EvaluationConfig()
+    config = _as_read(task_name(task), config or DEFAULT)
     run_task = find_task(task)
     spec = method or default_method(task_name(task), model)
     check_method(spec, task_name(task))
@@ -113,7 +116,12 @@ def evaluate(
     common = common_protocol(config.rules, described, opened.cleaning, data, config.batch_size)
     said = {"dataset": named, "model": name, "pretrained": pretrained or origin, "task": task_name(task)}
     said |= {**_numbers(result, opened if draws else None), "language": language}
-    return hide_secrets(said | {"protocol": common | {"images": opened.images_digest} | result.protocol})
+    return hide_secrets(said | {"protocol": common | opened.seen() | result.protocol})
+
+
+def _as_read(task: str, config: EvaluationConfig) -> EvaluationConfig:
+    """A config without what the task does not read: the result would hold rules that were not followed."""
+    return replace(config, **{option: getattr(DEFAULT, option) for option in unread(task, config)})
 
 
 def _numbers(result: TaskResult, compared: CheckedMethod | None) -> dict[str, Any]:

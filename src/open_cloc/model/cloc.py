@@ -24,7 +24,7 @@ from open_cloc.model.features import compute_features, encode_distinct_texts
 from open_cloc.model.hub import fetch
 from open_cloc.model.prompter import Prompter, PrompterConfig
 from open_cloc.model.prompts import PromptedImage
-from open_cloc.model.prompts.box import pool_boxes
+from open_cloc.model.prompts.box import ROI_SIZE, pool_boxes
 from open_cloc.model.towers import image_tower_of, text_tower_of
 from open_cloc.model.towers.build import build_clip
 from open_cloc.model.towers.tokenizer import TextTokenizer
@@ -209,12 +209,13 @@ class CLOC(
         """Text features (B, R, D) -> the box of each phrase, (B, R, 4) normalised `xyxy` of the canvas."""
         return self.prompter.ground(state.prompted, {"text": text_features})
 
-    def pool_regions(self, state: ImageState, boxes: Tensor) -> Tensor:
+    def pool_regions(self, state: ImageState, boxes: Tensor, size: int = ROI_SIZE) -> Tensor:
         """Region features of a plain CLIP: RoIAlign of the image tokens, then the tower's own head.
 
-        Boxes (B, R, 4) normalised `xyxy` of the canvas -> (B, R, D). The baseline that needs no Prompter.
+        Boxes (B, R, 4) normalised `xyxy` of the canvas, of size x size bins each -> (B, R, D). The baseline
+        that needs no Prompter.
         """
-        pooled = pool_boxes(state.image_tokens, state.grid_size, boxes)  # (B, R, 49, C)
+        pooled = pool_boxes(state.image_tokens, state.grid_size, boxes, size)  # (B, R, size * size, C)
         features = image_tower_of(self.clip.visual).project_pooled(pooled.flatten(0, 1))  # (B * R, D)
         return features.unflatten(0, boxes.shape[:2])
 

@@ -99,7 +99,7 @@ def in_its_words(samples: Samples) -> Samples:
 
 def test_it_runs_every_task_that_needs_no_boxes_found(hf_clip: Path, samples: Samples) -> None:
     with pytest.raises(UserError, match="are the same to this model"):
-        evaluate(None, samples, "prompt_gain", method=f"hf_clip:{hf_clip}", device="cpu")
+        evaluate(None, samples, "zeroshot_region_classification", method=f"hf_clip:{hf_clip}", device="cpu")
     samples = in_its_words(samples)
     for task in ("zeroshot_retrieval", "region_retrieval", "prompt_gain"):
         result = evaluate(None, samples, task, method=f"hf_clip:{hf_clip}", device="cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.ops import box_iou
 
 pytest.importorskip("pycocotools")
@@ -189,3 +190,40 @@ def test_proposals_that_fit_nothing_are_refused(model: CLOC, samples: Samples, t
     bare.class_names = NAMES
     with pytest.raises(UserError, match="there are no regions in the 9 images"):
         evaluate(model, bare, "detection", EvaluationConfig(proposals="grid:4"))
+
+
+def test_what_is_found_in_a_crowd_is_not_wrong(model: CLOC, tmp_path: Path) -> None:
+    """The crowd is no box to be found either, and without it nothing is measured."""
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.jpg")
+    boxes = {1: [2, 2, 10, 10], 2: [20, 2, 30, 30]}
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": int(n == 2)}
+        for n, box in boxes.items()
+    ]
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    found = [
+        {"image_id": 1, "bbox": box, "score": score}
+        for box, score in (([22, 4, 9, 9], 0.9), ([40, 20, 8, 8], 0.8), (boxes[1], 0.5))
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(found))
+    config = EvaluationConfig(proposals=f"results:{tmp_path / 'r.json'}")
+    with pytest.raises(UserError, match=r"needs the 1 boxes of crowds.*open the data with ,crowds=true"):
+        evaluate(model, f"coco:{tmp_path / 'c.json'}", "detection", config)
+    result = evaluate(model, f"coco:{tmp_path / 'c.json'},crowds=true", "detection", config)
+    assert result["metrics"]["ap"] == pytest.approx(1)
+    counts = [result["protocol"][name] for name in ("num_regions", "num_crowds", "num_proposals")]
+    assert counts == [1, 1, 3]
+
+
+def test_groups_of_classes_have_their_own_precision(model: CLOC, samples: Samples) -> None:
+    """AP50 of base and novel classes, as open-vocabulary COCO has it."""
+    config = EvaluationConfig(groups={"base": NAMES[:4], "novel": NAMES[4:]})
+    result = evaluate(model, with_ids(samples), "detection", config)
+    assert {"ap50/base", "ap50/novel", "ap/base"} <= set(result["metrics"])
+    with pytest.raises(UserError, match="'purple cow' is none of the 7 classes"):
+        evaluate(model, with_ids(samples), "detection", EvaluationConfig(groups={"base": ("purple cow",)}))

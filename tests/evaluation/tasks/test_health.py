@@ -119,3 +119,14 @@ def test_health_is_both_tasks(model: CLOC, samples: Samples) -> None:
             assert both["metrics"][name] == pytest.approx(value)
             assert both["intervals"][name] == pytest.approx(alone["intervals"][name])
         assert both["protocol"][task]["num_regions"] == alone["protocol"]["num_regions"]
+
+
+def test_a_text_tower_that_tells_nothing_apart_is_a_finding(model: CLOC, samples: Samples) -> None:
+    """It is what health is asked for: numbers and a warning, where classification refuses."""
+    with torch.no_grad():
+        model.clip.text.ln_final.weight.zero_()
+        model.clip.text.ln_final.bias.fill_(1.0)
+    metrics = evaluate(model, samples, "health")["metrics"]
+    assert abs(metrics["prompt_gain_whole_image"]) < 0.2
+    with pytest.raises(UserError, match="has not learned to tell texts apart"):
+        evaluate(model, samples, "zeroshot_region_classification")

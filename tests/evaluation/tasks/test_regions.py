@@ -104,6 +104,7 @@ def test_a_protocol_may_count_boxes_of_some_areas_alone(model: CLOC) -> None:
     groups = [result["metrics"][f"mean_per_class_recall/{name}"] for name in ("thing", "stuff")]
     assert (2 * groups[0] + groups[1]) / 3 == pytest.approx(result["metrics"]["mean_per_class_recall"])
     tiny = Samples([RegionSample("s", pixels, (), regions[:1])] * 2)
+    tiny.class_groups = {"thing": ["a mug"]}  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="no box has 64 to 1"):
         evaluate(model, tiny, "zeroshot_region_classification", EvaluationConfig(protocol="clipself"))
 

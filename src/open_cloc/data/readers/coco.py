@@ -287,10 +287,12 @@ class CocoDataset:
     def _regions(self, index: int) -> tuple[RawRegion, ...]:
         rows = slice(*self._starts[index : index + 2].tolist())
         ids = (self._ids[row] for row in range(rows.start, rows.stop))
-        columns = (column[rows].tolist() for column in (self._boxes, self._categories, self._scores))
+        arrays = (self._boxes, self._categories, self._scores, self._are_crowds)
+        columns = (array[rows].tolist() for array in arrays)
+        names, source = self.class_names, self.source
         regions = tuple(
-            RawRegion(tuple(box), self.class_names[category], f"annotation {own}", score, source=self.source)
-            for own, box, category, score in zip(ids, *columns)
+            RawRegion(tuple(box), names[category], f"annotation {own}", score, source, crowd=is_crowd)
+            for own, box, category, score, is_crowd in zip(ids, *columns)
         )
         return self._with_outlines(regions, index, rows.start) if self.masks else regions
 
@@ -353,7 +355,8 @@ class CocoDataset:
             try:
                 check_object(annotation)
                 image = _lookup(images, annotation, "image_id")
-                if as_flag(annotation.get("iscrowd", 0), "iscrowd"):
+                is_crowd = as_flag(annotation.get("iscrowd", 0), "iscrowd")
+                if is_crowd:
                     self.num_crowds += 1
                     if not self.crowds:
                         self.left_out["crowd annotations"] += 1
@@ -366,7 +369,7 @@ class CocoDataset:
                 own = self.problems if image is None else self._own_problems[image]
                 own.append(entry_problem(error, self.where, "annotation", annotation, position))
                 continue
-            numbers.extend((image, category))
+            numbers.extend((image, category, is_crowd))
             boxes.extend((*box, score))
             ids.append(entry_name(annotation, position))
             outlines.append(outline)
@@ -376,9 +379,10 @@ class CocoDataset:
         self.left_out.update({f"annotations' key {name!r}": count for name, count in unused.items()})
         if len(set(ids)) < len(ids):  # nothing depends on them
             self.left_out["annotation ids that come more than once"] = len(ids) - len(set(ids))
-        table = np.array(numbers, np.int64).reshape(-1, 2)
+        table = np.array(numbers, np.int64).reshape(-1, 3)
         order = np.argsort(table[:, 0], kind="stable")
-        self._images, self._categories = table[order].T
+        self._images, self._categories, are_crowds = table[order].T
+        self._are_crowds = are_crowds.astype(bool)
         found = np.array(boxes, np.float64).reshape(-1, 5)[order]
         self._boxes, self._scores = found[:, :4], found[:, 4]
         self._ids = PackedTexts([ids[row] for row in order.tolist()])

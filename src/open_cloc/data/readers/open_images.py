@@ -95,6 +95,7 @@ class _Rows:
         boxes: (X, 4) float32 `xyxy` as shares.
         classes: (X,) int16.
         lines: (X,) line of the file.
+        are_groups: (X,) bool.
         problems: Rows that cannot be used.
         num_groups: Rows of groups.
         with_groups: Whether they are among the boxes.
@@ -129,17 +130,18 @@ class _Rows:
                 except FieldError as error:
                     self.problems.append(problem_in(error, f"line {line}", file))
                     continue
-                table.extend((known.setdefault(image, len(known)), numbers[label], line))
+                table.extend((known.setdefault(image, len(known)), numbers[label], line, is_group))
                 boxes.extend((box[0], box[2], box[1], box[3]))
         if not known:
             first = f"; the first: {self.problems[0].message}" if self.problems else ""
             raise UserError(f"no box can be used{first} ({file})")
-        rows = np.array(table, np.int64).reshape(-1, 3)
+        rows = np.array(table, np.int64).reshape(-1, 4)
         order = rows[:, 0].argsort(kind="stable")
         self.images = list(known)
         self.starts = np.concatenate([[0], np.bincount(rows[:, 0]).cumsum()])
         self.boxes = np.array(boxes, np.float32).reshape(-1, 4)[order]
         self.classes, self.lines = rows[order, 1].astype(np.int16), rows[order, 2]
+        self.are_groups = rows[order, 3].astype(bool)
 
 
 def _share(text: str | None, name: str) -> float:
@@ -180,7 +182,7 @@ class OpenImagesDataset:
         self._names, self._texts = PackedTexts(rows.images), tuple(class_names)
         self._keys = PackedTexts(make_keys([f"{image}.jpg" for image in rows.images]))
         self._starts, self._boxes, self._classes = rows.starts, rows.boxes, rows.classes
-        self._lines = rows.lines
+        self._lines, self._are_groups = rows.lines, rows.are_groups
         self.problems, self.num_crowds = rows.problems, rows.num_groups
         self.crowds = rows.with_groups
         self.left_out = Counter({GROUPS: 0 if rows.with_groups else rows.num_groups})
@@ -223,8 +225,9 @@ class OpenImagesDataset:
         )
 
     def _region(self, row: int) -> RawRegion:
-        text, line = self._texts[self._classes[row]], int(self._lines[row])
-        return RawRegion(tuple(self._boxes[row].astype(float).tolist()), text, f"line {line}", source=SOURCE)
+        text, where = self._texts[self._classes[row]], f"line {int(self._lines[row])}"
+        box, is_group = tuple(self._boxes[row].astype(float).tolist()), bool(self._are_groups[row])
+        return RawRegion(box, text, where, source=SOURCE, crowd=is_group)
 
     def _find(self, index: int) -> Path | None:
         """The folder in which a picture lies."""

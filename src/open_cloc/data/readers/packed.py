@@ -169,6 +169,7 @@ class PackedDataset:
             extra["source"],
             tuple(span) if span else None,
             texts=texts,
+            crowd=extra.get("crowd", False),
         )
 
     def _picture(self, name: str) -> Path:
@@ -203,7 +204,14 @@ def _beside(entry: Entry) -> str:
 
 def _extra(region: RawRegion) -> str:
     texts = [(text.text, text.role, text.source, text.weight) for text in region.texts]
-    document = {"where": region.where, "source": region.source, "span": region.span, "texts": texts}
+    document: dict[str, Any] = {
+        "where": region.where,
+        "source": region.source,
+        "span": region.span,
+        "texts": texts,
+    }
+    if region.crowd:
+        document["crowd"] = True
     return json.dumps(document)
 
 

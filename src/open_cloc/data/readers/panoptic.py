@@ -285,4 +285,5 @@ def _region(
     if category not in names:
         raise FieldError(f"unknown category_id {category!r}", "unknown category_id")
     box = as_box(field_of(segment, "bbox"), "bbox [x, y, w, h]")
-    return RawRegion(box, as_text(names[category]["name"], "name"), f"segment {segment['id']}", source=SOURCE)
+    name, where = as_text(names[category]["name"], "name"), f"segment {segment['id']}"
+    return RawRegion(box, name, where, source=SOURCE, crowd=is_crowd)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from open_cloc.data.annotations import Problem, SampleDataset, clean_sample
 from open_cloc.data.bad_samples import BadSample, BadSamples, problem_of, read_usable
+from open_cloc.data.shards.about import about_of
 from open_cloc.data.shards.write import Encoded, KeyCheck, Storage, finished_samples, write_shards
 from open_cloc.data.workers import Failure, run_workers
 from open_cloc.errors import SampleError
@@ -68,7 +69,13 @@ def convert_dataset(
     with closing(run_workers(encoding, workers, pin=False)) as made:
         samples = _usable(made, skipped, causes)
         count = write_shards(
-            samples, folder, samples_per_shard, max_side=max_side, resume=resume, progress=progress
+            samples,
+            folder,
+            samples_per_shard,
+            max_side=max_side,
+            resume=resume,
+            about=about_of(dataset),
+            progress=progress,
         )
     return Conversion(count, causes)
 

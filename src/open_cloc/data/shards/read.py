@@ -12,6 +12,7 @@ from zlib import crc32
 from webdataset.shardlists import expand_urls
 
 from open_cloc.data.annotations import Problem, RawSample, finish
+from open_cloc.data.shards.about import read_about
 from open_cloc.data.shards.index import ABSENT, DamagedShardError, Place, UnreadableShardError, is_header
 from open_cloc.data.shards.joined import open_index
 from open_cloc.data.shards.region_json import parse_sample
@@ -53,6 +54,9 @@ class ShardDataset:
         self.lost = self._index.lost
         self.left_out = Counter(left_out) + Counter(self._index.left_out)
         self.problems = [*self._index.problems, *self._repeated()]
+        # `class_names`, `class_groups`, `crowds` and `num_crowds`, where the source said them.
+        for name, value in read_about(paths).items():
+            setattr(self, name, value)
         if not len(self):
             others = f": {self.problems[0].message}" if self.problems else _told(self.left_out)
             raise UserError(f"no samples with a picture ({path}){others}")

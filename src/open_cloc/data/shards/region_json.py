@@ -66,6 +66,7 @@ def encode_json(sample: RegionSample, size_hw: tuple[int, int]) -> bytes:
             | ({} if region.cycle is None else {"cycle": region.cycle})
             | _role_texts(region.texts)
             | _outline(region.mask)
+            | ({"crowd": True} if region.crowd else {})
             for box, region in zip(checked_boxes(sample).tolist(), sample.regions)
         ],
         "box_format": "xyxy_norm",
@@ -240,6 +241,7 @@ def _sound_regions(fields: Mapping[str, Any]) -> tuple[RawRegion, ...]:
                 tuple(region["span"]) if "span" in region else None,
                 region.get("cycle"),
                 mask=_mask(region),
+                crowd=region.get("crowd", False),
             )
             for row, region in enumerate(fields.get("regions", ()))
         ]
@@ -291,6 +293,7 @@ def _our_region(region: Mapping[str, Any], longest: int, where: str) -> RawRegio
         cycle=region.get("cycle"),
         texts=_texts(region, {}),
         mask=_checked(_mask(region)),
+        crowd=region.get("crowd", False),
     )
 
 
@@ -370,6 +373,7 @@ def _surely_valid_region(region: Any, longest: int) -> bool:
         return False
     return (
         type(region.get("text")) is str
+        and type(region.get("crowd", False)) is bool
         and type(region.get("source", "")) is str
         and type(score) in NUMBERS
         and 0 <= score <= 1

@@ -18,6 +18,7 @@ from webdataset import TarWriter
 
 from open_cloc.canvas import resize
 from open_cloc.data.names import make_keys
+from open_cloc.data.shards.about import ABOUT
 from open_cloc.data.shards.index import index_file, save_index, scan_shard
 from open_cloc.data.shards.region_json import encode_json
 from open_cloc.data.shards.tars import LEFTOVERS
@@ -29,7 +30,7 @@ from open_cloc.samples import RegionSample
 UNFINISHED = ".incomplete"  # ends the name of a folder that is being written
 MARK = ".open-cloc"  # in it, says whose it is
 PARTS = re.compile(rf"{re.escape(PART)}.*|\d{{5,}}\.tar\.part")
-OURS = re.compile(rf"{PARTS.pattern}|\d{{5,}}(\.tar|_stats\.json|_index\.npz)|sizes\.json")
+OURS = re.compile(rf"{PARTS.pattern}|\d{{5,}}(\.tar|_stats\.json|_index\.npz)|sizes\.json|dataset\.json")
 
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> suffix
 RESIZED_QUALITY = 90  # of JPEGs made smaller
@@ -87,6 +88,7 @@ def write_shards(
     array_format: str = "png",
     max_side: int = 0,
     resume: bool = False,
+    about: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> int:
     """Write samples as `00000.tar`, ... with `00000_stats.json` and `00000_index.npz`, ..., and `sizes.json`.
@@ -104,6 +106,7 @@ def write_shards(
             several times as fast.
         resume: Keep the shards that an earlier call with the same samples finished before it was stopped,
             and keep finished shards if this call fails too.
+        about: What the source says of the whole, as `about_of` gives it: `dataset.json`.
         progress: Called with 1 after each sample.
 
     Returns:
@@ -133,6 +136,8 @@ def write_shards(
         if not sizes:
             raise UserError("no samples to write; expected at least one")
         write_json(unfinished / "sizes.json", sizes)
+        if about:
+            write_json(unfinished / ABOUT, about)
     return sum(sizes.values())
 
 

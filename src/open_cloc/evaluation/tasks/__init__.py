@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from open_cloc.config import lookup
+from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.task import Task
 
-__all__ = ["TASKS", "find_task", "task_name"]
+__all__ = ["OPTIONS", "TASKS", "find_task", "task_name", "unread"]
 
 # name -> `module:function` taking (Method, dataset, EvaluationConfig) and giving a TaskResult.
 TASKS = {
@@ -24,6 +25,23 @@ TASKS = {
     "region_health": "open_cloc.evaluation.tasks.health:region_health",
 }
 
+# What of an `EvaluationConfig` some tasks read and others do not.
+OPTIONS = {
+    "templates": {
+        *("zeroshot_classification", "zeroshot_region_classification", "detection", "segmentation"),
+        *("prompt_gain", "health"),
+    },
+    "classes": {
+        *("zeroshot_classification", "zeroshot_region_classification", "detection", "segmentation"),
+        *("prompt_gain", "health"),
+    },
+    "recall_k": {"zeroshot_retrieval", "region_retrieval"},
+    "duplicates": {"region_retrieval"},
+    "proposals": {"detection"},
+    "candidates": {"grounding", "pointing"},
+    "groups": {"zeroshot_region_classification", "grounding", "detection"},
+}
+
 
 def task_name(name: str) -> str:
     """A task's name as results spell it: with underscores."""
@@ -37,3 +55,13 @@ def find_task(name: str) -> Task:
         UserError: If there is no such task.
     """
     return lookup(TASKS, task_name(name), "task")
+
+
+def unread(task: str, config: EvaluationConfig) -> list[str]:
+    """The options that are set and that the task does not read; of tasks from elsewhere nobody knows."""
+    default = EvaluationConfig()
+    return [
+        option
+        for option, readers in OPTIONS.items()
+        if task in TASKS and task not in readers and getattr(config, option) != getattr(default, option)
+    ]

@@ -19,7 +19,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.average_precision import Boxes, precision_estimates
 from open_cloc.evaluation.batches import read_batches
-from open_cloc.evaluation.classes import Classes, class_groups, class_names, embed_classes
+from open_cloc.evaluation.classes import Classes, class_groups, class_names, embed_classes, group_numbers
 from open_cloc.evaluation.collect import region_texts
 from open_cloc.evaluation.method import Method, logit_scale_of
 from open_cloc.evaluation.options import EvaluationConfig
@@ -49,8 +49,9 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     it has one.
 
     Raises:
-        UserError: If there are no regions, or no proposals.
+        UserError: If there are no regions, no proposals, or crowds that the reader has left out.
     """
+    _require_crowds(dataset)
     source = open_regions(config.proposals)
     classes = _classes(method, dataset, config)
     seen = _look(method, dataset, config, source, classes)
@@ -60,10 +61,11 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         raise UserError(
             f"{config.proposals} has boxes of {unmet} images that the data set does not have, by image_id"
         )
-    if not there.classes or not seen.num_proposals:
-        what = "regions" if not there.classes else f"proposals of {config.proposals}"
+    num_things = len(there.classes) - sum(there.crowds)
+    if not num_things or not seen.num_proposals:
+        what = "regions" if not num_things else f"proposals of {config.proposals}"
         raise UserError(f"there are no {what} in the {num_images} images; expected at least one")
-    groups = class_groups(method, dataset, classes.names)
+    groups = class_groups(method, dataset, classes.names) | group_numbers(method, classes, config)
     estimates = precision_estimates(
         there.table(), found.table(), len(classes.names), num_images, MOST, groups
     )
@@ -79,15 +81,29 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         "most_detections": MOST,
         "classes": classes.source,
         "num_images": num_images,
-        "num_regions": len(there.classes),
+        "num_regions": num_things,
+        "num_crowds": sum(there.crowds),
         "num_proposals": seen.num_proposals,
         "num_images_without_proposals": seen.num_without,
         "proposals_digest": seen.digest,
         "detections": len(found.classes),
         "num_classes": len(classes.names),
-        "num_classes_that_occur": len(set(there.classes)),
+        "num_classes_that_occur": len(
+            {kind for kind, is_crowd in zip(there.classes, there.crowds) if not is_crowd}
+        ),
+        "classes_digest": classes.digest,
     }
     return measured(estimates, num_images, protocol)
+
+
+def _require_crowds(dataset: SampleDataset) -> None:
+    """What is found in a crowd is not wrong, which only its box can say."""
+    count = getattr(dataset, "num_crowds", 0)
+    if count and not getattr(dataset, "crowds", False):
+        raise UserError(
+            f"average precision needs the {count} boxes of crowds, inside of which nothing is wrong: open "
+            "the data with ,crowds=true"
+        )
 
 
 def _look(
@@ -99,13 +115,17 @@ def _look(
     there, found, digest = _Table(), _Table(), hashlib.blake2b(digest_size=8)
     num_images = num_proposals = num_without = 0
     for batch in read_batches(dataset, method.canvas, config):
-        proposals = [source(sample, sample.pixels()) for sample in batch.samples]
+        proposals = [
+            [region for region in source(sample, sample.pixels()) if not region.crowd]
+            for sample in batch.samples
+        ]
         boxes = [np.array([region.box for region in own], float).reshape(-1, 4) for own in proposals]
         rows = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
         for number, (sample, geometry) in enumerate(zip(batch.samples, batch.geometries)):
             names = [_known(known, text, classes) for text in region_texts(sample, method)]
             own = torch.tensor([region.box for region in sample.regions]).reshape(-1, 4)
-            there.add(own, names, num_images + number, geometry.source_hw)
+            crowds = [region.crowd for region in sample.regions]
+            there.add(own, names, num_images + number, geometry.source_hw, crowds=crowds)
             answer = _named(
                 rows[number], boxes[number], proposals[number], features, scale, config.proposals == OWN
             )
@@ -183,6 +203,7 @@ class _Table:
         self.classes: list[int] = []
         self.images: list[int] = []
         self.scores: list[float] = []
+        self.crowds: list[bool] = []
 
     def add(
         self,
@@ -191,12 +212,14 @@ class _Table:
         image: int,
         size_hw: tuple[int, int],
         scores: Tensor | None = None,
+        crowds: Sequence[bool] = (),
     ) -> None:
-        """Boxes (n, 4), normalised, with their classes (n,), of a picture."""
+        """Boxes (n, 4), normalised, with their classes (n,), of a picture; none is a crowd unless told."""
         self.boxes.append(denormalize_boxes(boxes.double().numpy(), size_hw))
         self.classes += classes.tolist() if isinstance(classes, Tensor) else classes
         self.images += [image] * len(boxes)
         self.scores += [] if scores is None else scores.tolist()
+        self.crowds += crowds or [False] * len(boxes)
 
     def table(self) -> Boxes:
         """All of them."""
@@ -205,4 +228,5 @@ class _Table:
             np.array(self.classes, np.int64),
             np.array(self.images, np.int64),
             np.array(self.scores, float),
+            np.array(self.crowds, bool),
         )

@@ -31,8 +31,10 @@ def health(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> 
     """
     parts = {"region_health": region_health, "prompt_gain": prompt_gain}
     found = {name: task(method, dataset, config) for name, task in parts.items()}
-    shared = ("num_images", "intervals")
-    first = found["region_health"].protocol
+    shared = ("num_images", "intervals", "classes", "classes_digest")
+    first = found["region_health"].protocol | {
+        name: found["prompt_gain"].protocol[name] for name in ("classes", "classes_digest")
+    }
     return TaskResult(
         {name: value for part in found.values() for name, value in part.metrics.items()},
         {name: part.protocol for name, part in found.items()}

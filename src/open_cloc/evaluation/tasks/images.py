@@ -41,6 +41,7 @@ def zeroshot_classification(method: Method, dataset: SampleDataset, config: Eval
         "ties": TIES,
         "num_images": len(samples),
         "num_classes": len(classes.names),
+        "classes_digest": classes.digest,
     }
     images = torch.arange(len(samples))
     estimates = classification_estimates(ranks, len(classes.names), targets, images, len(samples))

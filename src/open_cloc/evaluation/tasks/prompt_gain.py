@@ -53,7 +53,7 @@ def prompt_gain(method: Method, dataset: SampleDataset, config: EvaluationConfig
     regions = _with_wrong_boxes(method, dataset, config)
     classes = class_names(method, dataset, regions.texts, config)
     targets = classes.targets(regions.texts)
-    class_features = embed_classes(method, classes.names, config)
+    class_features = embed_classes(method, classes.names, config, must_differ=False)
     true, shuffled, whole = (rank_classes(rows, class_features, targets).hits(1) for rows in regions.features)
     cosines = [_mean_cosine(rows) for rows in regions.features[0].split(regions.counts)]
     used = torch.arange(len(regions.counts))
@@ -76,6 +76,7 @@ def prompt_gain(method: Method, dataset: SampleDataset, config: EvaluationConfig
         "num_images_used": len(regions.counts),
         "num_regions": len(regions.texts),
         "num_classes": len(classes.names),
+        "classes_digest": classes.digest,
     }
     return measured(estimates, len(used), protocol)
 

@@ -72,6 +72,7 @@ def zeroshot_region_classification(
         **({"num_other_areas": len(every.texts) - len(targets)} if config.rules.areas != ANY_AREA else {}),
         "num_classes": num_classes,
         "num_classes_that_occur": len(targets.unique()),
+        "classes_digest": classes.digest,
     }
     sizes = {name: (regions.areas >= low) & (regions.areas < high) for name, (low, high) in SIZES.items()}
     for name, mask in sizes.items():

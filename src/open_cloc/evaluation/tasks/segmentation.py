@@ -13,7 +13,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import SampleError, UserError
 from open_cloc.evaluation.batches import read_batches
 from open_cloc.evaluation.checked import dense_of
-from open_cloc.evaluation.classes import embed_classes
+from open_cloc.evaluation.classes import digest_of, embed_classes
 from open_cloc.evaluation.intervals import Estimate
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.options import EvaluationConfig
@@ -40,9 +40,8 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
         raise UserError("dataset is empty; expected at least one sample")
     if not hasattr(dataset, "label_map"):
         raise UserError("segmentation needs a label map for each picture: open the data as masks:FOLDER,...")
-    own = getattr(dataset, "class_names", ())
+    own, clean = getattr(dataset, "class_names", ()), cleaning_of(method)
     classes = config.classes or own
-    clean = cleaning_of(method)
     names = [[clean(name) for name in given.split(SEPARATOR.strip()) if name.strip()] for given in classes]
     if own and len(names) != len(own):
         raise UserError(
@@ -84,6 +83,7 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
         "num_classes": len(names),
         "num_classes_that_occur": int(occurs.sum()),
         "num_texts": len(owners),
+        "classes_digest": digest_of(", ".join(own) for own in names),
     }
     return measured(estimates, len(counted), protocol)
 

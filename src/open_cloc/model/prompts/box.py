@@ -72,19 +72,20 @@ class BoxPrompt(nn.Module):
         return self.position(corners) + self.corner
 
 
-def pool_boxes(tokens: Tensor, grid_size: tuple[int, int], boxes: Tensor) -> Tensor:
+def pool_boxes(tokens: Tensor, grid_size: tuple[int, int], boxes: Tensor, size: int = ROI_SIZE) -> Tensor:
     """RoIAlign of image tokens (torchvision's, `aligned=True`).
 
     Args:
         tokens: (B, N, width) image tokens.
         grid_size: (rows, columns) of the N tokens.
         boxes: (B, R, 4) normalised `xyxy` of the canvas.
+        size: Bins a side.
 
     Returns:
-        (B, R, 49, width), the 7 x 7 samples of each box, row by row.
+        (B, R, size * size, width), the bins of each box, row by row.
     """
     rows, columns = grid_size
     feature_map = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()  # (B, width, rows, columns)
     cells = denormalize_boxes(boxes.float(), grid_size)
-    pooled = roi_align(feature_map, list(cells), output_size=ROI_SIZE, aligned=True)  # (B * R, width, 7, 7)
+    pooled = roi_align(feature_map, list(cells), output_size=size, aligned=True)  # (B * R, width, size, size)
     return pooled.flatten(2).transpose(1, 2).unflatten(0, boxes.shape[:2]).to(tokens.dtype)
