@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import NAMES, Samples, method_for
 
 from open_cloc.errors import MissingFileError, UserError
@@ -181,7 +182,9 @@ def test_entries_that_could_not_be_used_end_an_evaluation(model: CLOC, tmp_path:
     """What belongs to no sample is missed by nobody else: an evaluation would be of fewer regions."""
     broken = [annotation([0, 0, 9, 9]), annotation([0, 0, 9, 9], image_id=5)]
     path = write_coco(tmp_path, coco_document(annotations=broken))
-    with pytest.raises(UserError, match=r"unknown image_id: 1.* and an evaluation leaves nothing out"):
+    with pytest.raises(
+        UserError, match=r"unknown image_id: 1.* max_bad_fraction leaves them out, and counts them"
+    ):
         evaluate(model, f"coco:{path}", "region_retrieval")
 
 
@@ -192,3 +195,27 @@ def test_what_is_left_out_by_rule_is_told(
     path = write_coco(tmp_path, coco_document(annotations=rows))
     evaluate(model, f"coco:{path}", "region_retrieval")
     assert "not used: crowd annotations: 1" in caplog.text
+
+
+def test_what_may_be_left_out_is_counted(model: CLOC, tmp_path: Path) -> None:
+    """A picture that is not there and a wrong box: the numbers are those of the rest alone."""
+    names, boxes = ("a.jpg", "b.jpg", "gone.jpg"), ([0, 0, 50, 40], [1, 1, 20, 20], [3, 3, 9, 9])
+    images = [{"id": n, "file_name": name, "width": 64, "height": 48} for n, name in enumerate(names)]
+    rows = [annotation(box, image_id=n, id=n) for n, box in enumerate(boxes)]
+    whole = coco_document(images=images, annotations=[*rows, annotation([60, 0, 50, 5], image_id=0, id=7)])
+    path = write_coco(tmp_path, whole)
+    for name in names[:2]:
+        Image.new("RGB", (64, 48), "red").save(path.parent / "images" / name)
+    (path.parent / "images" / "gone.jpg").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="past the right edge|outside"):
+        evaluate(model, f"coco:{path}", "region_retrieval")
+    found = evaluate(model, f"coco:{path}", "region_retrieval", max_bad_fraction=0.02)
+    assert found["protocol"]["num_left_out"] == 2
+    assert sum(found["protocol"]["left_out"].values()) == 2
+    (path.parent / "rest.json").write_text(json.dumps(coco_document(images=images[:2], annotations=rows[:2])))
+    rest = evaluate(model, f"coco:{path.parent / 'rest.json'}", "region_retrieval")
+    assert found["metrics"] == rest["metrics"]
+    with pytest.raises(UserError, match="past max_bad_fraction=0.01"):
+        evaluate(model, f"coco:{path}", "region_retrieval", max_bad_fraction=0.01)
+    with pytest.raises(UserError, match=r"must be in \[0, 1\]"):
+        evaluate(model, f"coco:{path}", "region_retrieval", max_bad_fraction=7)

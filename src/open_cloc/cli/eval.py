@@ -44,6 +44,8 @@ class EvalCommand:
         classes: File with one class name a line to choose from, instead of the data set's categories.
         groups: JSON file of class names by the name of a group, such as base and novel, each measured alone.
         limit: Measure the first so many samples only.
+        max_bad_fraction: Share of samples that may be left out, or lose entries, because they cannot be used;
+            they are counted in the result. With 0 the first one ends the run.
         device: cpu, cuda, ...; a GPU if there is one.
         output: File for the result JSON.
         config: How to measure.
@@ -56,6 +58,7 @@ class EvalCommand:
     classes: Path | None = None
     groups: Path | None = None
     limit: int | None = None
+    max_bad_fraction: float = 0.0
     device: str | None = None
     output: Path | None = None
     config: tyro.conf.OmitArgPrefixes[Options] = field(default_factory=Options)
@@ -98,6 +101,7 @@ def measure(command: EvalCommand) -> dict[str, Any]:
         device=command.device,
         dataset_name=command.data,
         draws=command.output is not None,
+        max_bad_fraction=command.max_bad_fraction,
     )
     if command.limit is not None:
         result["protocol"]["limit"] = command.limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import check_fit, common_protocol
 from open_cloc.evaluation.task import TaskResult
 from open_cloc.evaluation.tasks import TASKS, find_task, task_name, unread
+from open_cloc.evaluation.usable import OF_WHOLE, UsableSamples
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import RegionSample
 from open_cloc.shown import hide_secrets
@@ -50,15 +52,7 @@ class FirstSamples:
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name in (
-            "class_names",
-            "class_groups",
-            "label_map",
-            "left_out",
-            "problems",
-            "crowds",
-            "num_crowds",
-        ):
+        if name in (*OF_WHOLE, "label_map"):
             return getattr(self.dataset, name)
         raise AttributeError(name)
 
@@ -75,6 +69,7 @@ def evaluate(
     pretrained: str = "",
     language: str = "en",
     draws: bool = False,
+    max_bad_fraction: float = 0.0,
 ) -> dict[str, Any]:
     """Run one task.
 
@@ -93,6 +88,8 @@ def evaluate(
         pretrained: For the result: the weights' place, if the method does not know it.
         language: For the result: that of the data set's texts.
         draws: Add what `compare` shows: metrics on 1,000 other draws of the images, and the time a region.
+        max_bad_fraction: Share of samples that cannot be used, or only without some entries, up to which they
+            are left out and counted in the protocol. With 0 the first one ends the run.
 
     Returns:
         CLIP_benchmark's keys, `intervals` (lower and upper end of each metric) and `protocol`; plain JSON.
@@ -106,7 +103,7 @@ def evaluate(
     run_task = find_task(task)
     spec = method or default_method(task_name(task), model)
     check_method(spec, task_name(task))
-    data, named = _as_data(dataset, dataset_name)
+    data, named = _as_data(dataset, dataset_name, max_bad_fraction)
     check_fit(config.rules, task_name(task), data)
     opened = checked(_as_method(model, method, spec, config, device))
     with _eval_mode(model), torch.inference_mode():
@@ -116,7 +113,7 @@ def evaluate(
     common = common_protocol(config.rules, described, opened.cleaning, data, config.batch_size)
     said = {"dataset": named, "model": name, "pretrained": pretrained or origin, "task": task_name(task)}
     said |= {**_numbers(result, opened if draws else None), "language": language}
-    return hide_secrets(said | {"protocol": common | opened.seen() | result.protocol})
+    return hide_secrets(said | {"protocol": common | opened.seen() | _left_out(data) | result.protocol})
 
 
 def _as_read(task: str, config: EvaluationConfig) -> EvaluationConfig:
@@ -136,12 +133,24 @@ def _numbers(result: TaskResult, compared: CheckedMethod | None) -> dict[str, An
     return found | {"draws": drawn, "seconds_per_region": compared.seconds_per_region}
 
 
-def _as_data(dataset: SampleDataset | str, name: str) -> tuple[SampleDataset, str]:
-    """The data set that is given or named, all of whose entries can be used, and its name."""
+def _as_data(dataset: SampleDataset | str, name: str, max_bad_fraction: float) -> tuple[SampleDataset, str]:
+    """The data set that is given or named, or what of it can be used, and its name."""
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"max_bad_fraction must be in [0, 1]; got {max_bad_fraction}")
     data = open_reader(dataset) if isinstance(dataset, str) else dataset
     named = name or (dataset if isinstance(dataset, str) else "")
-    tell_opening(data, named or "data set", 0, "and an evaluation leaves nothing out")
-    return data, named
+    advice = "max_bad_fraction leaves them out, and counts them"
+    tell_opening(data, named or "data set", max_bad_fraction, advice)
+    return UsableSamples(data, max_bad_fraction) if max_bad_fraction else data, named
+
+
+def _left_out(data: SampleDataset) -> dict[str, Any]:
+    """What was allowed to be left out, with counts by cause; nothing where nothing may be."""
+    if not isinstance(data, UsableSamples):
+        return {}
+    entries = Counter(problem.cause for problem in getattr(data, "problems", ()))
+    causes = data.causes + entries
+    return {"num_left_out": causes.total(), "left_out": dict(causes)}
 
 
 def _as_method(
