@@ -278,7 +278,7 @@ def test_an_export_that_is_not_the_model_is_an_error(plain: Path, tmp_path: Path
         ("vision_config.hidden_size", 0),
         ("vision_config.num_attention_heads", 0),
         ("vision_config.hidden_act", "relu"),
-        ("vision_config.layer_norm_eps", 1e-6),
+        ("vision_config.layer_norm_eps", -1e-6),
         ("vision_config.image_size", [64, 64]),
         ("text_config.vocab_size", None),
         ("text_config.vocab_size", 10**9),

@@ -20,7 +20,6 @@ from open_cloc.cli.main import main as open_cloc_command
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.export import export
-from open_cloc.model.towers import siglip
 from tests.export.test_export import saved
 
 NETWORK = "vit_tiny_patch16_siglip_of_these_tests"
@@ -87,7 +86,6 @@ def test_a_siglip_is_the_model_and_comes_back(
 ) -> None:
     found = export("siglip", weights, tmp_path / "out")
     assert [d.what for d in found if d.most] == ["pictures, same pixels", "texts, same tokens"]
-    monkeypatch.setitem(siglip.NETWORKS, (16, 32, 3), NETWORK)
     back = open_cloc.create_model(f"folder:{tmp_path / 'out'}", device="cpu").eval()
     own = open_cloc.load(weights, "cpu").model
     theirs, ours = back.clip.state_dict(), own.clip.state_dict()
@@ -185,9 +183,14 @@ def edited(folder: Path, part: str, key: str, value: Any) -> Path:
 
 
 STRANGE = {
-    "a width that timm has not": ("vision_config", "hidden_size", 40, "timm has no SigLIP of width 40"),
-    "another activation": ("vision_config", "hidden_act", "relu", "timm's SigLIP has the exact GELU"),
-    "a text activation": ("text_config", "hidden_act", "relu", "text_config.hidden_act must be one of gelu"),
+    "a width that is not the weights'": ("vision_config", "hidden_size", 40, "weights of another"),
+    "another activation": (
+        "vision_config",
+        "hidden_act",
+        "relu",
+        "vision_config.hidden_act of a SiglipModel",
+    ),
+    "a text activation": ("text_config", "hidden_act", "relu", "text_config.hidden_act of a SiglipModel"),
     "layers as text": ("vision_config", "num_hidden_layers", "many", "num_hidden_layers"),
     "no table": ("vision_config", "patch_size", [16], "patch_size"),
 }
@@ -198,7 +201,6 @@ def test_configs_of_strangers(
     weights: Path, tmp_path: Path, monkeypatch: Any, part: str, key: str, value: Any, told: str
 ) -> None:
     export("siglip", weights, tmp_path / "out")
-    monkeypatch.setitem(siglip.NETWORKS, (16, 32, 3), NETWORK)
     folder = edited(tmp_path / "out", part, key, value)
     with pytest.raises(UserError, match=told):
         open_cloc.create_model(f"folder:{folder}", device="cpu")
@@ -218,7 +220,6 @@ def test_weights_of_strangers(
     weights: Path, tmp_path: Path, monkeypatch: Any, name: str, shape: tuple[int, ...] | None, told: str
 ) -> None:
     export("siglip", weights, tmp_path / "out")
-    monkeypatch.setitem(siglip.NETWORKS, (16, 32, 3), NETWORK)
     path = tmp_path / "out" / "model.safetensors"
     state = load_file(path)
     del state[name]
@@ -231,7 +232,6 @@ def test_weights_of_strangers(
 
 def test_weights_that_are_not_there(weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
     export("siglip", weights, tmp_path / "out")
-    monkeypatch.setitem(siglip.NETWORKS, (16, 32, 3), NETWORK)
     (tmp_path / "out" / "model.safetensors").unlink()
-    with pytest.raises(MissingFileError, match=r"holds no model\.safetensors"):
+    with pytest.raises(MissingFileError, match=r"holds no weights of transformers"):
         open_cloc.create_model(f"folder:{tmp_path / 'out'}", device="cpu")

@@ -19,6 +19,7 @@ from open_cloc.config import convert
 from open_cloc.errors import MissingFileError, UserError, first_line
 from open_cloc.model.foreign import open_safely
 from open_cloc.model.towers import image_tower_of
+from open_cloc.model.towers.siglip_network import register_named
 from open_cloc.model.towers.text_dropout import OPTION, check_dropout, set_dropout
 from open_cloc.model.towers.timm import allow_any_image_size, fit_projection
 from open_cloc.model.towers.tokenizer import check_tokenizer
@@ -91,6 +92,7 @@ def check_model_cfg(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model_cfg.text_cfg.context_length must lie in [3, {MAX_CONTEXT}]; got {context}")
     check_tokenizer(text)
     network = vision.get("timm_model_name")
+    register_named(network or "")
     # timm would go to the hub, or to a folder, for some names.
     if network and (not timm.is_model(network) or set(network) & set("/:\\")):
         raise UserError(f"open_clip cannot build this model_cfg: timm has no network {network!r:.60}")

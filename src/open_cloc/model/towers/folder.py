@@ -46,6 +46,8 @@ OWN_TEXTS = {
 # Of transformers, with what Pillow's numbers of its `resample` mean.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
+TRANSFORMERS_WEIGHTS, TRANSFORMERS_PARTS = (WEIGHTS_NAME, "pytorch_model.bin"), "model-*-of-*.safetensors"
+CLIP_WORDS = 49408
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -68,6 +70,11 @@ def saved_towers(path: str) -> StartingTowers:
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind in ("clip", "siglip"):
             return _transformers_folder(folder, config, kind)
+        if kind == "siglip2":
+            raise UserError(
+                f"{folder} holds a SigLIP 2 of the NaFlex kind, whose pictures keep their shape; take one of "
+                "a fixed size, such as siglip2-base-patch16-256"
+            )
         return _cloc_folder(folder)
     raise MissingFileError(
         f"model {path!r}: expected a folder that holds {OPEN_CLIP_CONFIG}, or {CONFIG_NAME} of a CLOC, a "
@@ -122,21 +129,40 @@ def _with_own_texts(model_cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _transformers_folder(folder: Path, config: dict[str, Any], kind: str) -> StartingTowers:
-    """A `CLIPModel` of transformers, with CLIP's own tokenizer, or a `SiglipModel` with the folder's."""
+    """A `CLIPModel` or a `SiglipModel` of transformers, with the folder's tokenizer.
+
+    A CLIP of CLIP's own words needs none: open_clip has it.
+    """
     if kind == "clip":
         model_cfg, rename, canvas = from_hugging_face(config), state_from_hugging_face, OPENAI_CANVAS
     else:
         model_cfg, rename, canvas = siglip_model_cfg(config), state_from_siglip, SIGLIP_CANVAS
-        if any((folder / name).is_file() for name in OWN_TEXTS["hf_tokenizer_name"]):
-            model_cfg["text_cfg"]["hf_tokenizer_name"] = str(folder)
+    text_cfg = model_cfg["text_cfg"]
+    has_own = any((folder / name).is_file() for name in OWN_TEXTS["hf_tokenizer_name"])
+    if has_own and (kind == "siglip" or text_cfg["vocab_size"] != CLIP_WORDS):
+        text_cfg["hf_tokenizer_name"] = str(folder)
     check_model_cfg(model_cfg)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise MissingFileError(f"{folder} holds no {WEIGHTS_NAME}; other layouts of weights are not read")
-    with no_larger_than(_shapes(path).values(), str(folder)), torch.device("meta"):
+    files = _weights_of(folder)
+    shapes = [shape for file in files for shape in _shapes(file).values()]
+    with no_larger_than(shapes, str(folder)), torch.device("meta"):
         build_clip(model_cfg)
-    load = partial(_load_transformers, path=path, rename=rename)
+    load = partial(_load_transformers, folder=folder, files=files, rename=rename)
     return StartingTowers(model_cfg, _processor_canvas(folder, canvas), load, is_clip=True)
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    """transformers' files of weights: one, or the parts of a large model.
+
+    Raises:
+        MissingFileError: If there are none.
+    """
+    one = next((folder / name for name in TRANSFORMERS_WEIGHTS if (folder / name).is_file()), None)
+    parts = sorted(folder.glob(TRANSFORMERS_PARTS))
+    if one is None and not parts:
+        raise MissingFileError(
+            f"{folder} holds no weights of transformers; expected {' or '.join(TRANSFORMERS_WEIGHTS)}"
+        )
+    return parts if one is None else [one]
 
 
 def _processor_canvas(folder: Path, default: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,8 +181,9 @@ def _processor_canvas(folder: Path, default: Mapping[str, Any]) -> dict[str, Any
     return dict(default)
 
 
-def _load_transformers(model: Any, path: Path, rename: Rename) -> None:
-    load_strictly(model.clip, rename(read_state(path)), str(path))
+def _load_transformers(model: Any, folder: Path, files: list[Path], rename: Rename) -> None:
+    state = {name: tensor for file in files for name, tensor in read_state(file).items()}
+    load_strictly(model.clip, rename(state), str(files[0] if len(files) == 1 else folder))
 
 
 def _cloc_folder(folder: Path) -> StartingTowers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from open_cloc.config import convert
 from open_cloc.errors import UserError
+from open_cloc.model.towers.siglip_network import ratio_of
 
 # Prefixes of names, open_clip's and transformers'.
 NAMES = {
@@ -37,6 +38,8 @@ BLOCK_NAMES = {
 }
 PROJECTIONS = {"visual.proj": "visual_projection.weight", "text.text_projection": "text_projection.weight"}
 EPS = 1e-5
+# transformers' activations that a CLIP may have: whether it is GELU by its approximation.
+APPROXIMATE = {"quick_gelu": False, "gelu": False, "gelu_pytorch_tanh": True}
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.GELU: "gelu", QuickGELU: "quick_gelu"}
 
 
@@ -166,13 +169,11 @@ def from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     vision, text = (Part(config, part) for part in ("vision_config", "text_config"))
     activations = sorted({part.get(str, "hidden_act", "quick_gelu") for part in (vision, text)})
-    if activations not in (["gelu"], ["quick_gelu"]):
-        raise UserError(f"CLIPModel's activations must both be gelu or quick_gelu; got {activations!s:.80}")
-    for part in (vision, text):
-        if abs(part.get(float, "layer_norm_eps", EPS) - EPS) > 1e-12:
-            raise UserError(f"layer_norm_eps of a CLIPModel must be {EPS}")
+    if len(activations) > 1 or activations[0] not in APPROXIMATE:
+        raise UserError(
+            f"CLIPModel's activations must both be one of {', '.join(APPROXIMATE)}; got {activations!s:.80}"
+        )
     width, text_width = vision.get(int, "hidden_size", 768), text.get(int, "hidden_size", 512)
-    heads = vision.get(int, "num_attention_heads", 12)
     return {
         "embed_dim": convert(int, config.get("projection_dim", 512), "projection_dim"),
         "quick_gelu": activations == ["quick_gelu"],
@@ -181,18 +182,41 @@ def from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
             "patch_size": vision.get(int, "patch_size", 32),
             "width": width,
             "layers": vision.get(int, "num_hidden_layers", 12),
-            "head_width": max(1, width // heads),
-            "mlp_ratio": vision.get(int, "intermediate_size", 3072) / width,
+            "head_width": width // vision.heads(width, 12),
+            "mlp_ratio": ratio_of(vision.get(int, "intermediate_size", 3072), width),
+            **_own_parts(vision),
         },
         "text_cfg": {
             "context_length": text.get(int, "max_position_embeddings", 77),
             "vocab_size": text.get(int, "vocab_size", 49408),
             "width": text_width,
-            "heads": text.get(int, "num_attention_heads", 8),
+            "heads": text.heads(text_width, 8),
             "layers": text.get(int, "num_hidden_layers", 12),
-            "mlp_ratio": text.get(int, "intermediate_size", 2048) / text_width,
+            "mlp_ratio": ratio_of(text.get(int, "intermediate_size", 2048), text_width),
+            **_own_parts(text),
+            **_end_of(text),
         },
     }
+
+
+def _end_of(text: Part) -> dict[str, Any]:
+    """Which token ends a text, where it is not the largest one as CLIP has it.
+
+    transformers, too, takes the largest for configs of old, which say 2.
+    """
+    end = text.found.get("eos_token_id")
+    if not isinstance(end, int) or end in (2, text.get(int, "vocab_size", 49408) - 1):
+        return {}
+    return {"pool_type": "eos", "eos_id": end}
+
+
+def _own_parts(part: Part) -> dict[str, Any]:
+    """open_clip's options of norms and activations that are not as it has them by itself."""
+    eps = part.get(float, "layer_norm_eps", EPS)
+    options: dict[str, Any] = {} if abs(eps - EPS) < 1e-12 else {"norm_kwargs": {"eps": eps}}
+    if APPROXIMATE[part.get(str, "hidden_act", "quick_gelu")]:
+        options["act_kwargs"] = {"approximate": "tanh"}
+    return options
 
 
 class Part:
@@ -209,6 +233,15 @@ class Part:
         if kind is int and value < 1:
             raise UserError(f"{self.name}.{key} must be at least 1; got {value}")
         return value
+
+    def heads(self, width: int, default: int) -> int:
+        """How many heads share a width, which they must do evenly."""
+        heads = self.get(int, "num_attention_heads", default)
+        if width % heads:
+            raise UserError(
+                f"{self.name}.num_attention_heads must divide hidden_size evenly; got {heads} for {width}"
+            )
+        return heads
 
 
 def state_from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

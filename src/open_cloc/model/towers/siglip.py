@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from open_cloc.errors import UserError, first_line
 from open_cloc.model.towers.hugging_face import Part, kind_of
+from open_cloc.model.towers.siglip_network import SiglipShape, approximation, network_of, ratio_of
 
 # Names of ours and of theirs that hold the same rows, one behind the other.
 Names = tuple[tuple[str, ...], tuple[str, ...]]
@@ -25,15 +26,6 @@ Names = tuple[tuple[str, ...], tuple[str, ...]]
 EPS = 1e-6
 # GELU's `approximate` -> transformers' name.
 ACTIVATIONS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
-# (patch, width, layers) -> timm's network; each takes pictures of any size.
-NETWORKS = {
-    (16, 768, 12): "vit_base_patch16_siglip_224",
-    (32, 768, 12): "vit_base_patch32_siglip_256",
-    (16, 1024, 24): "vit_large_patch16_siglip_256",
-    (14, 1152, 27): "vit_so400m_patch14_siglip_224",
-    (16, 1152, 27): "vit_so400m_patch16_siglip_256",
-    (16, 1536, 40): "vit_giantopt_patch16_siglip_256",
-}
 # Names within a block, transformers' to those of timm and of open_clip.
 VISION_BLOCK = {
     "layer_norm1": "norm1",
@@ -133,7 +125,7 @@ def reason_against_siglip_text(text: Any, embed_dim: int) -> str:
 def _reason_against(norms: list[Any], activations: list[Any], which: str) -> str:
     if not all(isinstance(norm, nn.LayerNorm) and abs(norm.eps - EPS) < 1e-12 for norm in norms):
         return f"a norm's eps in its {which} tower is not {EPS:g}"
-    kinds = {getattr(act, "approximate", "") if isinstance(act, nn.GELU) else "" for act in activations}
+    kinds = set(map(approximation, activations))
     if len(kinds) > 1 or not kinds <= set(ACTIVATIONS):
         return f"the activation of its {which} tower is not GELU"
     return ""
@@ -150,7 +142,7 @@ def siglip_vision_config(visual: Any) -> dict[str, Any]:
         "num_attention_heads": block.attn.num_heads,
         "image_size": trunk.patch_embed.img_size[0],
         "patch_size": trunk.patch_embed.patch_size[0],
-        "hidden_act": ACTIVATIONS[block.mlp.act.approximate],
+        "hidden_act": ACTIVATIONS[approximation(block.mlp.act) or "none"],
         "layer_norm_eps": EPS,
     }
 
@@ -176,34 +168,29 @@ def siglip_model_cfg(config: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's config of a `SiglipModel`'s, without its tokenizer.
 
     Raises:
-        UserError: If timm has no such network, or a value is of another type.
+        UserError: If a value is of another type, or asks for what these towers have not.
     """
     vision, text = (Part(config, part) for part in ("vision_config", "text_config"))
-    width, patch = vision.get(int, "hidden_size", 768), vision.get(int, "patch_size", 16)
-    network = NETWORKS.get((patch, width, vision.get(int, "num_hidden_layers", 12)))
-    if network is None:
-        raise UserError(
-            f"timm has no SigLIP of width {width} and patches of {patch}; expected one of (patch, width, "
-            f"layers) {', '.join(map(str, NETWORKS))}"
-        )
-    if vision.get(str, "hidden_act", "gelu_pytorch_tanh") != "gelu":
-        raise UserError(
-            "timm's SigLIP has the exact GELU, and this SiglipModel's vision_config.hidden_act is another: "
-            "take open_clip's own, such as open-clip:ViT-B-16-SigLIP"
-        )
-    backwards = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
-    activation = text.get(str, "hidden_act", "gelu_pytorch_tanh")
-    if activation not in backwards:
-        raise UserError(
-            f"text_config.hidden_act must be one of {', '.join(backwards)}; got {activation!r:.40}"
-        )
+    for part in (vision, text):
+        if abs(part.get(float, "layer_norm_eps", EPS) - EPS) > 1e-12:
+            raise UserError(f"{part.name}.layer_norm_eps of a SiglipModel must be {EPS:g}")
+    width, size = vision.get(int, "hidden_size", 768), vision.get(int, "image_size", 224)
+    shape = SiglipShape(
+        size,
+        vision.get(int, "patch_size", 16),
+        width,
+        vision.get(int, "num_hidden_layers", 12),
+        vision.heads(width, 12),
+        vision.get(int, "intermediate_size", 3072),
+        _approximate(vision),
+    )
     text_width = text.get(int, "hidden_size", 768)
     return {
         "embed_dim": width,
         "init_logit_bias": -10.0,
         "vision_cfg": {
-            "image_size": vision.get(int, "image_size", 224),
-            "timm_model_name": network,
+            "image_size": size,
+            "timm_model_name": network_of(shape),
             "timm_model_pretrained": False,
             "timm_pool": "map",
             "timm_proj": "none",
@@ -212,16 +199,28 @@ def siglip_model_cfg(config: Mapping[str, Any]) -> dict[str, Any]:
             "context_length": text.get(int, "max_position_embeddings", 64),
             "vocab_size": text.get(int, "vocab_size", 32000),
             "width": text_width,
-            "heads": text.get(int, "num_attention_heads", 12),
+            "heads": text.heads(text_width, 12),
             "layers": text.get(int, "num_hidden_layers", 12),
-            "mlp_ratio": text.get(int, "intermediate_size", 3072) / text_width,
+            "mlp_ratio": ratio_of(text.get(int, "intermediate_size", 3072), text_width),
             "no_causal_mask": True,
             "proj_bias": True,
             "pool_type": "last",
             "norm_kwargs": {"eps": EPS},
-            "act_kwargs": {"approximate": backwards[activation]},
+            "act_kwargs": {"approximate": _approximate(text)},
         },
     }
+
+
+def _approximate(part: Part) -> str:
+    """How a tower approximates GELU: `none` or `tanh`."""
+    activation = part.get(str, "hidden_act", "gelu_pytorch_tanh")
+    backwards = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
+    if activation not in backwards:
+        raise UserError(
+            f"{part.name}.hidden_act of a SiglipModel must be one of {', '.join(backwards)}; "
+            f"got {activation!r:.40}"
+        )
+    return backwards[activation]
 
 
 def to_siglip(clip: Any) -> dict[str, Tensor]:
