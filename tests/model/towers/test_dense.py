@@ -80,14 +80,14 @@ def test_tokens_equal_loops(visual: Any, readout: Readout) -> None:
     with last_block(visual) as caught:
         output = image_tower_of(visual).encode(pixels)
         found = caught.tokens(readout)
-    last, x = caught._last, caught._x[0]
+    last, (x, rope) = caught._last, caught._came[0]
     assert found.shape == output.image_tokens.shape
     for image in range(2):
-        parts = last.queries_keys_values(last.norm_1(x))[:, image]
-        mixed = torch.tensor(by_loops(*parts, readout), dtype=torch.float32)[None]
         own = x[image : image + 1]
-        expected = last.project(mixed) if readout == "value" else last.rest(own + last.project(mixed))
-        expected = last.norm(expected)[0, last.prefix :]
+        parts = (part[0] for part in last.queries_keys_values(own, rope))
+        mixed = torch.tensor(by_loops(*parts, readout), dtype=torch.float32)[None]
+        added = last.project(mixed, own)
+        expected = last.norm(added if readout == "value" else last.rest(own, added))[0, last.prefix :]
         torch.testing.assert_close(found[image], expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found, output.image_tokens, atol=1e-2)
 
@@ -98,10 +98,10 @@ def test_the_parts_of_the_block_are_the_block(visual: Any) -> None:
     size = 160 if hasattr(visual, "trunk") else 48
     with last_block(visual) as caught:
         output = image_tower_of(visual).encode(torch.randn(2, 3, size, size))
-    last, x = caught._last, caught._x[0]
-    q, k, v = last.queries_keys_values(last.norm_1(x))
+    last, (x, rope) = caught._last, caught._came[0]
+    q, k, v = last.queries_keys_values(x, rope)
     attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-    tokens = last.norm(last.rest(x + last.project(_joined(attention @ v))))[:, last.prefix :]
+    tokens = last.norm(last.rest(x, last.project(_joined(attention @ v), x)))[:, last.prefix :]
     torch.testing.assert_close(tokens, output.image_tokens, atol=1e-5, rtol=1e-4)
     assert not last.block._forward_pre_hooks
 
