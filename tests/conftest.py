@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +150,40 @@ def hf_clip(tmp_path_factory: pytest.TempPathFactory, text_tower: Path) -> Path:
     square = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fgclip(tmp_path_factory: pytest.TempPathFactory, hf_clip: Path) -> Path:
+    """Folder of a random FG-CLIP: a CLIP of transformers with its tensors beside, and names of its code."""
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("hf") / "tiny_fgclip"
+    shutil.copytree(hf_clip, folder)
+    config = CLIPConfig.from_pretrained(hf_clip)
+    config.text_config.max_position_embeddings = 77
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = CLIPModel(config)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+        state = load_file(folder / "model.safetensors")
+        state["text_filip_projection.weight"] = 0.3 * torch.randn(24, 32)
+        for name in ("ori", "res"):
+            state[f"text_model.embeddings.position_embedding_{name}.weight"] = torch.randn(248, 32)
+        for name in ("finegraind", "hardneg"):
+            state[f"logit_scale_{name}"] = torch.tensor(2.0)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    named = {
+        "AutoConfig": "modeling_fgclip.FGCLIPConfig",
+        "AutoModelForCausalLM": "modeling_fgclip.FGCLIPModel",
+    }
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"architectures": ["FGCLIPModel"], "auto_map": named})
+    )
     return folder
 
 

@@ -153,7 +153,7 @@ def dense_of(method: Method) -> DenseMethod:
     """
     own = method.method if isinstance(method, CheckedMethod) else method
     if not isinstance(own, DenseMethod):
-        able = "roialign, of a ViT also with tokens=value, value_block or csa; tipsv2"
+        able = "roialign, of a ViT also with tokens=value, value_block or csa; fgclip; tipsv2"
         raise UserError(
             f"method {own.describe()['method']} has no embedding for each place; those that do: {able}"
         )

@@ -25,6 +25,7 @@ METHODS = {
     "blur": "open_cloc.evaluation.methods.blur:open_blur",
     "whole": "open_cloc.evaluation.methods.whole:open_whole",
     "hf_clip": "open_cloc.evaluation.methods.hf_clip:open_hf_clip",
+    "fgclip": "open_cloc.evaluation.methods.fgclip:open_fgclip",
     "tipsv2": "open_cloc.evaluation.methods.tipsv2:open_tipsv2",
     "owlv2": "open_cloc.evaluation.methods.owlv2:open_owlv2",
 }
