@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_cloc.canvas import CanvasConfig
+from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch
-from open_cloc.evaluation.protocols import DenseRules
+from open_cloc.evaluation.protocols import PROTOCOLS, DenseRules
 from open_cloc.evaluation.windows import cosines_of, enlarged, resized_hw, starts
 from open_cloc.samples import RegionSample
 
@@ -19,6 +20,9 @@ class Colours:
     """The mean colour of each 4 x 4 pixels of the canvas, made a vector."""
 
     canvas = CanvasConfig((16, 16), resize_mode="squash")
+
+    def describe(self) -> dict[str, str]:
+        return {"method": "colours"}
 
     def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
         means = F.avg_pool2d(batch.images.float(), 4).permute(0, 2, 3, 1) - 120
@@ -40,6 +44,9 @@ def test_windows_cover_a_length() -> None:
         ((480, 640), 224, DenseRules(), (336, 448)),
         ((1024, 2048), 224, DenseRules(short_side=2.5), (560, 1120)),
         ((480, 640), 448, DenseRules(1.0, 0.75), (448, 597)),
+        ((512, 683), 448, DenseRules(1.0, 0.75), (448, 598)),
+        ((512, 683), 448, PROTOCOLS["tips"].dense, (448, 597)),  # what TIPS's own notebook printed
+        ((683, 512), 448, PROTOCOLS["tips-whole"].dense, (597, 448)),
         ((100, 3000), 224, DenseRules(), (224, 2048)),  # no longer than 2,048, no narrower than a window
     ],
 )
@@ -67,6 +74,34 @@ def test_cosines_are_those_of_plain_loops(average: str) -> None:
             total[:, y1 : y1 + 16, x1 : x1 + 16] += (3 * large).softmax(0) if average != "cosines" else large
             counts[y1 : y1 + 16, x1 : x1 + 16] += 1
     torch.testing.assert_close(found, total / counts, atol=1e-5, rtol=0)
+
+
+def test_tips_sizes_are_those_of_its_notebook() -> None:
+    """Cut, not rounded, and no pixel lost to floats."""
+    rules = PROTOCOLS["tips"].dense
+    for height in range(300, 700, 7):
+        for width in range(300, 700, 11):
+            short = min(height, width)
+            expected = tuple(448 if side == short else int(448 * side / short) for side in (height, width))
+            assert resized_hw((height, width), (448, 448), rules) == expected
+
+
+def test_a_picture_seen_at_once_is_enlarged_to_whole_places() -> None:
+    rules = DenseRules(1.0, scale=1.0, sizes="cut", whole=True)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 180, (16, 26, 3), dtype=np.uint8)
+    texts = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    method = Colours()
+    with pytest.raises(UserError, match="method colours sees pictures of one size alone; take a protocol of"):
+        cosines_of(method, RegionSample("s", pixels), pixels, texts, rules, 4)  # type: ignore[arg-type]
+    method.patch_hw = (4, 4)  # type: ignore[attr-defined]
+    found = cosines_of(method, RegionSample("s", pixels), pixels, texts, rules, 4)  # type: ignore[arg-type]
+    wide = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+    wide = F.interpolate(wide, (16, 28), mode="bicubic", align_corners=False)
+    colours = F.normalize(F.avg_pool2d(wide, 4)[0] - 120, dim=0)
+    expected = torch.einsum("qd,dhw->qhw", texts, colours)
+    assert found.shape == (5, 4, 7)
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)  # of 256 values
 
 
 @pytest.mark.parametrize("size", [(31, 47), (5, 4), (7, 9), (1, 1), (64, 3)])

@@ -153,7 +153,10 @@ def dense_of(method: Method) -> DenseMethod:
     """
     own = method.method if isinstance(method, CheckedMethod) else method
     if not isinstance(own, DenseMethod):
-        able = "roialign, of a ViT also with tokens=value, value_block or csa; fgclip; tipsv2"
+        able = (
+            "roialign, of a ViT also with tokens=value, value_block or csa, and of a CLIP of transformers by "
+            "--weights folder:PATH; fgclip; tipsv2"
+        )
         raise UserError(
             f"method {own.describe()['method']} has no embedding for each place; those that do: {able}"
         )
@@ -173,6 +176,11 @@ class _CheckedDense(CheckedMethod):
     def __init__(self, method: DenseMethod, seen_by: CheckedMethod) -> None:
         super().__init__(method)
         self.seen_by = seen_by
+
+    @property
+    def patch_hw(self) -> tuple[int, int] | None:
+        """Of the method, which then takes pictures of any size; None for one that does not."""
+        return getattr(self.method, "patch_hw", None)
 
     def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
         """Pictures of a batch -> (B, rows, columns, D) of unit length."""

@@ -31,6 +31,8 @@ class DenseRules:
         scale: What cosines are multiplied by before their softmax.
         average: What is averaged where windows overlap: cosines, or their probabilities.
         background: Probability below which a place is of the first class; 0 where that is one like others.
+        sizes: Sides of a resized picture that are no whole number are `rounded`, or `cut` to one below.
+        whole: The resized picture is seen at once, and not in windows.
         least_area: Share of all places of other classes than the first below which such a class is dropped.
     """
 
@@ -40,6 +42,8 @@ class DenseRules:
     average: Literal["cosines", "probabilities"] = "cosines"
     background: float = 0.0
     least_area: float = 0.0
+    sizes: Literal["rounded", "cut"] = "rounded"
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,14 @@ PROTOCOLS = {
             "TIPS, TIPS_zeroshot_segmentation.ipynb, sliding: windows of 448 pixels 336 apart",
             SEGMENTATION,
             templates=TCL_TEMPLATES,
-            dense=DenseRules(1.0, 0.75, scale=1.0, average="probabilities"),
+            dense=DenseRules(1.0, 0.75, scale=1.0, average="probabilities", sizes="cut"),
+        ),
+        Protocol(
+            "tips-whole",
+            "the same script's other mode: the picture at once, its short side 448 pixels",
+            SEGMENTATION,
+            templates=TCL_TEMPLATES,
+            dense=DenseRules(1.0, scale=1.0, sizes="cut", whole=True),
         ),
     )
 }

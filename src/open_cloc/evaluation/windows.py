@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.collate import stack_images
+from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch
 from open_cloc.evaluation.method import DenseMethod
 from open_cloc.evaluation.protocols import DenseRules
@@ -24,9 +25,10 @@ LONGEST = 2048 / 224  # sides of the canvas that a resized picture has at most
 
 def resized_hw(size_hw: tuple[int, int], canvas_hw: tuple[int, int], rules: DenseRules) -> tuple[int, int]:
     """(height, width) of a picture before it is cut: its short side as the rules say, in whole pixels."""
-    side = min(canvas_hw)
-    factor = min(rules.short_side * side / min(size_hw), max(LONGEST, rules.short_side) * side / max(size_hw))
-    height, width = (max(own, round(length * factor)) for own, length in zip(canvas_hw, size_hw))
+    side, whole = min(canvas_hw), int if rules.sizes == "cut" else round
+    short, longest = (share * side for share in (rules.short_side, max(LONGEST, rules.short_side)))
+    wanted, of = min((short, min(size_hw)), (longest, max(size_hw)), key=lambda pair: pair[0] / pair[1])
+    height, width = (max(own, whole(wanted * length / of)) for own, length in zip(canvas_hw, size_hw))
     return height, width
 
 
@@ -55,12 +57,17 @@ def cosines_of(
         batch: Windows of a forward pass.
 
     Returns:
-        (Q, h, w) of the resized picture, on the CPU.
+        (Q, h, w) of the resized picture, or of its places where that is seen at once; on the CPU.
+
+    Raises:
+        UserError: If it should be seen at once by a method that sees pictures of one size.
     """
     canvas = method.canvas
     height, width = resized_hw(pixels.shape[:2], canvas.image_size, rules)
     resized = Geometry.fit(pixels.shape[:2], (height, width), "squash")
     drawn = resized.draw(pixels, canvas.fill, canvas.interpolation)
+    if rules.whole:
+        return _cosines_at_once(method, sample, drawn, texts)
     total, counts = torch.zeros(len(texts), height, width), torch.zeros(height, width)
     places = list(_places((height, width), canvas, rules))
     for some in (places[i : i + batch] for i in range(0, len(places), batch)):
@@ -73,6 +80,25 @@ def cosines_of(
             total[:, y : y + canvas.image_size[0], x : x + canvas.image_size[1]] += window
             counts[y : y + canvas.image_size[0], x : x + canvas.image_size[1]] += 1
     return total / counts
+
+
+def _cosines_at_once(method: DenseMethod, sample: RegionSample, drawn: np.ndarray, texts: Tensor) -> Tensor:
+    """The same of a picture (h, w, 3) that is seen at once: (Q, rows, columns) of its places.
+
+    It is enlarged to whole patches first, as TIPS does it, but to the nearest of 256 values.
+    """
+    patch_hw = getattr(method, "patch_hw", None)
+    if patch_hw is None:
+        name = method.describe()["method"]
+        raise UserError(
+            f"method {name} sees pictures of one size alone; take a protocol of windows, such as tips"
+        )
+    size_hw = [-(-length // patch) * patch for length, patch in zip(drawn.shape[:2], patch_hw)]
+    pixels = torch.from_numpy(drawn.copy()).permute(2, 0, 1)[None].float()  # (1, 3, h, w)
+    enlarged = F.interpolate(pixels, size_hw, mode="bicubic", align_corners=False).round().clamp(0, 255)
+    whole = Geometry.fit((size_hw[0], size_hw[1]), (size_hw[0], size_hw[1]), "squash")
+    batch = EvaluationBatch([sample], enlarged.byte(), torch.tensor([whole.content_box]), [whole])
+    return torch.einsum("hwd,qd->qhw", method.embed_tokens(batch)[0].cpu(), texts.cpu())
 
 
 def _places(size_hw: tuple[int, int], canvas: CanvasConfig, rules: DenseRules) -> Iterator[tuple[int, int]]:

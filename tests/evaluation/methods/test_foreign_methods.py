@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, roi_align
 
 from open_cloc.errors import UserError
-from open_cloc.evaluation.batches import evaluation_batches
+from open_cloc.evaluation.batches import EvaluationBatch, evaluation_batches
 from open_cloc.evaluation.methods import open_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
@@ -63,6 +63,38 @@ def test_tips_blocks_of_values_are_its_authors(tipsv2: Path, samples: Samples) -
     result = evaluate(
         None, with_maps(samples), "segmentation", EvaluationConfig(protocol="tips"), method=f"tipsv2:{tipsv2}"
     )
+    assert 0 <= result["metrics"]["miou"] <= 1
+
+
+@torch.inference_mode()
+def test_tips_sees_a_whole_picture(tipsv2: Path, samples: Samples) -> None:
+    """Of any number of whole patches, with its positions resampled by transformers."""
+    from transformers import Tipsv2Model
+
+    method: Any = open_method(f"tipsv2:{tipsv2},tokens=value_block", device="cpu")
+    (height, width), vision = (
+        method.canvas.image_size,
+        Tipsv2Model.from_pretrained(tipsv2).eval().vision_model,
+    )
+    patch = vision.config.patch_size
+    assert method.patch_hw == (patch, patch)
+    drawn = torch.randint(0, 256, (1, 3, height, width + 3 * patch), dtype=torch.uint8)
+    (batch,) = evaluation_batches(Samples(samples[:1]), method.canvas)
+    found = method.embed_tokens(EvaluationBatch(batch.samples, drawn, batch.content_boxes, batch.geometries))
+    x = vision.encoder.layer[0](vision.embeddings(drawn.float() / 255))
+    last = vision.encoder.layer[1]
+    x = x + last.layer_scale1(last.attention.o_proj(last.attention.v_proj(last.norm1(x))))
+    x = vision.layernorm(x + last.layer_scale2(last.mlp(last.norm2(x))))[:, 2:]
+    grid = (height // patch, width // patch + 3)
+    torch.testing.assert_close(found, F.normalize(x, dim=-1).unflatten(1, grid), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["tipsv2", "roialign"])
+def test_segmentation_of_whole_pictures(method: str, tipsv2: Path, model: CLOC, samples: Samples) -> None:
+    config = EvaluationConfig(protocol="tips-whole")
+    spec, weights = (f"tipsv2:{tipsv2}", None) if method == "tipsv2" else (method, model)
+    result = evaluate(weights, with_maps(samples), "segmentation", config, method=spec)
+    assert result["protocol"]["rules"]["dense"]["whole"] is True
     assert 0 <= result["metrics"]["miou"] <= 1
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ class ClocTowers:
         """What the model multiplies cosines by; None for one of sigmoid losses, which knows no softmax."""
         clip = self.model.clip
         return None if clip.logit_bias is not None else float(clip.logit_scale.detach().exp())
+
+    @cached_property
+    def patch_hw(self) -> tuple[int, int]:
+        """Pixels (height, width) of an image token."""
+        height, width = self.canvas.image_size
+        blank = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=self.model.device)
+        with self.autocast():
+            rows, columns = self.model.encode_image(blank).grid_size
+        return height // rows, width // columns
 
     def autocast(self) -> AbstractContextManager:
         """The context in which the model runs."""
@@ -172,6 +182,11 @@ class MethodOfTowers:
         self.canvas, self.cleaning, self.describe = towers.canvas, towers.cleaning, towers.describe
         self.embed_texts, self.embed_images = towers.embed_texts, towers.embed_images
         self.logit_scale = towers.logit_scale
+
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """Pixels (height, width) of a place: its image tokens may be asked of pictures of any size."""
+        return self.towers.patch_hw
 
 
 def open_towers(

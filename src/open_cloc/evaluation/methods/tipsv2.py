@@ -60,14 +60,19 @@ class Tipsv2Method(HfClipMethod):
     def embed_tokens(self, batch: EvaluationBatch) -> Tensor:
         """Pictures of a batch -> (B, rows, columns, D) float32 of unit length, places of the picture."""
         pictures = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in batch.images]
-        patches, grid = self._patches(pictures)
+        patches, grid = self._patches(pictures, do_resize=False)
         return F.normalize(patches, dim=-1).unflatten(1, grid)
 
-    def _patches(self, pictures: Sequence[np.ndarray]) -> tuple[Tensor, tuple[int, int]]:
-        """Patches (B, N, D) of pictures, squashed to the model's size, and their rows and columns."""
-        inputs = self.processor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").to(
-            self.device
-        )
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """Pixels (height, width) of a patch: pictures of whole patches may be of any size."""
+        patch = self.model.vision_model.config.patch_size
+        return patch, patch
+
+    def _patches(self, pictures: Sequence[np.ndarray], **options: Any) -> tuple[Tensor, tuple[int, int]]:
+        """Patches (B, N, D) of pictures, squashed to the model's size unless told; their rows, columns."""
+        shown = [Image.fromarray(pixels) for pixels in pictures]
+        inputs = self.processor(images=shown, return_tensors="pt", **options).to(self.device)
         vision = self.model.vision_model
         with computing_in(self.config.precision, self.device):
             if self.tokens == "last":
