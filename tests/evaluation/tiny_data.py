@@ -14,6 +14,7 @@ NAMES = ("red dog", "blue cat", "green tree", "small house", "old car", "white c
 
 
 WITH_TEXTS = ("referring", "fine_grained")  # tasks that ask for further texts of regions
+WITH_MENTIONS = ("grounding",)  # tasks some of whose protocols ask for mentions
 WITH_MAPS = ("segmentation",)  # tasks that ask for label maps
 
 
@@ -50,10 +51,20 @@ def with_texts(samples: Iterable[RegionSample]) -> Samples:
     )
 
 
+def mentioned(samples: Iterable[RegionSample]) -> Samples:
+    """Each text is mentioned once in its picture."""
+    return Samples(
+        replace(s, regions=tuple(replace(r, texts=(Text(r.text, "mention", r.text),)) for r in s.regions))
+        for s in samples
+    )
+
+
 def suited(samples: Samples, task: str) -> Samples:
     """The samples with what a task asks for."""
     if task in WITH_TEXTS:
         return with_texts(samples)
+    if task in WITH_MENTIONS:
+        return mentioned(samples)
     return with_maps(samples) if task in WITH_MAPS else samples
 
 

@@ -126,6 +126,9 @@ class CheckedGroundingMethod(CheckedMethod):
         ]
         answers = torch.cat([found.boxes.float(), found.scores.float()[:, None]], dim=1)  # (P, 5)
         _require(answers, names, answers.isfinite().all(1), "box and score", "is not finite")
+        if found.further is not None:
+            rows = found.further.flatten(1)
+            _require(rows, names, ~rows.isinf().any(1), "a further box", "is not finite")
         return found
 
 

@@ -76,10 +76,13 @@ class FoundBoxes(NamedTuple):
     Attributes:
         boxes: (sum of P, 4) float32 normalised `xyxy` of each phrase's picture, on the CPU.
         scores: (sum of P,) cosine similarity of each box's own region embedding and its phrase.
+        further: (sum of P, K, 4) where else each phrase may be, best first, NaN where there are fewer than K;
+            None of a method that knows one box alone.
     """
 
     boxes: Tensor
     scores: Tensor
+    further: Tensor | None = None
 
 
 @runtime_checkable

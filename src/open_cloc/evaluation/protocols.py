@@ -65,6 +65,7 @@ class Protocol:
         roi_size: Bins a side that RoIAlign pools a box to.
         several_boxes: Which box of a phrase that has several an answer must be near: `any` of them, or the
             one around all, `merged`.
+        mentions: Each mention of a phrase in a sentence is asked for; data that do not tell them are refused.
         dense: How segmentation names places.
         skips: What the script leaves out without a word, and we do not.
     """
@@ -82,6 +83,7 @@ class Protocol:
     ties: Literal["share", "hit"] = "share"
     roi_size: int = ROI_SIZE
     several_boxes: Literal["any", "merged"] = "any"
+    mentions: bool = False
     dense: DenseRules = DenseRules()
     skips: str = ""
 
@@ -177,14 +179,16 @@ PROTOCOLS = {
         ),
         Protocol(
             "flickr30k-any",
-            "Flickr30k Entities as MDETR and GLIP have it: IoU of 0.5 with any box of the phrase",
+            "Flickr30k Entities as MDETR and GLIP have it: each mention, IoU of 0.5 with any of its boxes",
             {"grounding": "acc@0.5"},
+            mentions=True,
             skips="phrases without a box",
         ),
         Protocol(
             "flickr30k-merged",
-            "the same with the one box around all boxes of the phrase",
+            "the same with the one box around all of them",
             {"grounding": "acc@0.5"},
+            mentions=True,
             several_boxes="merged",
             skips="phrases without a box",
         ),

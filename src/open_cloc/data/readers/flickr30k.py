@@ -18,10 +18,12 @@ from open_cloc.data.readers.packed import Entry, PackedDataset, picture_folders,
 from open_cloc.data.readers.xml_files import corners_in, parse_xml, size_in
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_text
+from open_cloc.samples import Text
 
 SENTENCES, ANNOTATIONS = "Sentences", "Annotations"
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 SOURCE = "flickr30k"
+MENTION = "mention"  # role of a phrase as it stands in one sentence; its source says where
 NOT_VISUAL = "0"
 PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s\]]+)+) ([^\]]*)\]")
 MARK = "/EN#"
@@ -38,7 +40,8 @@ def open_flickr30k(
     """Open Flickr30k Entities.
 
     Each sample has the five sentences as captions, and a region for each pair of a phrase and one of its
-    boxes: a phrase with three boxes stands there three times, once with each.
+    boxes: a phrase with three boxes stands there three times, once with each. Where sentences repeat a phrase
+    of the same thing, the region has a text of the role `mention` for each time, whose source is the place.
 
     Args:
         path: Folder of `Sentences` and `Annotations`.
@@ -96,19 +99,23 @@ def _entries(
             problems.append(problem_in(error, f"picture {name}", where))
             continue
         regions = []
-        for number, text in phrases:
+        for (number, text), places in phrases.items():
+            mentions = tuple(Text(text, MENTION, place) for place in places)
             if number == NOT_VISUAL:
                 left_out["phrases of nothing that can be seen"] += 1
             elif not boxes[number]:
                 left_out["phrases without a box"] += 1
-            regions += [RawRegion(box, text, f"entity {number}", source=SOURCE) for box in boxes[number]]
+            regions += [
+                RawRegion(box, text, f"entity {number}", source=SOURCE, texts=mentions)
+                for box in boxes[number]
+            ]
         yield Entry(f"{name}.jpg", regions, captions, size_hw, {"image_id": name}, own)
 
 
-def _sentences(file: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The sentences as a reader sees them, and (entity, phrase) of each different pair, in order."""
+def _sentences(file: Path) -> tuple[list[str], dict[tuple[str, str], list[str]]]:
+    """The sentences as a reader sees them, and by (entity, phrase) the places where it stands, in order."""
     captions: list[str] = []
-    phrases: dict[tuple[str, str], None] = {}
+    phrases: dict[tuple[str, str], list[str]] = {}
     try:
         lines = read_text(file).splitlines()
     except UserError as error:
@@ -117,11 +124,12 @@ def _sentences(file: Path) -> tuple[list[str], list[tuple[str, str]]]:
         plain = " ".join(PHRASE.sub(r"\3", line).split())
         if MARK in plain:
             raise FieldError(f"a mark of a phrase does not end: {line!r:.80}")
-        captions.append(plain)
-        for number, _, text in PHRASE.findall(line):
+        for position, (number, _, text) in enumerate(PHRASE.findall(line)):
             if text.strip():
-                phrases[number, " ".join(text.split())] = None
-    return captions, list(phrases)
+                place = f"sentence {len(captions)}, phrase {position}"
+                phrases.setdefault((number, " ".join(text.split())), []).append(place)
+        captions.append(plain)
+    return captions, phrases
 
 
 def _boxes(

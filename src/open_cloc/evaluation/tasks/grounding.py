@@ -1,11 +1,12 @@
 """Grounding: from a phrase to its box, measured by overlap with the true ones.
 
-Shapes: X phrases of a data set, P distinct phrases and R regions of one image.
+Shapes: X queries of a data set, K boxes found for a phrase, G true boxes of a query.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,139 +15,182 @@ from torchvision.ops import box_iou
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
-from open_cloc.evaluation.batches import read_batches
+from open_cloc.evaluation.batches import EvaluationBatch, read_batches
 from open_cloc.evaluation.classes import group_masks
-from open_cloc.evaluation.collect import region_texts
 from open_cloc.evaluation.intervals import Estimate, mean_over
 from open_cloc.evaluation.method import GroundingMethod, Method
 from open_cloc.evaluation.methods import grounding_methods
+from open_cloc.evaluation.metrics import TIES_SHARE, Ranks
 from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.queries import Query, mentions_of, phrases_of
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
 
 IOU_THRESHOLD = 0.5
+RECALL_K = (1, 5, 10)
+NEVER = 2**31  # place of what is nowhere among the boxes that were found
+QUERIES = "one query per mention, or per distinct phrase of an image where its data tell no mentions"
 SEVERAL = {"any": "its best box counts", "merged": "the box around all of its boxes counts"}
 
 
-class _Grounded(NamedTuple):
-    """All distinct phrases of each image.
+class _Found(NamedTuple):
+    """What was found for a phrase.
 
     Attributes:
-        ious: (X,) overlap of each phrase's box with its best true one.
-        scores: (X,) the method's own opinion of each box.
-        texts: The phrases, X of them.
-        image_index: (X,) number of each phrase's image.
-        num_regions: True boxes of all images.
-        num_images: Images read, those without regions included.
+        boxes: (K, 4) normalised `xyxy` of the picture; K may be 0.
+        standings: (K,) the best box has the highest; those that tie have the same.
+        score: Cosine of the best box and the phrase.
     """
 
-    ious: Tensor
-    scores: Tensor
-    texts: list[str]
-    image_index: Tensor
-    num_regions: int
-    num_images: int
+    boxes: Tensor
+    standings: Tensor
+    score: float
+
+
+@dataclass
+class _Judged:
+    """All queries, in order: their texts, images, and how right their boxes are.
+
+    Attributes:
+        places: For each query how many boxes stand above the best right one, tie with it, and are right.
+        ious: Overlap of each query's best box; of those that tie, the mean.
+        scores: Cosine of each best box.
+        most: Boxes that were found for a phrase, at most.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    ious: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    num_images: int = 0
+    num_regions: int = 0
+    num_mentions: int = 0
+    most: int = 0
+
+    def add(self, query: Query, found: _Found, true: Tensor) -> None:
+        """Judge what was found for a query of the image that is looked at, by its true boxes (G, 4)."""
+        self.texts.append(query.text)
+        self.images.append(self.num_images)
+        self.scores.append(found.score)
+        self.most = max(self.most, len(found.boxes))
+        overlaps = box_iou(found.boxes, true).amax(1)  # (K,)
+        first = found.standings == found.standings.amax()
+        self.ious.append(overlaps[first].mean().item())
+        right = overlaps >= IOU_THRESHOLD
+        if not right.any():
+            self.places.append((NEVER, 1, 1))
+            return
+        best = found.standings[right].amax()
+        ties = found.standings == best
+        self.places.append(tuple(int(n.sum()) for n in (found.standings > best, ties, ties & right)))  # type: ignore[arg-type]
 
 
 def grounding(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
-    """Ground each distinct phrase of each image in that image.
+    """Find the box of each phrase in its image.
 
-    A phrase that stands at several boxes is one query. Its best overlap with any of them counts or, where the
-    protocol says so, that with the box around all of them.
+    Where the data tell each mention of a phrase in a sentence, each is a query and means the boxes of its own
+    thing; elsewhere each distinct phrase of an image is one, and means all boxes of that text. The best
+    overlap with any of them counts or, where the protocol says so, that with the box around all of them.
 
     Raises:
-        UserError: If the method cannot find boxes.
+        UserError: If the method cannot find boxes, there is nothing to find, or the protocol needs mentions
+            and the data tell none.
     """
     if not isinstance(method, GroundingMethod):
         able = ", ".join(grounding_methods())
         raise UserError(f"method {method.describe()['method']} cannot ground phrases; those that can: {able}")
-    found = _ground_all(method, dataset, config)
-    images, num_images = found.image_index, found.num_images
-    estimates = iou_estimates(found.ious, images, num_images)
-    estimates["mean_score"] = mean_over(found.scores, images, num_images)
+    judged = _judge_all(method, dataset, config)
+    if not judged.texts:
+        raise UserError(f"dataset has no regions in its {judged.num_images} images; expected at least one")
     protocol: dict[str, object] = {
         **method.describe_grounding(),
-        "repeated_phrases": f"one query per distinct phrase; {SEVERAL[config.rules.several_boxes]}",
+        "repeated_phrases": f"{QUERIES}; {SEVERAL[config.rules.several_boxes]}",
         "averaging": "micro over queries",
-        "num_images": num_images,
-        "num_regions": found.num_regions,
-        "num_phrases": len(found.texts),
+        "ties": TIES_SHARE,
+        "num_images": judged.num_images,
+        "num_regions": judged.num_regions,
+        "num_phrases": len(judged.texts),
+        "num_mentions": judged.num_mentions,
     }
-    for name, mask in group_masks(method, found.texts, config).items():
-        group = iou_estimates(found.ious[mask], images[mask], num_images)
-        estimates |= {f"{key}/{name}": estimate for key, estimate in group.items()}
+    estimates = _estimates(judged, config)
+    for name, mask in group_masks(method, judged.texts, config).items():
+        estimates |= {f"{key}/{name}": one for key, one in _accuracy(judged, mask).items()}
         protocol[f"num_phrases/{name}"] = int(mask.sum())
-    return measured(estimates, num_images, protocol)
+    return measured(estimates, judged.num_images, protocol)
 
 
-def iou_estimates(ious: Tensor, images: Tensor, num_images: int) -> dict[str, Estimate]:
-    """Share of overlaps (X,) of at least 0.5, and their mean; `images` (X,) are those of the phrases."""
+def _estimates(judged: _Judged, config: EvaluationConfig) -> dict[str, Estimate]:
+    """All metrics of all queries; recall beyond the first box where a method gives several."""
+    images, num_images = torch.tensor(judged.images), judged.num_images
+    estimates = _accuracy(judged, torch.ones(len(judged.texts), dtype=torch.bool))
+    for k in config.rules.recall_k or RECALL_K:
+        if k == 1 or judged.most > 1:
+            estimates[f"recall@{k}"] = mean_over(_ranks(judged).hits(k), images, num_images)
+    estimates["mean_score"] = mean_over(torch.tensor(judged.scores), images, num_images)
+    return estimates
+
+
+def _accuracy(judged: _Judged, mask: Tensor) -> dict[str, Estimate]:
+    """Share of best boxes that overlap by at least 0.5, and mean overlap, over some of the queries (X,)."""
+    images = torch.tensor(judged.images)[mask]
     return {
-        f"acc@{IOU_THRESHOLD}": mean_over(ious >= IOU_THRESHOLD, images, num_images),
-        "mean_iou": mean_over(ious, images, num_images),
+        f"acc@{IOU_THRESHOLD}": mean_over(_ranks(judged).of(mask).hits(1), images, judged.num_images),
+        "mean_iou": mean_over(torch.tensor(judged.ious)[mask], images, judged.num_images),
     }
 
 
-def best_ious(boxes: Tensor, true_boxes: Tensor, phrase_index: Tensor) -> Tensor:
-    """Overlap of each phrase's box (P, 4) with the best of its true boxes.
-
-    Args:
-        boxes: (P, 4) in the same unit as the true ones.
-        true_boxes: (R, 4).
-        phrase_index: (R,) phrase of each true box.
-
-    Returns:
-        (P,) in [0, 1].
-    """
-    ious = box_iou(boxes, true_boxes)  # (P, R)
-    own = phrase_index[None] == torch.arange(len(boxes))[:, None]
-    return ious.masked_fill(~own, 0).amax(1)
+def _ranks(judged: _Judged) -> Ranks:
+    return Ranks(*torch.tensor(judged.places).unbind(1))
 
 
-def _ground_all(method: GroundingMethod, dataset: SampleDataset, config: EvaluationConfig) -> _Grounded:
-    ious: list[Tensor] = []
-    scores: list[Tensor] = []
-    texts: list[str] = []
-    counts: list[int] = []  # phrases of each image
-    num_regions = 0
+def _judge_all(method: GroundingMethod, dataset: SampleDataset, config: EvaluationConfig) -> _Judged:
+    judged = _Judged()
     for batch in read_batches(dataset, method.canvas, config):
-        own_texts = [region_texts(sample, method) for sample in batch.samples]
-        phrases = [list(dict.fromkeys(own)) for own in own_texts]
-        found = method.ground(batch, phrases)
-        merged = config.rules.several_boxes == "merged"
-        ious += _own_ious(found.boxes, batch.samples, own_texts, phrases, merged)
-        scores.append(found.scores)
-        texts += [phrase for own in phrases for phrase in own]
-        counts += map(len, phrases)
-        num_regions += sum(map(len, own_texts))
-    if not texts:
-        raise UserError(f"dataset has no regions in its {len(counts)} images; expected at least one")
-    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return _Grounded(torch.cat(ious), torch.cat(scores), texts, images, num_regions, len(counts))
+        asked = [_queries(sample, method, config, judged) for sample in batch.samples]
+        phrases = [list(dict.fromkeys(query.text for query in own)) for own in asked]
+        answers = iter(_found(method, batch, phrases))
+        for sample, own, texts in zip(batch.samples, asked, phrases):
+            found = {text: next(answers) for text in texts}  # once, however often it is asked for
+            for query in own:
+                judged.add(query, found[query.text], _true_boxes(sample, query, config))
+            judged.num_images += 1
+            judged.num_regions += len(sample.regions)
+    return judged
 
 
-def _own_ious(
-    boxes: Tensor,
-    samples: Sequence[RegionSample],
-    texts: Sequence[Sequence[str]],
-    phrases: Sequence[Sequence[str]],
-    merged: bool,
-) -> list[Tensor]:
-    """Overlaps (P,) of each image's boxes; `boxes` are those of all its samples' phrases in a row."""
-    ious = []
-    for found, sample, own_texts, own in zip(boxes.split(list(map(len, phrases))), samples, texts, phrases):
-        if own:
-            true_boxes = torch.tensor([region.box for region in sample.regions])  # (R, 4) of the picture
-            index = torch.tensor([own.index(text) for text in own_texts])
-            if merged:
-                true_boxes, index = _around(true_boxes, index, len(own)), torch.arange(len(own))
-            ious.append(best_ious(found, true_boxes, index))
-    return ious
+def _queries(sample: RegionSample, method: Method, config: EvaluationConfig, judged: _Judged) -> list[Query]:
+    """What an image is asked for; mentions are counted.
+
+    Raises:
+        UserError: If the protocol needs mentions, and a sample with regions tells none.
+    """
+    mentions = mentions_of(sample, method)
+    judged.num_mentions += len(mentions)
+    if config.rules.mentions and sample.regions and not mentions:
+        raise UserError(
+            f"protocol {config.rules.name} counts each mention of a phrase, and sample {sample.key!r} tells "
+            "none; read the data by flickr30k:FOLDER, or convert them anew"
+        )
+    return mentions or phrases_of(sample, method)
 
 
-def _around(boxes: Tensor, phrase_index: Tensor, count: int) -> Tensor:
-    """The box around all boxes (R, 4) of each phrase: (P, 4)."""
-    places = phrase_index[:, None].expand(-1, 2)
-    low = torch.full((count, 2), torch.inf).scatter_reduce(0, places, boxes[:, :2], "amin")
-    high = torch.full((count, 2), -torch.inf).scatter_reduce(0, places, boxes[:, 2:], "amax")
-    return torch.cat([low, high], 1)
+def _true_boxes(sample: RegionSample, query: Query, config: EvaluationConfig) -> Tensor:
+    """The boxes (G, 4) of a query or, where the protocol merges them, the one around all of them (1, 4)."""
+    boxes = torch.tensor([sample.regions[row].box for row in query.regions])
+    if config.rules.several_boxes == "merged":
+        return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])[None]
+    return boxes
+
+
+def _found(method: GroundingMethod, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> list[_Found]:
+    """What a method finds for all phrases of a batch, picture by picture."""
+    if not any(phrases):
+        return []
+    boxes, scores, further = method.ground(batch, phrases)
+    found = []
+    for row, (box, score) in enumerate(zip(boxes, scores.tolist())):
+        others = boxes.new_zeros(0, 4) if further is None else further[row]
+        own = torch.cat([box[None], others[others.isfinite().all(1)]])  # (K, 4)
+        found.append(_Found(own, -torch.arange(len(own)), score))
+    return found

@@ -6,7 +6,6 @@ Shapes: X expressions of a data set, R candidates of one image, D shared embeddi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +20,12 @@ from open_cloc.evaluation.intervals import mean_over
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.metrics import TIES_SHARE
 from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.queries import Query, role_queries
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
 
 IOU_THRESHOLD = 0.5
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
-
-
-class _Expression(NamedTuple):
-    """An expression of a picture, and the regions that it means."""
-
-    text: str
-    regions: list[int]
 
 
 def referring(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
@@ -87,16 +80,10 @@ def referring(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     return measured(estimates, len(counts), protocol)
 
 
-def expressions_of(sample: RegionSample, method: Method, config: EvaluationConfig) -> list[_Expression]:
+def expressions_of(sample: RegionSample, method: Method, config: EvaluationConfig) -> list[Query]:
     """A sample's expressions, cleaned as the method reads texts, in order; each reference's by itself."""
     clean, lower_case = cleaning_of(method), config.rules.lower_case
-    found: dict[tuple[str, str], _Expression] = {}
-    for row, region in enumerate(sample.regions):
-        for text in region.texts:
-            if text.role == REFERRING:
-                read = clean(text.text.lower() if lower_case else text.text)
-                found.setdefault((text.source, text.text), _Expression(read, [])).regions.append(row)
-    return list(found.values())
+    return role_queries(sample, REFERRING, lambda text: clean(text.lower() if lower_case else text))
 
 
 def _candidates(sample: RegionSample, detected: bool) -> list[int]:
