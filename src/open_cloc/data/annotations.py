@@ -217,8 +217,8 @@ def clean_sample(sample: RegionSample) -> RegionSample:
 def _is_sound(sample: RegionSample) -> bool:
     """Whether nothing has to be cleaned; the usual case, told in a few microseconds."""
     texts = [*sample.captions, *(region.text for region in sample.regions), *sample.metadata]
-    if sample.texts or any(region.texts for region in sample.regions):
-        return False
+    texts += [text.text for text in sample.texts]
+    texts += [text.text for region in sample.regions for text in region.texts]
     try:
         joined = "\n".join(texts)
     except TypeError:

@@ -442,6 +442,27 @@ def test_outlines_come_back(tmp_path: Path) -> None:
         parse_sample("a", b"", None, twice, "here")
 
 
+ROLE_TEXT = {"text": "a dog", "role": "mention", "source": "sentence 0, phrase 1", "weight": 1.0}
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("name", ["", *ROLE_TEXT, "more"])
+def test_the_fast_check_of_texts_with_roles(name: str, value: Any) -> None:
+    """It passes what we write, and nothing that the schema refuses."""
+    texts = [ROLE_TEXT, ROLE_TEXT | {name: value}] if name else value
+    document = FULL | {"regions": [FULL["regions"][0] | {"role_texts": texts}]}  # type: ignore[index]
+    if schema_problems(document) != ("", {}):
+        assert not _surely_valid(document)
+    good = FULL | {"regions": [FULL["regions"][0] | {"role_texts": [ROLE_TEXT] * 2}]}  # type: ignore[index]
+    assert _surely_valid(good)
+    written = json.dumps(good).encode()
+    assert _writes_as_many(written, good)
+    twice = written.replace(b'"role":', b'"role": "other", "role":', 1)
+    assert not _writes_as_many(twice, good)
+    (region,) = parse_sample("a", b"", None, written, "here").regions
+    assert region.texts == (Text(**ROLE_TEXT),) * 2  # type: ignore[arg-type]
+
+
 def test_texts_with_roles_come_back(tmp_path: Path) -> None:
     hard = (Text("not a dog", "negative", "rules", 0.5), Text("a cat", "negative"))
     regions = (Region((0.1, 0.1, 0.5, 0.5), "a dog", texts=hard), Region((0.2, 0.2, 0.9, 0.9), "a mat"))

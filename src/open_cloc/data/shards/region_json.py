@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from dataclasses import fields as fields_of
 from functools import lru_cache
 from importlib.resources import files
 from itertools import repeat
@@ -39,6 +40,7 @@ OF_OTHERS = ("noun_chunks", "ref_exps", "bbox_info")  # regions of GRIT and of F
 ENTRIES = ("regions", "role_texts", *OF_OTHERS)  # lists whose entries are judged one by one
 DEEPEST = 64  # levels of lists and objects
 NUMBERS = (float, int)
+ROLE_TEXT = frozenset(field.name for field in fields_of(Text))
 HOLDING = frozenset((list, dict))
 NEEDS_SCHEMA = frozenset(("role_texts", *OF_OTHERS))  # what is not among the most usual names
 
@@ -240,8 +242,9 @@ def _sound_regions(fields: Mapping[str, Any]) -> tuple[RawRegion, ...]:
                 _sound(region.get("source", "")),
                 tuple(region["span"]) if "span" in region else None,
                 region.get("cycle"),
-                mask=_mask(region),
-                crowd=region.get("crowd", False),
+                _texts(region, {}),
+                _mask(region),
+                region.get("crowd", False),
             )
             for row, region in enumerate(fields.get("regions", ()))
         ]
@@ -355,7 +358,7 @@ def _surely_valid(document: Any) -> bool:
 
 def _surely_valid_region(region: Any, longest: int) -> bool:
     """The same of a region, of a picture whose first caption has so many characters."""
-    if type(region) is not dict or "role_texts" in region:
+    if type(region) is not dict or not all(map(_surely_a_text, _listed(region.get("role_texts", ())))):
         return False
     box, score, cycle = region.get("box"), region.get("score", 1.0), region.get("cycle", 0)
     if type(box) is not list or len(box) != 4:
@@ -382,6 +385,20 @@ def _surely_valid_region(region: Any, longest: int) -> bool:
     )
 
 
+def _listed(value: Any) -> Sequence[Any]:
+    """What a list holds; of anything else something that no list of objects does."""
+    return value if type(value) in (list, tuple) else (None,)
+
+
+def _surely_a_text(text: Any) -> bool:
+    """Whether it is a text with a role as we write it."""
+    if type(text) is not dict or text.keys() != ROLE_TEXT:
+        return False
+    if not type(text["text"]) is type(text["role"]) is type(text["source"]) is str or not text["role"]:
+        return False
+    return type(text["weight"]) in NUMBERS and 0 <= text["weight"] <= LARGEST
+
+
 def _surely_a_mask(region: Mapping[str, Any]) -> bool:
     given = region["mask"]
     if type(given) is not dict or given.keys() != {"size", "counts"} or type(given["counts"]) is not str:
@@ -405,7 +422,11 @@ def _writes_as_many(document: bytes, fields: Mapping[str, Any]) -> bool:
             return False
     regions = sum(
         [
-            len(region) + 1 + ("source" in region) + 3 * ("mask" in region)
+            len(region)
+            + 1
+            + ("source" in region)
+            + 3 * ("mask" in region)
+            + 7 * len(region.get("role_texts", ()))  # four names, and three texts
             for region in fields.get("regions", ())
         ]
     )
