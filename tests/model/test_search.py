@@ -119,3 +119,30 @@ def test_candidate_grid_is_within_its_limit_and_covers_the_picture(limit: int) -
     if limit >= 100:  # every point of the picture lies in a box
         points = torch.rand(500, 2)[:, None]
         assert ((points >= grid[:, :2]) & (points <= grid[:, 2:])).all(-1).any(1).all()
+
+
+def test_the_next_best_boxes_are_others(hidden_boxes: Hidden) -> None:
+    """Greedily, by hand: the best of the grid that overlaps nothing better by more than a half."""
+    model, state, phrases, _, content = hidden_boxes
+    found = ground_phrases(model, state, phrases, content, 60, further=4)
+    alone = ground_phrases(model, state, phrases, content, 60)
+    assert alone.further is None
+    assert found.further is not None
+    torch.testing.assert_close(found.boxes, alone.boxes)
+    assert found.further.shape == (3, 2, 4, 4)
+    for i in range(3):
+        low, high = content[i, :2].repeat(2), content[i, 2:].repeat(2)
+        grid = candidate_grid(60) * (high - low) + low
+        regions = overlap_with_hidden_box(model, state.select(slice(i, i + 1)), {"box": grid[None]})[0]
+        scores = regions[:, 0]
+        units = (scores - scores.median()) / (scores.max() - scores.median())
+        areas = (grid[:, 2] - grid[:, 0]) * (grid[:, 3] - grid[:, 1])
+        ranks = units + search.AREA_WEIGHT * areas.log()
+        kept = [found.boxes[i, 0]]
+        for row in ranks.argsort(descending=True).tolist():
+            if all(float(box_iou(grid[row, None], box[None])) <= 0.5 for box in kept):
+                kept.append(grid[row])
+        torch.testing.assert_close(found.further[i, 0], torch.stack(kept[1:5]), atol=1e-5, rtol=0)
+    few = ground_phrases(model, state, phrases, content, 1, further=4).further
+    assert few is not None
+    assert few.isnan().all(-1).any()

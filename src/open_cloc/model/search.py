@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from open_cloc.boxes import iou
 from open_cloc.errors import UserError
@@ -44,6 +45,9 @@ MIN_IOU = 0.25
 # Of the three votes: on the grid, on the close-up, and with the box head; same units.
 TEMPERATURES = (0.1, 0.05, 0.1)
 
+# Overlap above which a next best box is another look at a better one.
+APART = 0.5
+
 # How far the sides move in the close-up, relative to the box.
 CLOSE_UP = 0.25
 
@@ -57,10 +61,13 @@ class GroundedBoxes(NamedTuple):
     Attributes:
         boxes: (B, P, 4) normalised `xyxy` of the canvas, inside the picture.
         scores: (B, P) cosine similarity of each box's own region embedding and its phrase.
+        further: (B, P, F, 4) other boxes of the grid, best first, NaN where there are fewer; None where none
+            are asked for.
     """
 
     boxes: Tensor
     scores: Tensor
+    further: Tensor | None = None
 
 
 def ground_phrases(
@@ -69,6 +76,7 @@ def ground_phrases(
     text_features: Tensor,
     content_boxes: Tensor,
     candidates: int = CANDIDATES,
+    further: int = 0,
 ) -> GroundedBoxes:
     """Find the box of each phrase.
 
@@ -79,6 +87,8 @@ def ground_phrases(
         content_boxes: (B, 4) normalised `xyxy` of the pictures inside their canvases; no box leaves its own.
         candidates: Size of the grid of boxes that competes with the box head's, at most; 0 takes the box
             head's answer as it is.
+        further: Next best boxes to give, F, where candidates are ranked. None of them overlaps the answer, or
+            a better one, by more than a half.
 
     Raises:
         UserError: If `candidates` is negative.
@@ -87,9 +97,11 @@ def ground_phrases(
         raise UserError(f"candidates must be at least 0; got {candidates}")
     low, high = content_boxes[:, None, :2], content_boxes[:, None, 2:]  # (B, 1, 2)
     boxes = _inside(model.ground(state, text_features).float(), low, high)  # (B, P, 4)
+    others = None
     if candidates:
-        boxes = _search(model, state, text_features, boxes, (low, high), candidates)
-    return GroundedBoxes(boxes, _match(model, state, boxes[:, :, None], text_features)[..., 0])
+        boxes, grid, ranks = _search(model, state, text_features, boxes, (low, high), candidates)
+        others = _next_best(boxes, grid, ranks, further) if further else None
+    return GroundedBoxes(boxes, _match(model, state, boxes[:, :, None], text_features)[..., 0], others)
 
 
 def _search(
@@ -99,26 +111,42 @@ def _search(
     head_boxes: Tensor,
     content: tuple[Tensor, Tensor],
     candidates: int,
-) -> Tensor:
-    """The box (B, P, 4) on which a grid, the box head's box and a close-up agree, within (low, high)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The box on which a grid, the box head's box and a close-up agree, within (low, high).
+
+    Returns:
+        (B, P, 4) these boxes, (B, K, 4) the grid and (B, P, K) its ranks.
+    """
     grid = _place(candidate_grid(candidates).to(head_boxes), *content)  # (B, K, 4)
     regions = embed_regions(model, state, {"box": grid})  # (B, K, D)
     with _full_precision(regions):
         scores = text_features @ regions.transpose(1, 2)  # (B, P, K)
     middle = scores.median(-1, keepdim=True).values
     spread = (scores.amax(-1, keepdim=True) - middle).clamp(min=1e-6)  # cosines differ from model to model
-    grid = grid[:, None].expand(-1, scores.shape[1], -1, -1)
     head_boxes = head_boxes[:, :, None]  # (B, P, 1, 4)
-    boxes = torch.cat([head_boxes, grid], dim=2)  # (B, P, 1 + K, 4)
+    of_phrases = grid[:, None].expand(-1, scores.shape[1], -1, -1)
+    boxes = torch.cat([head_boxes, of_phrases], dim=2)  # (B, P, 1 + K, 4)
     scores = torch.cat([_match(model, state, head_boxes, text_features), scores], dim=2)
-    best = _vote(boxes, _rank(boxes, (scores - middle) / spread), TEMPERATURES[0])
+    ranks = _rank(boxes, (scores - middle) / spread)  # (B, P, 1 + K)
+    best = _vote(boxes, ranks, TEMPERATURES[0])
     near = _inside(_around(best), *(corner[:, None] for corner in content))  # (B, P, 81, 4)
     scores = _match(model, state, near, text_features)
     found = _vote(near, _rank(near, (scores - middle) / spread), TEMPERATURES[1])
     # The box head errs in other ways than the search does: where they agree, their mean is better than both.
     boxes = torch.cat([head_boxes, found[:, :, None]], dim=2)
     scores = _match(model, state, boxes, text_features)
-    return _vote(boxes, _rank(boxes, (scores - middle) / spread), TEMPERATURES[2])
+    return _vote(boxes, _rank(boxes, (scores - middle) / spread), TEMPERATURES[2]), grid, ranks[..., 1:]
+
+
+def _next_best(boxes: Tensor, grid: Tensor, ranks: Tensor, count: int) -> Tensor:
+    """Of the grid (B, K, 4), for each phrase the F best beside its own box (B, P, 4): (B, P, F, 4)."""
+    found = boxes.new_full((*boxes.shape[:2], count, 4), torch.nan)
+    for image, phrase in itertools.product(range(boxes.shape[0]), range(boxes.shape[1])):
+        rivals = torch.cat([boxes[image, phrase, None], grid[image]])  # (1 + K, 4)
+        order = torch.cat([ranks.new_tensor([torch.inf]), ranks[image, phrase]])
+        kept = nms(rivals.float(), order.float(), APART)[1 : 1 + count]  # the first is the answer itself
+        found[image, phrase, : len(kept)] = rivals[kept]
+    return found
 
 
 def _rank(boxes: Tensor, scores: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from open_cloc.evaluation.methods.cloc_towers import ClocTowers, MethodOfTowers,
 from open_cloc.model.cloc import CLOC, ImageState
 from open_cloc.model.embed import embed_regions
 from open_cloc.model.prompter import BLIND
-from open_cloc.model.search import ground_phrases
+from open_cloc.model.search import GroundedBoxes, ground_phrases
 
+ANSWERS = 10  # boxes for a phrase, best first, unless recall at more is asked for
 Prompt = Literal["box", "points", "mask"]
 
 
@@ -31,11 +32,15 @@ class PrompterMethod(MethodOfTowers):
         towers: The model at work.
         candidates: Boxes that compete with the box head's answer for a phrase, at most; 0 for none.
         prompt: What a region is asked for by: its box, the point in the middle of it, or its outline.
+
+    Attributes:
+        further: Boxes beside the best one that are given for a phrase where candidates are ranked.
     """
 
     def __init__(self, towers: ClocTowers, candidates: int, prompt: Prompt = "box") -> None:
         super().__init__(towers)
         self.candidates, self.prompt = candidates, prompt
+        self.further = max((ANSWERS, *towers.config.recall_k)) - 1 if candidates else 0
         self._known_texts: dict[str, Tensor] = {}
 
     def embed_regions(self, batch: EvaluationBatch, boxes: Sequence[np.ndarray]) -> Tensor:
@@ -49,22 +54,25 @@ class PrompterMethod(MethodOfTowers):
         return {"method": "ranked" if self.candidates else "head", "candidates": self.candidates}
 
     def ground(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> FoundBoxes:
-        """The best box for each phrase of each picture of a batch."""
+        """The best box for each phrase of each picture of a batch, and the next best of ranked ones."""
         state = self.towers.encode(batch)
         boxes, scores = [torch.zeros(0, 4)], [torch.zeros(0)]
+        further = [torch.zeros(0, self.further, 4)]
         for i, (own, geometry) in enumerate(zip(phrases, batch.geometries)):
             if own:
                 found = self._ground_image(state.select(slice(i, i + 1)), batch.content_boxes[i : i + 1], own)
                 boxes.append(geometry.from_canvas(found.boxes[0].cpu()))
                 scores.append(found.scores[0].cpu())
-        return FoundBoxes(torch.cat(boxes), torch.cat(scores))
+                if found.further is not None:
+                    further.append(geometry.from_canvas(found.further[0].cpu()))
+        return FoundBoxes(torch.cat(boxes), torch.cat(scores), torch.cat(further) if self.further else None)
 
-    def _ground_image(self, image: ImageState, content_box: Tensor, phrases: Sequence[str]) -> FoundBoxes:
-        """Boxes (1, P, 4) of the canvas and scores (1, P) of one image's phrases."""
+    def _ground_image(self, image: ImageState, content_box: Tensor, phrases: Sequence[str]) -> GroundedBoxes:
+        """What is found, (1, P) on the canvas, for one image's phrases."""
         model, texts = self.towers.model, self._embed_each_once(phrases)
+        content_box = content_box.to(model.device)
         with self.towers.autocast():
-            found = ground_phrases(model, image, texts[None], content_box.to(model.device), self.candidates)
-        return FoundBoxes(*found)
+            return ground_phrases(model, image, texts[None], content_box, self.candidates, self.further)
 
     def _embed_each_once(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (P, D) of unit length; many pictures of a data set are asked for the same phrases."""
