@@ -31,8 +31,9 @@ class EvaluationConfig:
         duplicates: How region retrieval reads texts that repeat. `own`: every region against every region's
             text, and only its own is right (the paper); `any`: the same, and an equal text is right too;
             `merge`: equal texts are one entry and one query.
-        proposals: Boxes that detection names: `labels` (the annotated ones), `grid:COUNT`, or
-            `results:FILE`, a detector's in COCO's form.
+        proposals: Boxes that detection names, and that grounding chooses from: `labels` (the annotated ones),
+            `grid:COUNT`, or `results:FILE`, a detector's in COCO's form. Unless given, detection names
+            `labels`, and grounding needs a method that finds boxes by itself.
         candidates: Size of the grid of boxes that `ranked` grounding looks at, at most.
         precision: How the towers compute: `fp32`, `tf32` (for products on GPUs) or `bf16` (autocast).
         groups: Texts by the name of a group; metrics are also given for the regions of each group alone.
@@ -45,7 +46,7 @@ class EvaluationConfig:
     recall_k: tuple[int, ...] = ()
     duplicates: Duplicates = "own"
     classes: tuple[str, ...] = ()
-    proposals: str = "labels"
+    proposals: str = ""
     candidates: int = CANDIDATES
     precision: Precision = "fp32"
     groups: Mapping[str, Collection[str]] = field(default_factory=dict)

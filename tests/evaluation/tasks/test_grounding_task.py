@@ -96,7 +96,7 @@ def test_recall_of_ranked_boxes(model: CLOC, samples: Samples) -> None:
 
 
 def test_a_method_that_finds_no_boxes_is_refused_with_those_that_do(model: CLOC, samples: Samples) -> None:
-    message = "method crop cannot ground phrases; those that can: prompter, ranked, head$"
+    message = r"method crop finds no boxes by itself: .* --proposals .*: prompter, ranked, head$"
     with pytest.raises(UserError, match=message):
         evaluate(model, samples, "grounding", method="crop")
 

@@ -35,9 +35,9 @@ OPTIONS = {
         *("zeroshot_classification", "zeroshot_region_classification", "detection", "segmentation"),
         *("prompt_gain", "health"),
     },
-    "recall_k": {"zeroshot_retrieval", "region_retrieval"},
+    "recall_k": {"zeroshot_retrieval", "region_retrieval", "grounding"},
     "duplicates": {"region_retrieval"},
-    "proposals": {"detection"},
+    "proposals": {"detection", "grounding"},
     "candidates": {"grounding", "pointing"},
     "groups": {"zeroshot_region_classification", "grounding", "detection"},
 }

@@ -5,7 +5,6 @@ Shapes: R proposals of one image, C classes, D shared embedding.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,14 +22,13 @@ from open_cloc.evaluation.classes import Classes, class_groups, class_names, emb
 from open_cloc.evaluation.collect import region_texts
 from open_cloc.evaluation.method import Method, logit_scale_of
 from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.proposals import OWN, Proposals, boxes_of
 from open_cloc.evaluation.task import TaskResult, measured
-from open_cloc.model.region_sources import RegionSource, open_regions
 from open_cloc.samples import Region
 
 OVERLAP = 0.5  # of two boxes of a class, of which the lower score goes
 PAIRS = 1000  # of box and class that compete in a picture
 MOST = 100  # detections of a picture, and of a class in it
-OWN = "labels"  # proposals that are what is annotated
 SCALE = 100.0  # of cosines, where a method says none of its own: CLIP's
 
 
@@ -52,29 +50,23 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         UserError: If there are no regions, no proposals, or crowds that the reader has left out.
     """
     _require_crowds(dataset)
-    source = open_regions(config.proposals)
+    proposals = Proposals(config.proposals or OWN)
     classes = _classes(method, dataset, config)
-    seen = _look(method, dataset, config, source, classes)
-    there, found, num_images = seen.there, seen.found, seen.num_images
-    unmet = getattr(source, "num_unmet", 0)
-    if unmet and not getattr(dataset, "is_a_part", False):
-        raise UserError(
-            f"{config.proposals} has boxes of {unmet} images that the data set does not have, by image_id"
-        )
+    there, found, num_images = _look(method, dataset, config, proposals, classes)
     num_things = len(there.classes) - sum(there.crowds)
-    if not num_things or not seen.num_proposals:
-        what = "regions" if not num_things else f"proposals of {config.proposals}"
-        raise UserError(f"there are no {what} in the {num_images} images; expected at least one")
+    if not num_things:
+        raise UserError(f"there are no regions in the {num_images} images; expected at least one")
+    proposals.check(dataset)
     groups = class_groups(method, dataset, classes.names) | group_numbers(method, classes, config)
     estimates = precision_estimates(
         there.table(), found.table(), len(classes.names), num_images, MOST, groups
     )
     protocol = {
-        "proposals": config.proposals,
+        **proposals.describe(),
         "score": "softmax over classes of the scaled cosine, times the proposal's own score",
         "logit_scale": _scale(method),
         "suppression": "none"
-        if config.proposals == OWN
+        if proposals.spec == OWN
         else f"of a class's boxes that overlap by more than {OVERLAP}",
         "averaging": "COCO's: mean over classes that occur and overlaps of 0.5 to 0.95",
         "areas": "of boxes, where COCO's own evaluation takes those of outlines",
@@ -83,9 +75,6 @@ def detection(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         "num_images": num_images,
         "num_regions": num_things,
         "num_crowds": sum(there.crowds),
-        "num_proposals": seen.num_proposals,
-        "num_images_without_proposals": seen.num_without,
-        "proposals_digest": seen.digest,
         "detections": len(found.classes),
         "num_classes": len(classes.names),
         "num_classes_that_occur": len(
@@ -107,19 +96,15 @@ def _require_crowds(dataset: SampleDataset) -> None:
 
 
 def _look(
-    method: Method, dataset: SampleDataset, config: EvaluationConfig, source: RegionSource, classes: Classes
+    method: Method, dataset: SampleDataset, config: EvaluationConfig, source: Proposals, classes: Classes
 ) -> _Seen:
     """Go through the pictures, and name the proposals of each."""
     known = {name: number for number, name in enumerate(classes.names)}
     features, scale = embed_classes(method, classes.names, config), _scale(method)
-    there, found, digest = _Table(), _Table(), hashlib.blake2b(digest_size=8)
-    num_images = num_proposals = num_without = 0
+    there, found, num_images = _Table(), _Table(), 0
     for batch in read_batches(dataset, method.canvas, config):
-        proposals = [
-            [region for region in source(sample, sample.pixels()) if not region.crowd]
-            for sample in batch.samples
-        ]
-        boxes = [np.array([region.box for region in own], float).reshape(-1, 4) for own in proposals]
+        proposals = source.of(batch)
+        boxes = list(map(boxes_of, proposals))
         rows = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
         for number, (sample, geometry) in enumerate(zip(batch.samples, batch.geometries)):
             names = [_known(known, text, classes) for text in region_texts(sample, method)]
@@ -127,14 +112,11 @@ def _look(
             crowds = [region.crowd for region in sample.regions]
             there.add(own, names, num_images + number, geometry.source_hw, crowds=crowds)
             answer = _named(
-                rows[number], boxes[number], proposals[number], features, scale, config.proposals == OWN
+                rows[number], boxes[number], proposals[number], features, scale, source.spec == OWN
             )
             found.add(answer.boxes, answer.classes, num_images + number, geometry.source_hw, answer.scores)
         num_images += len(batch.samples)
-        num_proposals += sum(map(len, proposals))
-        num_without += sum(not own for own in proposals)
-        digest.update(b"".join(own.tobytes() for own in boxes))
-    return _Seen(there, found, num_images, num_proposals, num_without, digest.hexdigest())
+    return _Seen(there, found, num_images)
 
 
 def _scale(method: Method) -> float:
@@ -182,17 +164,11 @@ class _Seen(NamedTuple):
         there: Annotated boxes.
         found: Detections.
         num_images: Pictures.
-        num_proposals: Proposals of all of them.
-        num_without: Pictures without a proposal.
-        digest: What equal proposals share.
     """
 
     there: _Table
     found: _Table
     num_images: int
-    num_proposals: int
-    num_without: int
-    digest: str
 
 
 class _Table:

@@ -5,10 +5,12 @@ Shapes: X queries of a data set, K boxes found for a phrase, G true boxes of a q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -22,6 +24,7 @@ from open_cloc.evaluation.method import GroundingMethod, Method
 from open_cloc.evaluation.methods import grounding_methods
 from open_cloc.evaluation.metrics import TIES_SHARE, Ranks
 from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.proposals import Proposals
 from open_cloc.evaluation.queries import Query, mentions_of, phrases_of
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
@@ -39,7 +42,7 @@ class _Found(NamedTuple):
     Attributes:
         boxes: (K, 4) normalised `xyxy` of the picture; K may be 0.
         standings: (K,) the best box has the highest; those that tie have the same.
-        score: Cosine of the best box and the phrase.
+        score: Cosine of the best box and the phrase; NaN where there is none.
     """
 
     boxes: Tensor
@@ -74,6 +77,10 @@ class _Judged:
         self.images.append(self.num_images)
         self.scores.append(found.score)
         self.most = max(self.most, len(found.boxes))
+        if not len(found.boxes):
+            self.ious.append(0.0)
+            self.places.append((NEVER, 1, 1))
+            return
         overlaps = box_iou(found.boxes, true).amax(1)  # (K,)
         first = found.standings == found.standings.amax()
         self.ious.append(overlaps[first].mean().item())
@@ -93,18 +100,20 @@ def grounding(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     thing; elsewhere each distinct phrase of an image is one, and means all boxes of that text. The best
     overlap with any of them counts or, where the protocol says so, that with the box around all of them.
 
+    A method finds boxes by itself or, of proposals that the config names, takes those whose embeddings are
+    nearest to the phrase.
+
     Raises:
-        UserError: If the method cannot find boxes, there is nothing to find, or the protocol needs mentions
-            and the data tell none.
+        UserError: If the method cannot find boxes and there are no proposals, there is nothing to find, or
+            the protocol needs mentions and the data tell none.
     """
-    if not isinstance(method, GroundingMethod):
-        able = ", ".join(grounding_methods())
-        raise UserError(f"method {method.describe()['method']} cannot ground phrases; those that can: {able}")
-    judged = _judge_all(method, dataset, config)
+    finder = _Chooser(method, config.proposals) if config.proposals else _Finder(method)
+    judged = _judge_all(finder, method, dataset, config)
     if not judged.texts:
         raise UserError(f"dataset has no regions in its {judged.num_images} images; expected at least one")
+    finder.check(dataset)
     protocol: dict[str, object] = {
-        **method.describe_grounding(),
+        **finder.describe(),
         "repeated_phrases": f"{QUERIES}; {SEVERAL[config.rules.several_boxes]}",
         "averaging": "micro over queries",
         "ties": TIES_SHARE,
@@ -127,7 +136,10 @@ def _estimates(judged: _Judged, config: EvaluationConfig) -> dict[str, Estimate]
     for k in config.rules.recall_k or RECALL_K:
         if k == 1 or judged.most > 1:
             estimates[f"recall@{k}"] = mean_over(_ranks(judged).hits(k), images, num_images)
-    estimates["mean_score"] = mean_over(torch.tensor(judged.scores), images, num_images)
+    scores = torch.tensor(judged.scores)
+    there = ~scores.isnan()
+    if there.any():
+        estimates["mean_score"] = mean_over(scores[there], images[there], num_images)
     return estimates
 
 
@@ -144,12 +156,14 @@ def _ranks(judged: _Judged) -> Ranks:
     return Ranks(*torch.tensor(judged.places).unbind(1))
 
 
-def _judge_all(method: GroundingMethod, dataset: SampleDataset, config: EvaluationConfig) -> _Judged:
+def _judge_all(
+    finder: _Finder | _Chooser, method: Method, dataset: SampleDataset, config: EvaluationConfig
+) -> _Judged:
     judged = _Judged()
     for batch in read_batches(dataset, method.canvas, config):
         asked = [_queries(sample, method, config, judged) for sample in batch.samples]
         phrases = [list(dict.fromkeys(query.text for query in own)) for own in asked]
-        answers = iter(_found(method, batch, phrases))
+        answers = iter(finder.find(batch, phrases))
         for sample, own, texts in zip(batch.samples, asked, phrases):
             found = {text: next(answers) for text in texts}  # once, however often it is asked for
             for query in own:
@@ -183,14 +197,74 @@ def _true_boxes(sample: RegionSample, query: Query, config: EvaluationConfig) ->
     return boxes
 
 
-def _found(method: GroundingMethod, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> list[_Found]:
-    """What a method finds for all phrases of a batch, picture by picture."""
-    if not any(phrases):
-        return []
-    boxes, scores, further = method.ground(batch, phrases)
-    found = []
-    for row, (box, score) in enumerate(zip(boxes, scores.tolist())):
-        others = boxes.new_zeros(0, 4) if further is None else further[row]
-        own = torch.cat([box[None], others[others.isfinite().all(1)]])  # (K, 4)
-        found.append(_Found(own, -torch.arange(len(own)), score))
-    return found
+class _Finder:
+    """A method that finds boxes by itself.
+
+    Raises:
+        UserError: If it cannot.
+    """
+
+    def __init__(self, method: Method) -> None:
+        if not isinstance(method, GroundingMethod):
+            able = ", ".join(grounding_methods())
+            raise UserError(
+                f"method {method.describe()['method']} finds no boxes by itself: let it choose by "
+                f"--proposals labels, grid:COUNT or results:FILE; those that find them: {able}"
+            )
+        self.method = method
+
+    def describe(self) -> dict[str, Any]:
+        """How boxes are found, as plain JSON."""
+        return self.method.describe_grounding()
+
+    def check(self, dataset: SampleDataset) -> None:
+        """Nothing can be wrong with boxes that are found."""
+
+    def find(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> list[_Found]:
+        """What is found for all phrases of a batch, picture by picture."""
+        if not any(phrases):
+            return []
+        boxes, scores, further = self.method.ground(batch, phrases)
+        found = []
+        for row, (box, score) in enumerate(zip(boxes, scores.tolist())):
+            others = boxes.new_zeros(0, 4) if further is None else further[row]
+            own = torch.cat([box[None], others[others.isfinite().all(1)]])  # (K, 4)
+            found.append(_Found(own, -torch.arange(len(own)), score))
+        return found
+
+
+class _Chooser:
+    """A method that embeds proposals, of which those nearest to a phrase are its boxes.
+
+    Args:
+        method: Any method by boxes.
+        spec: Where the proposals come from.
+    """
+
+    def __init__(self, method: Method, spec: str) -> None:
+        self.method, self.proposals = method, Proposals(spec)
+
+    def describe(self) -> dict[str, Any]:
+        """How boxes are found, as plain JSON."""
+        return {**self.proposals.describe(), "score": "cosine; equal boxes of a picture are one"}
+
+    def check(self, dataset: SampleDataset) -> None:
+        """Raises `UserError` if there was no proposal, or some are of other pictures."""
+        self.proposals.check(dataset)
+
+    def find(self, batch: EvaluationBatch, phrases: Sequence[Sequence[str]]) -> list[_Found]:
+        """The proposals of each picture, ranked for each of its phrases, picture by picture."""
+        given = [list(dict.fromkeys(region.box for region in own)) for own in self.proposals.of(batch)]
+        boxes = [np.array(own if texts else [], float).reshape(-1, 4) for own, texts in zip(given, phrases)]
+        rows = self.method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
+        distinct = list(dict.fromkeys(text for own in phrases for text in own))
+        known = dict(zip(distinct, self.method.embed_texts(distinct).cpu())) if distinct else {}
+        found = []
+        for own, features, texts in zip(boxes, rows, phrases):
+            for text in texts:
+                scores = (features * known[text]).sum(
+                    1
+                )  # row by row alike, so that equal ones tie to the bit
+                best = scores.amax().item() if len(scores) else math.nan
+                found.append(_Found(torch.from_numpy(own).float(), scores, best))
+        return found
