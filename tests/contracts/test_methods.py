@@ -108,7 +108,7 @@ def test_a_method_that_grounds_gives_boxes_of_the_picture(
     if not isinstance(method, GroundingMethod):
         pytest.skip("finds no boxes")
     assert method.describe_grounding()["method"] in METHODS
-    boxes, scores = method.ground(batch_of(method, samples), PHRASES)
+    boxes, scores, _ = method.ground(batch_of(method, samples), PHRASES)
     assert boxes.shape == (2, 4)
     assert ((boxes >= -1e-6) & (boxes <= 1 + 1e-6)).all()
     assert (boxes[:, 2:] >= boxes[:, :2]).all()

@@ -223,5 +223,5 @@ def test_a_result_holds_no_rule_that_was_not_followed(model: CLOC, samples: Samp
     config = EvaluationConfig(templates=("a {}",), recall_k=(3,), duplicates="any")
     rules = evaluate(model, samples, "region_retrieval", config)["protocol"]["rules"]
     assert (rules["templates"], rules["recall_k"], rules["duplicates"]) == (["{}"], [3], "any")
-    plain = evaluate(model, samples, "grounding", config, method="head")["protocol"]["rules"]
+    plain = evaluate(model, samples, "region_health", config)["protocol"]["rules"]
     assert (plain["templates"], plain["recall_k"], plain["duplicates"]) == (["{}"], [], "own")

@@ -29,7 +29,7 @@ class Proposals:
         self._digest = hashlib.blake2b(digest_size=8)
 
     def of(self, batch: EvaluationBatch) -> list[list[Region]]:
-        """The proposals of each picture of the next batch; boxes of crowds, which are labels too, are none."""
+        """The proposals of each picture of the next batch; a box of a crowd is none."""
         found = [
             [region for region in self.source(sample, sample.pixels()) if not region.crowd]
             for sample in batch.samples

@@ -105,7 +105,7 @@ def test_it_runs_every_task_that_needs_no_boxes_found(hf_clip: Path, samples: Sa
         result = evaluate(None, samples, task, method=f"hf_clip:{hf_clip}", device="cpu")
         assert (result["model"], result["pretrained"]) == ("clip ViT-32x2-patch8", str(hf_clip))
         assert result["protocol"]["processor"]["crop_size"] == {"height": 32, "width": 32}
-    with pytest.raises(UserError, match="method hf_clip cannot ground phrases"):
+    with pytest.raises(UserError, match="method hf_clip finds no boxes by itself"):
         evaluate(None, samples, "grounding", method=f"hf_clip:{hf_clip}", device="cpu")
 
 
