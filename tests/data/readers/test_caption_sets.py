@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from open_cloc.cli.main import main
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.evaluation.run import evaluate
 from tests.data.readers.made import (
     picture_of,
     samples,
@@ -101,7 +103,37 @@ def test_urban1k(tmp_path: Path) -> None:
         ("A street, 1 of a thousand.",),
         ("A street, 2 of a thousand.",),
     ]
-    assert dataset.left_out == {"pictures without a text": 1, "texts without a picture": 1}
+    assert dataset.left_out == {}
+    assert [problem.cause for problem in dataset.problems] == [
+        "picture without a text",
+        "text without a picture",
+    ]
+    assert "no caption/9.txt of image/9.jpg" in dataset.problems[0].message
+    assert "no picture image/8 of caption/8.txt" in dataset.problems[1].message
+
+
+def test_urban1k_of_odd_names(tmp_path: Path) -> None:
+    """What systems leave behind is no part of it; two pictures of one name are."""
+    folder = write_urban1k(tmp_path)
+    picture_of(folder, "image/1.png")
+    for name in ("image/._1.jpg", "caption/._1.txt", "image/.DS_Store"):
+        (folder / name).touch()
+    dataset: Any = open_reader(f"urban1k:{folder}")
+    assert [problem.message for problem in dataset.problems] == [
+        f"1.jpg and 1.png share a name ({folder / 'image'})"
+    ]
+    assert dataset[0].image == folder / "image" / "1.jpg"
+
+
+@pytest.mark.parametrize("part", ["image/2.jpg", "caption/2.txt"])
+def test_an_evaluation_needs_every_pair(tmp_path: Path, part: str) -> None:
+    folder = write_urban1k(tmp_path)
+    (folder / part).unlink()
+    with pytest.raises(UserError, match=r"1 entry is broken .*an evaluation leaves nothing out"):
+        evaluate(None, f"urban1k:{folder}", "zeroshot-retrieval", method="whole")
+    assert main(["data", "convert", f"urban1k:{folder}", str(tmp_path / "out")]) == 2
+    allowed = ["--max-bad-fraction", "0.5"]
+    assert main(["data", "convert", f"urban1k:{folder}", str(tmp_path / "out"), *allowed]) == 0
 
 
 def test_dci(tmp_path: Path) -> None:

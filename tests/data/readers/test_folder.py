@@ -196,11 +196,10 @@ def test_metadata_of_image_folders(tmp_path: Path) -> None:
     write_table(tmp_path / "data/metadata.jsonl", inner)
     dataset: Any = open_reader(f"folder:{tmp_path}")
     found = samples(dataset)
-    assert dataset.problems == []
-    assert dataset.left_out == {
-        "rows of metadata.jsonl that name pictures which are not there": 1,
-        "key 'tags' of metadata.jsonl": 1,
-    }
+    ((cause, message),) = dataset.problems
+    assert cause == "row without a picture"
+    assert "row 2 names 'absent.png', which is not there" in message
+    assert dataset.left_out == {"key 'tags' of metadata.jsonl": 1}
     assert {sample.key: sample.captions for sample in found} == {
         "a": ("not this one",),  # its `caption` is null, and one column is the caption
         "b": ("from the text file",),

@@ -46,10 +46,42 @@ def test_voc_with_and_without_its_background(tmp_path: Path) -> None:
     found = without.label_map(0)
     assert (found[5, 5], found[15, 5], found[25, 5]) == (0, -1, -1)
     every: Any = open_reader(f"{base.rpartition(',split')[0]},classes={tmp_path / 'voc21.txt'}")
-    assert every.left_out == {"pictures without a label map": 1}
+    assert [problem.cause for problem in every.problems] == ["picture without a label map"]
+    assert "name the pictures that are meant by split=FILE" in every.problems[0].message
+    assert whole.problems == []
     (tmp_path / "val.txt").write_text("2007_000033\n2007_999999\n")
     with pytest.raises(MissingFileError, match="1 of the 2 pictures"):
         open_reader(f"{base},classes={tmp_path / 'voc21.txt'}")
+
+
+@pytest.mark.parametrize("part", ["images/validation/", "annotations/validation/"])
+def test_pictures_and_label_maps_come_in_pairs(tmp_path: Path, part: str) -> None:
+    spec = write_masks(tmp_path)
+    gone = next(file for file in (tmp_path / part).iterdir() if file.stem.endswith("2"))
+    gone.unlink()
+    dataset: Any = open_reader(f"masks:{spec}")
+    assert len(dataset) == 1
+    ((cause, message),) = dataset.problems
+    lone = "label map without a picture" if part.startswith("images") else "picture without a label map"
+    assert cause == lone
+    assert "ADE_val_00000002" in message
+    assert lone in check_dataset(dataset).errors
+    (tmp_path / "some.txt").write_text("ADE_val_00000001\n")
+    asked: Any = open_reader(f"masks:{spec},split={tmp_path / 'some.txt'}")
+    assert asked.problems == []
+
+
+def test_label_maps_among_their_pictures(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture_of(tmp_path, f"set/{name}.jpg")
+        write_map(tmp_path / f"set/{name}_mask.png", np.full((50, 100), 1))
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    spec = f"masks:{tmp_path}/set,labels={tmp_path}/set/../set,classes={tmp_path}/classes.txt"
+    dataset: Any = open_reader(f"{spec},label_end=_mask.png")
+    assert (len(dataset), dataset.problems, dataset.left_out) == (2, [], {})
+    (tmp_path / "set/b.jpg").unlink()
+    dataset = open_reader(f"{spec},label_end=_mask.png")
+    assert [problem.cause for problem in dataset.problems] == ["label map without a picture"]
 
 
 def test_cityscapes_names(tmp_path: Path) -> None:

@@ -86,3 +86,13 @@ def test_turned_boxes_and_outlines_are_named(tmp_path: Path) -> None:
         "objects with polygon in place of a box": 1,
         "objects with nothing in place of a box": 1,
     }
+
+
+def test_pictures_without_xml_are_counted(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path)
+    for name in ("JPEGImages/2008_000009.jpg", "JPEGImages/2008_000010.jpg", "elsewhere/1.jpg"):
+        picture_of(folder, name)
+    (folder / "JPEGImages/._2008_000009.jpg").touch()
+    dataset: Any = open_reader(f"voc:{folder}")
+    assert dataset.left_out["pictures without an XML, not annotated"] == 2
+    assert "pictures without" not in str(open_reader(f"voc:{folder},split=val").left_out)  # type: ignore[attr-defined]

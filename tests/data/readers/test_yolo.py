@@ -167,21 +167,29 @@ def test_places_are_texts(tmp_path: Path, line: str, message: str) -> None:
         open_reader(f"yolo:{config}")
 
 
-def test_what_has_no_partner_is_counted(tmp_path: Path) -> None:
+def test_what_has_no_partner_is_told(tmp_path: Path) -> None:
     config = write_yolo(tmp_path, {"a": ["0 .5 .5 1 1"], "b": None, "sub/c": None}, extra="nc: 3")
     for name in ("gone.txt", "also_gone.txt", "classes.txt", "._a.txt"):
         (tmp_path / "labels/train" / name).write_text("0 .5 .5 1 1")
+    (tmp_path / "labels/train/nothing.txt").touch()
+    (tmp_path / "labels/train/notes.txt").write_text("ask Ann\n")
     (tmp_path / "images/train/phone.heic").write_bytes(b"x")
     (tmp_path / "images/train/Thumbs.db").write_bytes(b"x")
     dataset: Any = open_reader(f"yolo:{config}")
     assert dataset.left_out == {
         "pictures without a text file, taken to show nothing": 2,
-        "text files without a picture": 2,
+        "text files without boxes and without a picture": 1,
         "files .heic": 1,
         "files of macOS and Windows, such as ._NAME and Thumbs.db": 1,
         "split 'val'; give split=val": 1,
     }
-    assert [problem.cause for problem in dataset.problems] == ["another number of classes"]
+    lone = [problem.message for problem in dataset.problems if problem.cause == "text file without a picture"]
+    assert [message.partition(" (")[0].rpartition("/")[2] for message in lone] == [
+        "also_gone.txt",
+        "gone.txt",
+        "nothing.txt",
+    ]
+    assert [problem.cause for problem in dataset.problems][3:] == ["another number of classes"]
     assert "split" not in str(open_reader(f"yolo:{config},split=train").left_out)  # type: ignore[attr-defined]
 
 

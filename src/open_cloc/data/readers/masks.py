@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
+from open_cloc.data.annotations import Problem
 from open_cloc.data.label_maps import NO_CLASS, as_classes, read_numbers
 from open_cloc.data.names import find, resolve
 from open_cloc.data.readers.files import list_files
@@ -34,6 +38,9 @@ def open_masks(
 ) -> MaskDataset:
     """Open pictures with label maps.
 
+    A picture without its label map is a problem, and so is a label map without its picture: of a split, one
+    of the two is missing. Who means some of the pictures names them in `split`.
+
     Args:
         path: Folder of the pictures, in folders of its own or not.
         labels: Folder of the label maps, in the same folders, of the pictures' names.
@@ -57,38 +64,100 @@ def open_masks(
         if not place.is_dir():
             raise MissingFileError(f"no such folder: {place}")
     names = read_names(classes)
-    wanted = None if split is None else set(read_names(split))
-    pairs, without = _pairs(list_files(folder, outside).files, labels, (picture_end, label_end), wanted)
-    if wanted is not None and (missing := len(wanted) - len(pairs)):
-        raise MissingFileError(
-            f"{missing} of the {len(wanted)} pictures of {split} are not in {folder}, or have no label "
-            f"map in {labels}"
-        )
-    if not pairs:
-        raise UserError(
-            f"no picture in {folder} has a label map NAME{label_end} in {labels}; {without} have none"
-        )
-    left_out = {"pictures without a label map": without} if without else {}
-    entries, maps = [Entry(name) for name, _ in pairs], [map_name for _, map_name in pairs]
-    return MaskDataset(folder, entries, labels, maps, names, (first, ignore), left_out, outside)
+    found = _Pairs.of(folder, labels, (picture_end, label_end), split, outside)
+    others = f"pictures whose names do not end with {picture_end}"
+    return MaskDataset(
+        folder,
+        [Entry(name) for name in found.pairs],
+        labels,
+        list(found.pairs.values()),
+        names,
+        (first, ignore),
+        {others: found.others} if found.others else {},
+        outside,
+        found.problems,
+    )
 
 
-def _pairs(
-    files: Sequence[str], labels: Path, ends: tuple[str, str], wanted: set[str] | None
-) -> tuple[list[tuple[str, str]], int]:
-    """Each picture's name with that of its label map, and how many pictures have none."""
-    picture_end, label_end = ends
-    pairs, without = [], 0
-    for name in files:
-        stem = PurePosixPath(name).with_suffix("").as_posix()
-        if not is_picture(name) or (wanted is not None and stem not in wanted):
-            continue
-        map_name = stem.removesuffix(picture_end) + label_end
-        if stem.endswith(picture_end) and find(labels, map_name) is not None:
-            pairs.append((name, map_name))
-        else:
-            without += 1
-    return pairs, without
+class _Pairs(NamedTuple):
+    """Pictures and label maps that belong together by their names.
+
+    Attributes:
+        pairs: The label map of each picture that has one.
+        lone: The label map that each other picture should have.
+        others: How many pictures are none of the data set's by their names.
+        problems: What was not found, or cannot be looked at.
+    """
+
+    pairs: dict[str, str]
+    lone: dict[str, str]
+    others: int
+    problems: list[Problem]
+
+    @classmethod
+    def of(
+        cls, folder: Path, labels: Path, ends: tuple[str, str], split: Path | None, outside: bool
+    ) -> _Pairs:
+        """Look for the label map of each picture that is wanted; see `open_masks`.
+
+        Raises:
+            MissingFileError: If a picture of a split is missing, or its label map.
+            UserError: If no picture has a label map.
+        """
+        pictures, maps = list_files(folder, outside), list_files(labels, outside)
+        wanted = None if split is None else set(read_names(split))
+        found = cls({}, {}, 0, [*pictures.problems, *maps.problems])._filled(
+            pictures.files, labels, ends, wanted
+        )
+        if wanted is not None and (missing := len(wanted) - len(found.pairs)):
+            raise MissingFileError(
+                f"{missing} of the {len(wanted)} pictures of {split} are not in {folder}, or have no label "
+                f"map in {labels}"
+            )
+        if not found.pairs:
+            lone = len(found.lone)
+            raise UserError(
+                f"no picture in {folder} has a label map NAME{ends[1]} in {labels}; {lone} have none"
+            )
+        if wanted is None:
+            ending = [name for name in maps.files if name.endswith(ends[1])]
+            found.problems.extend(_unpaired(found, folder, labels, ending))
+        return found
+
+    def _filled(
+        self, files: Sequence[str], labels: Path, ends: tuple[str, str], wanted: set[str] | None
+    ) -> _Pairs:
+        """The same with those of `files` that are pictures, and wanted."""
+        picture_end, label_end = ends
+        others = 0
+        for name in files:
+            stem = PurePosixPath(name).with_suffix("").as_posix()
+            if not is_picture(name) or (wanted is not None and stem not in wanted):
+                continue
+            if not stem.endswith(picture_end):
+                others += 1
+                continue
+            map_name = stem.removesuffix(picture_end) + label_end
+            (self.lone if find(labels, map_name) is None else self.pairs)[name] = map_name
+        return self._replace(others=others)
+
+
+def _unpaired(found: _Pairs, folder: Path, labels: Path, maps: Sequence[str]) -> list[Problem]:
+    """Pictures and label maps of which the other is missing; both may lie in one folder."""
+    advice = f"; name the pictures that are meant by split=FILE ({folder})"
+    used = {unicodedata.normalize("NFC", name) for name in found.pairs.values()}
+    own = {os.path.realpath(labels / name) for name in maps} if found.lone else set()
+    without_map = [
+        Problem("picture without a label map", f"{name!r} has no label map {labels / map_name}{advice}")
+        for name, map_name in found.lone.items()
+        if os.path.realpath(folder / name) not in own
+    ]
+    pictures = {os.path.realpath(folder / name) for name in found.pairs} if maps else set()
+    return without_map + [
+        Problem("label map without a picture", f"{labels / name} is of no picture{advice}")
+        for name in maps
+        if unicodedata.normalize("NFC", name) not in used and os.path.realpath(labels / name) not in pictures
+    ]
 
 
 class MaskDataset(PackedDataset):
@@ -108,6 +177,7 @@ class MaskDataset(PackedDataset):
         numbers: tuple[int, int],
         left_out: dict[str, int],
         outside: bool,
+        problems: Sequence[Problem],
     ) -> None:
         """Pack the pictures.
 
@@ -120,9 +190,16 @@ class MaskDataset(PackedDataset):
             numbers: Of the first class, and of what is no class.
             left_out: What the reader saw and does not use.
             outside: Allow files that do not lie in the folders.
+            problems: Pictures and label maps of which the other is missing.
         """
         super().__init__(
-            folder, [folder], entries, left_out=left_out, outside=outside, class_names=class_names
+            folder,
+            [folder],
+            entries,
+            problems=problems,
+            left_out=left_out,
+            outside=outside,
+            class_names=class_names,
         )
         self.labels, self.maps, self.numbers = labels, list(maps), numbers
 

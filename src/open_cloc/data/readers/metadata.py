@@ -84,6 +84,7 @@ class Metadata:
         """Which row of a file speaks of a picture, by the picture's path."""
         below = posixpath.dirname(name)
         found: dict[str, int] = {}
+        absent: list[str] = []
         for index, row in enumerate(rows.scan(rows.columns)):
             try:
                 if isinstance(row, SampleError):
@@ -93,19 +94,22 @@ class Metadata:
                 self.problems.append(problem_of(error))
                 continue
             if picture is None:
-                self.left_out[f"rows of {name} that name pictures which are not there"] += 1
+                absent.append(f"row {index} names {row.get(NAME)!r:.80}")
             elif found.setdefault(picture, index) != index:
                 message = f"rows {found[picture]} and {index} both describe {picture!r} ({rows.file})"
                 self.problems.append(Problem("repeated row", message))
             else:
                 used = (NAME, _caption_column(row))
                 self.left_out.update(f"key {field!r} of {name}" for field in unused(row, used))
-        absent = self.left_out[f"rows of {name} that name pictures which are not there"]
         if absent and not found:
             message = (
                 f"no row names a picture that is there, by its path from {rows.file.parent} ({rows.file})"
             )
             self.problems.append(Problem("rows without pictures", message))
+            return found
+        self.problems += [
+            Problem("row without a picture", f"{row}, which is not there ({rows.file})") for row in absent
+        ]
         return found
 
 

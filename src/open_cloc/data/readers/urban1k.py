@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from open_cloc.data.annotations import Problem
@@ -22,6 +23,8 @@ def recognises(text: str) -> bool:
 def open_urban1k(path: str, outside: bool = False) -> PackedDataset:
     """Open pictures with long captions.
 
+    A picture without its text is a problem, and so is a text without its picture: each has both.
+
     Args:
         path: Folder of `image` and `caption`.
         outside: Allow pictures that do not lie in the data set's folder.
@@ -34,26 +37,37 @@ def open_urban1k(path: str, outside: bool = False) -> PackedDataset:
     for part in (TEXTS, PICTURES):
         if not (folder / part).is_dir():
             raise MissingFileError(f"no folder {part} in {folder}, as Urban1k has it")
-    files = [file for file in sorted((folder / PICTURES).iterdir()) if is_picture(file.name)]
-    pictures = {file.stem: file.name for file in files}
-    texts = {file.stem: file for file in sorted((folder / TEXTS).glob("*.txt"))}
+    pictures = _by_stem(folder / PICTURES, is_picture, problems)
+    texts = _by_stem(folder / TEXTS, lambda name: name.endswith(".txt"), problems)
+    problems += [
+        Problem("picture without a text", f"no {TEXTS}/{stem}.txt of {PICTURES}/{pictures[stem]} ({folder})")
+        for stem in pictures
+        if stem not in texts
+    ]
+    problems += [
+        Problem("text without a picture", f"no picture {PICTURES}/{stem} of {TEXTS}/{name} ({folder})")
+        for stem, name in texts.items()
+        if stem not in pictures
+    ]
 
     def read(stem: str) -> Entry:
-        return Entry(pictures[stem], captions=(_caption(texts[stem]),))
+        return Entry(pictures[stem], captions=(_caption(folder / TEXTS / texts[stem]),))
 
     both = [(f"picture {stem}", stem) for stem in pictures if stem in texts]
-    left_out = {
-        "pictures without a text": len(pictures) - len(both),
-        "texts without a picture": len(texts) - len(both),
-    }
-    return PackedDataset(
-        folder,
-        [folder / PICTURES],
-        list(entries_of(both, read, folder, problems)),
-        problems=problems,
-        left_out={what: count for what, count in left_out.items() if count},
-        outside=outside,
-    )
+    entries = list(entries_of(both, read, folder, problems))
+    return PackedDataset(folder, [folder / PICTURES], entries, problems=problems, outside=outside)
+
+
+def _by_stem(folder: Path, is_one: Callable[[str], bool], problems: list[Problem]) -> dict[str, str]:
+    """Names of a folder's files by what they are called without suffix; hidden ones are none."""
+    found: dict[str, str] = {}
+    for name in sorted(file.name for file in folder.iterdir()):
+        if name.startswith(".") or not is_one(name):
+            continue
+        first = found.setdefault(Path(name).stem, name)
+        if first != name:
+            problems.append(Problem("repeated name", f"{first} and {name} share a name ({folder})"))
+    return found
 
 
 def _caption(file: Path) -> str:

@@ -6,8 +6,9 @@ which, and it is a pixel.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from open_cloc.data.readers.unread import VOC_FORM, form_of
 from open_cloc.data.readers.xml_files import corners_in, parse_xml, size_in
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_text
-from open_cloc.pictures import SUFFIXES
+from open_cloc.pictures import SUFFIXES, is_picture
 
 SOURCE = "voc"
 ANNOTATIONS, SETS = "Annotations", "ImageSets/Main"
 FOLDERS = ("JPEGImages", "images")
 OUTLINES = ("robndbox", "polygon", "points")  # turned boxes and outlines, which are not read
 LOOKED_AT = 3  # files, to see whether a folder is of this format
+LISTED = 100  # pictures by which their folders are found
 
 
 def recognises(text: str) -> bool:
@@ -39,6 +41,9 @@ def recognises(text: str) -> bool:
 
 def open_voc(path: str, images: Path | None = None, split: str = "", outside: bool = False) -> PackedDataset:
     """Open boxes of Pascal VOC's form.
+
+    A picture without XML is counted as not annotated: ImageNet annotates a part of its pictures, and LabelImg
+    writes an XML once somebody has drawn.
 
     Args:
         path: Folder of `Annotations` and `JPEGImages`, or of XML files beside their pictures.
@@ -60,6 +65,8 @@ def open_voc(path: str, images: Path | None = None, split: str = "", outside: bo
     left_out: Counter[str] = Counter()
     folders = picture_folders(Path(path), images, *FOLDERS)
     entries = list(_entries(files, [*folders, folder], problems, left_out))
+    if not split:
+        left_out += _without_xml([entry.name for entry in entries], [*folders, folder])
     return PackedDataset(
         folder,
         [*folders, folder],
@@ -118,6 +125,15 @@ def _entries(
             problems.append(problem_in(error, file.name, file))
     if not left_out["parts of objects"]:
         del left_out["parts of objects"]
+
+
+def _without_xml(names: Sequence[str], folders: Sequence[Path]) -> Counter[str]:
+    """Pictures beside those that have an XML, counted."""
+    tried = names[:LISTED]
+    places = {next((place for place in folders if find(place, name) is not None), None) for name in tried}
+    there = {name for place in places if place is not None for name in os.listdir(place) if is_picture(name)}
+    hidden = {name for name in there if name.startswith(".")}
+    return +Counter({"pictures without an XML, not annotated": len(there - hidden - set(names))})
 
 
 def _picture_of(file: Path, named: str | None, folders: list[Path]) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
 from open_cloc.data.fields import FieldError, as_text, shown
 from open_cloc.data.names import is_below, is_url, make_keys, printable, resolve
-from open_cloc.data.readers.files import Listing, list_files
+from open_cloc.data.readers.files import Listing, is_regular, list_files
+from open_cloc.data.readers.unread import form_of
 from open_cloc.data.readers.yaml_files import read_yaml
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_text
@@ -292,31 +293,37 @@ class YoloDataset:
         return RawRegion(box, self.class_names[int(number)], where, score, source="yolo")
 
     def _count_labels(self, pictures: Pictures) -> None:
-        """Count pictures without a text file, and text files without a picture.
+        """Count pictures without a text file; boxes without their picture are problems.
 
         Raises:
             UserError: If no picture has one.
         """
         expected = {os.path.normpath(label_stem(name)) for name in pictures.names}
-        found = set()
+        found: dict[str, str] = {}
         for folder in {os.path.dirname(stem) for stem in expected}:
-            found |= {os.path.join(folder, stem) for stem in _text_stems(self.root / folder)}
-        if not expected & found:
+            found |= {os.path.join(folder, stem): suffix for stem, suffix in _text_stems(self.root / folder)}
+        if not expected & found.keys():
             first = self.root / f"{label_stem(pictures.names[0])}{LABELS[0]}"
             raise UserError(
                 f"none of {len(pictures.names)} pictures has a text file of boxes, such as {first} "
                 f"({pictures.where}); give folder:PATH for pictures alone"
             )
         self.left_out += Counter(
-            {
-                "pictures without a text file, taken to show nothing": len(expected - found),
-                "text files without a picture": 0 if pictures.are_listed else len(found - expected),
-            }
+            {"pictures without a text file, taken to show nothing": len(expected - found.keys())}
         )
+        if pictures.are_listed:  # others of the folder belong to other splits
+            return
+        for stem in sorted(found.keys() - expected):
+            file = self.root / f"{stem}{found[stem]}"
+            if form_of(file) == "YOLO" or (is_regular(file) and not file.stat().st_size):
+                message = f"no picture of {printable(str(file))} ({pictures.where})"
+                self.problems.append(Problem("text file without a picture", message))
+            else:
+                self.left_out["text files without boxes and without a picture"] += 1
 
 
-def _text_stems(folder: Path) -> Iterator[str]:
-    """Names of the text files in a folder, without their suffix."""
+def _text_stems(folder: Path) -> Iterator[tuple[str, str]]:
+    """Names of the text files in a folder, and their suffixes."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".")]
@@ -324,7 +331,7 @@ def _text_stems(folder: Path) -> Iterator[str]:
         return
     for name in names:
         if name.endswith(LABELS) and name not in ("classes.txt", "README.txt", "README.roboflow.txt"):
-            yield name[: -len(LABELS[0])]
+            yield name[: -len(LABELS[0])], name[-len(LABELS[0]) :]
 
 
 def label_stem(picture: str) -> str:
