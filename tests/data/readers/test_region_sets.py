@@ -197,6 +197,24 @@ def test_panoptic(tmp_path: Path, crowds: bool) -> None:
     assert dataset.left_out == {"masks; masks=FOLDER reads them": 4 if crowds else 3} | crowd_counts
 
 
+def test_each_picture_of_a_panoptic_json_has_one_annotation(tmp_path: Path) -> None:
+    path = write_panoptic(tmp_path)
+    document = json.loads(path.read_text())
+    picture = document["images"][0]
+    document["images"] += [picture | {"id": 7, "file_name": "7.jpg"}, picture | {"id": 8}]
+    first = document["annotations"][0]
+    document["annotations"] += [first, first | {"image_id": 8}]
+    path.write_text(json.dumps(document))
+    dataset: Any = open_reader(f"panoptic:{path}")
+    assert len(dataset) == 2
+    assert dataset.left_out["crowd segments"] == 1
+    assert [(cause, message.partition(" (")[0]) for cause, message in dataset.problems] == [
+        ("repeated picture", "annotation 2: image 139, 000000000139.jpg, is annotated already"),
+        ("repeated picture", "annotation 3: image 8, 000000000139.jpg, is annotated already, as image 139"),
+        ("picture without an annotation", "image 7, 7.jpg, has none"),
+    ]
+
+
 def test_panoptic_with_odd_segments(tmp_path: Path) -> None:
     path = write_panoptic(tmp_path)
     document = json.loads(path.read_text())

@@ -69,16 +69,19 @@ def open_panoptic(
     pictures = _by_id(parts["images"], "image", file, problems)
 
     segments: list[_Segments] = []
+    annotated: dict[str, str] = {}
 
     def read(given: Any) -> Entry:
         row = as_object(given)
-        entry, own = _entry(row, pictures, names, crowds, file, counts)
+        picture = _picture(row, pictures, annotated)
+        entry, own = _entry(row, picture, names, crowds, file, counts)
         if masks is not None:
             segments.append(own._replace(name=as_text(field_of(row, "file_name"), "file_name, the PNG's")))
         return entry
 
     numbered = ((f"annotation {number}", row) for number, row in enumerate(parts["annotations"]))
     entries = list(entries_of(numbered, read, file, problems))
+    problems += _without_annotation(pictures, annotated, file)
     left_out = {
         "masks; masks=FOLDER reads them": 0 if masks else sum(len(entry.regions) for entry in entries),
         "crowd segments": 0 if crowds else counts[CROWDS],
@@ -234,19 +237,49 @@ def _by_id(rows: list[Any], what: str, file: Path, problems: list[Problem]) -> d
     return found
 
 
+def _picture(
+    row: Mapping[str, Any], pictures: Mapping[str, Mapping[str, Any]], annotated: dict[str, str]
+) -> Mapping[str, Any]:
+    """The picture of an annotation; each has one, or would count twice.
+
+    Args:
+        row: The annotation.
+        pictures: By their ids.
+        annotated: Grows: the id of each file that has an annotation.
+    """
+    image = as_id(field_of(row, "image_id"), "image_id")
+    if image not in pictures:
+        raise FieldError(f"unknown image_id {image!r}", "unknown image_id")
+    name = pictures[image]["file_name"]
+    first = annotated.get(name)
+    if first is not None:
+        by = "" if first == image else f", as image {first}"
+        raise FieldError(f"image {image}, {name}, is annotated already{by}", "repeated picture")
+    annotated[name] = image
+    return pictures[image]
+
+
+def _without_annotation(
+    pictures: Mapping[str, Mapping[str, Any]], annotated: Mapping[str, str], file: Path
+) -> list[Problem]:
+    """Pictures that nothing is said of, though this form has an annotation for each, be it an empty one."""
+    return [
+        Problem("picture without an annotation", f"image {image}, {row['file_name']}, has none ({file})")
+        for image, row in pictures.items()
+        if row["file_name"] not in annotated
+    ]
+
+
 def _entry(
     row: Mapping[str, Any],
-    pictures: Mapping[str, Mapping[str, Any]],
+    picture: Mapping[str, Any],
     names: Mapping[str, Mapping[str, Any]],
     crowds: bool,
     file: Path,
     counts: Counter[str],
 ) -> tuple[Entry, _Segments]:
     """A picture with its boxes, and what its PNG holds."""
-    image = as_id(field_of(row, "image_id"), "image_id")
-    if image not in pictures:
-        raise FieldError(f"unknown image_id {image!r}", "unknown image_id")
-    picture, classes = pictures[image], {category: number for number, category in enumerate(names)}
+    image, classes = as_id(picture["id"], "id"), {category: number for number, category in enumerate(names)}
     given = field_of(row, "segments_info")
     if not isinstance(given, list):
         raise FieldError(f"segments_info must be a list; got {shown(given)}")
