@@ -6,7 +6,9 @@ import builtins
 import os
 import pickle
 import pickletools
+import struct
 import subprocess
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import date
@@ -49,6 +51,53 @@ def test_texts_of_python_2(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         assert read_plain_pickle(path) == [{"split": "val"}]
+    for content in (
+        b"(lp0\nS'caf\\xc3\\xa9'\np1\na.",  # escaped, as Python 2 prints it
+        b"(lp0\nS'caf\xc3\xa9'\np1\na.",
+        b"(lp0\nVcaf\\u00e9\np1\na.",
+        b"\x80\x02]q\x00U\x05caf\xc3\xa9q\x01a.",
+    ):
+        path.write_bytes(content)
+        assert read_plain_pickle(path) == pickle.loads(content, encoding="utf-8") == ["caf\u00e9"]
+    for content in (b"S'caf\xe9'\n.", b"S'no end'", b"Sno quotes\n.", b"S'a\\x'\n."):  # latin-1 is no UTF-8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="pickle is damaged"):
+            read_plain_pickle(path)
+
+
+def test_a_program_behind_texts_of_python_2_is_refused(tmp_path: Path) -> None:
+    """The end of a text is where the unpickler sees it, whatever bytes are inside."""
+    for text in (b"S'caf\xc3\xa9'\n", b"S'\\xc3\\xa9'\n", b"S'a\\n'\n", b"S'\r'\n"):
+        (tmp_path / "refs.p").write_bytes(text + b"cos\nsystem\n(S'true'\ntR.")
+        with pytest.raises(UserError, match=f"instruction GLOBAL at byte {len(text)}"):
+            read_plain_pickle(tmp_path / "refs.p")
+
+
+def put(number: int, protocol: int) -> bytes:
+    """An empty list that is kept under a number."""
+    return {
+        0: b"(lp%d\n." % number,
+        1: b"]q%c." % (number % 256),
+        2: b"]r" + struct.pack("<I", number) + b".",
+    }[protocol]
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2])
+def test_values_are_kept_under_numbers_that_the_file_can_need(tmp_path: Path, protocol: int) -> None:
+    """The table of values is as long as the largest number: 9 bytes took 776 MB."""
+    path = tmp_path / "refs.p"
+    path.write_bytes(put(1, protocol))
+    assert read_plain_pickle(path) == []
+    path.write_bytes(put(200 if protocol == 1 else 50_000_000, protocol))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            UserError, match=r"pickle is damaged: at byte \d a value is kept under the number"
+        ):
+            read_plain_pickle(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 class Reduced:
@@ -150,6 +199,9 @@ def test_what_is_damaged_or_too_large_is_said(tmp_path: Path, monkeypatch: pytes
 def test_what_unfolds_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 lists, each twice in the next: a message that showed them would never end."""
     monkeypatch.setattr(pickled, "MOST_CONTAINERS", 10_000)
+    (tmp_path / "refs.p").write_bytes(b"(" + b"}" * 10_001 + b"l.")
+    with pytest.raises(UserError, match="makes more than 10000 lists and dicts"):
+        read_plain_pickle(tmp_path / "refs.p")
     value: list[Any] = []
     for _ in range(60):
         value = [value, value]

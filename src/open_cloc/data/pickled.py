@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ _TEXTS = (
     "BINUNICODE8",
 )
 HARMLESS = frozenset((*_FRAMES, *_MEMORY, *_LISTS, *_DICTS, *_NUMBERS, *_TEXTS))
+MAKING = frozenset(("EMPTY_DICT", "DICT", *_LISTS)) - {"APPEND", "APPENDS"}  # a list, a tuple or a dict
+NUMBERED = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))  # keep a value under a number of the file's choice
+LINE = "STRING"  # its argument is a line: a text of Python 2 in quotes
+# By its byte, each instruction's name and what reads its argument.
+CODES = {
+    each.code.encode("latin-1"): (each.name, each.arg.reader if each.arg else None)
+    for each in pickletools.opcodes
+}
 
 
 class _Plain(pickle.Unpickler):
@@ -87,20 +96,57 @@ def _refuse_without_end(value: Any, path: Path) -> None:
 
 def _refuse_programs(content: bytes, path: Path) -> None:
     """Look at every instruction before the first one runs."""
-    end = -1
+    end, containers = -1, 0
     try:
-        for number, (instruction, _, place) in enumerate(pickletools.genops(content)):
-            if instruction.name not in HARMLESS:
+        for number, (name, argument, place) in enumerate(_instructions(content)):
+            if name not in HARMLESS:
                 raise UserError(
-                    f"pickle would run code: instruction {instruction.name} at byte {place}; nothing of it "
-                    f"was run ({path})"
+                    f"pickle would run code: instruction {name} at byte {place}; nothing of it was "
+                    f"run ({path})"
                 )
-            if number > MOST_INSTRUCTIONS:
-                raise UserError(f"pickle has more than {MOST_INSTRUCTIONS} instructions ({path})")
-            end = place if place is not None else end
+            containers += name in MAKING
+            if number > MOST_INSTRUCTIONS or containers > MOST_CONTAINERS:
+                raise UserError(
+                    f"pickle has more than {MOST_INSTRUCTIONS} instructions, or makes more than "
+                    f"{MOST_CONTAINERS} lists and dicts, as no list of references does ({path})"
+                )
+            # The table of kept values is as long as the largest number: gigabytes for a few bytes.
+            if name in NUMBERED and not 0 <= argument <= number:
+                raise UserError(
+                    f"pickle is damaged: at byte {place} a value is kept under the number {argument}, behind "
+                    f"{number} instructions ({path})"
+                )
+            end = place
     except UserError:
         raise
-    except Exception as error:  # genops says ValueError, and others of broken numbers
+    except Exception as error:  # readers of arguments say ValueError, and others of broken numbers
         raise UserError(f"pickle is damaged: {error} ({path})") from None
     if end + 1 != len(content):
         raise UserError(f"pickle goes on behind its end, at byte {end + 1} ({path})")
+
+
+def _instructions(content: bytes) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and place of each instruction, up to the one that ends the pickle.
+
+    `pickletools.genops` does the same, but takes texts of Python 2 for ASCII, which they need not be. The
+    argument of what is not harmless is not read.
+
+    Raises:
+        ValueError: If a byte is no instruction, or the end is missing.
+    """
+    stream = io.BytesIO(content)
+    while True:
+        place = stream.tell()
+        code = stream.read(1)
+        if code not in CODES:
+            raise ValueError(f"byte {place} is no instruction: {code!r}" if code else "its end is missing")
+        name, reader = CODES[code]
+        if name == LINE:
+            argument: Any = stream.readline()
+            if not argument.endswith(b"\n"):
+                raise ValueError(f"the text at byte {place} does not end")
+        else:
+            argument = reader(stream) if reader is not None and name in HARMLESS else None
+        yield name, argument, place
+        if name == "STOP":
+            return
