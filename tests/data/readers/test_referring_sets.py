@@ -99,6 +99,43 @@ def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert [message.split(":")[0] for _, message in dataset.problems] == [f"line {n}" for n in range(2, 8)]
 
 
+def test_an_id_stands_for_one_picture_and_a_box(tmp_path: Path) -> None:
+    """Of two files under one id, the second's boxes were put on the first."""
+    path = write_reclip(tmp_path)
+    line = reclip_lines()[0]
+    odd = [
+        line | {"file_name": "COCO_train2014_000000000009_3.jpg"},
+        line | {"anns": [{"id": 1719310, "bbox": [11, 5, 20, 10]}]},
+        line | {"anns": [*line["anns"], {"id": 3, "bbox": [0, 0, 50, 25]}]},
+    ]
+    path.write_text("\n".join(map(json.dumps, [line, *odd])))
+    dataset: Any = open_reader(f"reclip:{path}")
+    assert [problem.cause for problem in dataset.problems] == ["other picture", "other box"]
+    assert (
+        "line 2: image_id 581857 means 'COCO_train2014_000000000009.jpg' here" in dataset.problems[0].message
+    )
+    assert "annotation 1719310 has another box" in dataset.problems[1].message
+    (sample,) = samples(dataset)
+    assert [region.box for region in sample.regions] == [
+        pytest.approx(box) for box in (BOX, OTHER, (0, 0, 0.5, 0.5))
+    ]
+
+
+def test_an_id_stands_for_one_picture_in_other_forms_too(tmp_path: Path) -> None:
+    (tmp_path / "refcoco").mkdir()
+    folder = write_refcoco(tmp_path / "refcoco")
+    references = pickle.loads((folder / "refs(unc).p").read_bytes())
+    references[1]["file_name"] = "COCO_train2014_000000000009_1.jpg"
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(references, 2))
+    path = write_refcoco_table(tmp_path)
+    rows = refcoco_rows()
+    rows[1]["file_name"] = references[1]["file_name"]
+    write_table(path, rows)
+    for dataset in (open_reader(f"refcoco:{folder}", converting=True), open_reader(f"refcoco_table:{path}")):
+        assert [cause for cause, _ in dataset.problems] == ["other picture"]  # type: ignore[attr-defined]
+        assert len(dataset) == 2
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_refcoco_is_read_to_be_converted(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "refcoco").mkdir()
@@ -233,17 +270,27 @@ def test_parquet_has_an_expression_at_its_box(tmp_path: Path) -> None:
 def test_parquet_whose_boxes_disagree_says_so(tmp_path: Path) -> None:
     path = write_refcoco_table(tmp_path)
     rows = refcoco_rows()
-    rows[0]["bbox"] = [10.0, 5.0, 20.0, 10.0]  # xywh, and not what the data set has
+    rows[0]["bbox"] = [10.0, 15.0, 20.0, 10.0]
     rows[1]["raw_anns"] = "[]"
     write_table(path, rows)
     dataset: Any = open_reader(f"refcoco_table:{path}")
     first, second = (problem.message for problem in dataset.problems)
-    assert "bbox [10.0, 5.0, 20.0, 10.0] and raw_anns' [10.0, 5.0, 30.0, 15.0] as xyxy" in first
+    assert "bbox [10.0, 15.0, 20.0, 10.0] and raw_anns' [10.0, 5.0, 20.0, 10.0] are different boxes" in first
     assert "raw_anns must be an object" in second
     rows[2]["bbox"] = rows[0]["bbox"]
     write_table(path, rows)
     with pytest.raises(UserError, match=r"no entry can be used; the first: row 0"):
         open_reader(f"refcoco_table:{path}")
+
+
+def test_parquet_with_sides_in_place_of_corners(tmp_path: Path) -> None:
+    """Copies of the data set have COCO's `xywh`, which its own annotation says."""
+    path = write_refcoco_table(tmp_path)
+    rows = [row | {"bbox": list(map(float, json.loads(row["raw_anns"])["bbox"]))} for row in refcoco_rows()]
+    write_table(path, rows)
+    dataset: Any = open_reader(f"refcoco_table:{path},split=val")
+    assert dataset.problems == []
+    assert [region.box for region in dataset[0].regions[1:3]] == [pytest.approx(BOX), OTHER]
 
 
 def test_parquet_with_its_pictures(tmp_path: Path) -> None:

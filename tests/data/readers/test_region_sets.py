@@ -167,6 +167,18 @@ def test_fg_ovd_lines_that_cannot_be_used(tmp_path: Path) -> None:
     assert [message.split(":")[0] for _, message in dataset.problems] == [f"line {n}" for n in (4, 5, 6, 7)]
 
 
+def test_fg_ovd_lines_of_one_picture_agree(tmp_path: Path) -> None:
+    path = write_fg_ovd(tmp_path)
+    lines = [fg_ovd_lines()[0], fg_ovd_lines()[0] | {"width": 200}, fg_ovd_lines()[0] | {"image_id": 5}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    dataset: Any = open_reader(f"fg_ovd:{path}")
+    assert len(dataset[0].regions) == 1
+    assert [message.rpartition(" (")[0] for _, message in dataset.problems] == [
+        "line 2: val2017/000000056288.jpg is of height and width (50, 200) here and (50, 100) before",
+        "line 3: val2017/000000056288.jpg is of image_id 5 here and 56288 before",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["visual_genome", "flickr30k", "fg_ovd"])
 def test_pictures_that_are_nowhere(tmp_path: Path, kind: str) -> None:
     write = {"visual_genome": write_genome, "flickr30k": write_flickr30k, "fg_ovd": write_fg_ovd}[kind]

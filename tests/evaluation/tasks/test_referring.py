@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
 from open_cloc.model.cloc import CLOC
 from open_cloc.samples import Region, Text
+from tests.data.readers.made import picture_of, reclip_lines, write_reclip
 from tests.evaluation.tiny_data import NAMES, Samples
 
 GT, DET = EvaluationConfig(protocol="reclip-gt"), EvaluationConfig(protocol="reclip-det")
@@ -97,8 +100,39 @@ def test_what_is_not_there_is_said(model: CLOC, samples: Samples) -> None:
         evaluate(model, samples, "referring")
     text = (Text("it", "referring", "ref 1, 0"),)
     data = Samples([replace(samples[1], regions=(Region((0, 0, 1, 1), "mug", texts=text),))])
-    with pytest.raises(UserError, match="open the data with detections=FILE"):
+    with pytest.raises(
+        UserError, match=r"nothing was detected in the 1 images: open the data with detections="
+    ):
         evaluate(model, data, "referring", DET)
+
+
+def test_a_file_of_detections_lists_every_picture(model: CLOC, tmp_path: Path) -> None:
+    """An empty list is a picture in which nothing was detected; a picture that is not listed was left out."""
+    path = write_reclip(tmp_path)
+    other = [
+        line | {"image_id": 9, "file_name": "COCO_train2014_000000000009_1.jpg"} for line in reclip_lines()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (*reclip_lines(), *other)))
+    picture_of(tmp_path, "train2014/COCO_train2014_000000000009.jpg")
+    found = tmp_path / "dets.json"
+    spec = f"reclip:{path},detections={found}"
+    found.write_text(json.dumps({"581857": [[10, 5, 20, 10]], "9": [], "7": [[1, 2, 3, 4]]}))
+    result = evaluate(model, spec, "referring", DET)
+    assert result["protocol"]["num_images_without_candidates"] == 1
+    assert result["protocol"]["left_out_by_reader"] == {"pictures of dets.json that no line names": 1}
+    found.write_text(json.dumps({"581857": [[10, 5, 20, 10]], "7": []}))
+    with pytest.raises(
+        UserError, match=r"1 entry is broken \(picture without detections: 1\).* with \[\] if not"
+    ):
+        evaluate(model, spec, "referring", DET)
+    found.write_text(json.dumps({"581857": [], "9": []}))
+    with pytest.raises(UserError, match="nothing was detected in the 2 images"):
+        evaluate(model, spec, "referring", DET)
+    found.write_text(json.dumps({"7": [[1, 2, 3, 4]]}))
+    with pytest.raises(
+        UserError, match=r"detections of 1 images, and of none of the 2 pictures, such as 581857"
+    ):
+        evaluate(model, spec, "referring", DET)
 
 
 def test_candidates_that_tie_share_a_hit(model: CLOC, samples: Samples) -> None:

@@ -119,10 +119,17 @@ def _entries(rows: Iterator[tuple[str, Any]], file: Path, problems: list[Problem
     for where, row in rows:
         try:
             name, region, size_hw, metadata = _line(as_object(row), where)
+            first = pictures.setdefault(name, ([], size_hw, metadata))
+            for what, own, other in (
+                ("height and width", size_hw, first[1]),
+                ("image_id", metadata.get("image_id"), first[2].get("image_id")),
+            ):
+                if own != other:
+                    raise FieldError(f"{name} is of {what} {own} here and {other} before", "other picture")
         except FieldError as error:
             problems.append(problem_in(error, where, file))
             continue
-        pictures.setdefault(name, ([], size_hw, metadata))[0].append(region)
+        first[0].append(region)
     for name, (regions, size_hw, metadata) in pictures.items():
         yield Entry(name, regions, (), size_hw, metadata)
 

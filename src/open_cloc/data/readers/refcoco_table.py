@@ -15,7 +15,7 @@ from typing import Any
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
 from open_cloc.data.fields import FieldError, as_box, as_id, as_text, field_of, shown
 from open_cloc.data.readers.packed import Entry, PackedDataset, of_image, picture_folders, problem_in
-from open_cloc.data.readers.referring import FOLDERS, NUMBERED, reference_of
+from open_cloc.data.readers.referring import FOLDERS, NUMBERED, reference_of, require_one_name
 from open_cloc.data.readers.rows import Row, Rows, open_rows, parts_of
 from open_cloc.errors import SampleError, UserError
 from open_cloc.files import parse_json
@@ -75,6 +75,7 @@ def open_refcoco_table(
 def _entries(rows: Rows, split: str, problems: list[Problem]) -> Iterator[Entry]:
     """A picture with a region for each expression."""
     pictures: dict[str, tuple[str, list[RawRegion]]] = {}
+    names: dict[str, str] = {}
     splits: Counter[str] = Counter()
     for number, row in enumerate(rows.scan(NAMED)):
         if isinstance(row, SampleError):
@@ -89,6 +90,7 @@ def _entries(rows: Rows, split: str, problems: list[Problem]) -> Iterator[Entry]
             box = _box(row)
             name = NUMBERED.sub("", as_text(field_of(row, "file_name"), "file_name"))
             image = as_id(field_of(row, "image_id"), "image_id")
+            require_one_name(names, image, name)
         except FieldError as error:
             problems.append(problem_in(error, f"row {number}", rows.file))
             continue
@@ -103,10 +105,12 @@ def _entries(rows: Rows, split: str, problems: list[Problem]) -> Iterator[Entry]
 def _box(row: Mapping[str, Any]) -> tuple[float, ...]:
     """A reference's box `xyxy`, as the row and its COCO annotation both have it.
 
+    The row has corners on the hub, and sides in copies: either is the annotation's box, which is `xywh`.
+
     Raises:
         FieldError: If they say different things.
     """
-    box = as_box(field_of(row, "bbox"), "bbox [x1, y1, x2, y2]")
+    box = as_box(field_of(row, "bbox"), "bbox")
     written = as_text(field_of(row, "raw_anns"), "raw_anns")
     try:
         annotation = parse_json(written.encode(), "raw_anns")
@@ -114,11 +118,12 @@ def _box(row: Mapping[str, Any]) -> tuple[float, ...]:
         raise FieldError(str(error)) from None
     if not isinstance(annotation, dict):
         raise FieldError(f"raw_anns must be an object; got {shown(annotation)}")
-    x, y, width, height = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h] of raw_anns")
-    corners = (x, y, x + width, y + height)
-    if max(abs(one - other) for one, other in zip(box, corners)) > SLACK:
+    sides = as_box(field_of(annotation, "bbox"), "bbox [x, y, w, h] of raw_anns")
+    corners = (*sides[:2], sides[0] + sides[2], sides[1] + sides[3])
+    if not any(max(abs(a - b) for a, b in zip(box, same)) <= SLACK for same in (corners, sides)):
         raise FieldError(
-            f"bbox {list(box)} and raw_anns' {list(corners)} as xyxy are different boxes", "other box"
+            f"bbox {list(box)} and raw_anns' {list(sides)} are different boxes, read as xyxy or as xywh",
+            "other box",
         )
     return corners
 

@@ -10,7 +10,14 @@ from typing import Any
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_side, as_text, field_of, shown
 from open_cloc.data.readers.packed import Entry, PackedDataset, of_image, picture_folders, problem_in
-from open_cloc.data.readers.referring import FOLDERS, Reference, reference_of, with_expressions
+from open_cloc.data.readers.referring import (
+    FOLDERS,
+    NUMBERED,
+    Reference,
+    reference_of,
+    require_one_name,
+    with_expressions,
+)
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
 
@@ -65,6 +72,7 @@ def _by_image(
         UserError: If there is no such split.
     """
     found: defaultdict[str, list[Reference]] = defaultdict(list)
+    names: dict[str, str] = {}
     splits: Counter[str] = Counter()
     for position, entry in enumerate(references):
         try:
@@ -79,7 +87,10 @@ def _by_image(
             if list(reference.boxes) == NO_TARGET:
                 left_out["expressions that mean nothing in their picture"] += len(reference.expressions)
                 continue
-            found[as_id(field_of(entry, "image_id"), "image_id")].append(reference)
+            image = as_id(field_of(entry, "image_id"), "image_id")
+            if isinstance(entry.get("file_name"), str):
+                require_one_name(names, image, NUMBERED.sub("", entry["file_name"]))
+            found[image].append(reference)
         except FieldError as error:
             problems.append(problem_in(error, f"reference at position {position}", file))
     if split and split not in splits:

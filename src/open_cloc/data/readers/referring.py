@@ -7,7 +7,8 @@ it means, of the role `referring`; its source names the reference, as one expres
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,9 @@ def open_reclip(
 ) -> PackedDataset:
     """Open a split of RefCOCO as ReCLIP's scripts have it, such as `refcoco_val.jsonl`.
 
+    A picture for which the detections have an empty list is one in which nothing was detected. One that they
+    do not list is a problem: ReCLIP's script ends there, too. Those of other splits are counted.
+
     Args:
         path: The file.
         images: Folder of COCO's train2014; beside the file unless given.
@@ -70,14 +74,24 @@ def open_reclip(
 
     Raises:
         MissingFileError: If a file or the pictures are missing.
-        UserError: If no line can be used, or the detections are no table.
+        UserError: If no line can be used, or the detections are no table, or of other pictures.
     """
-    file = Path(path)
-    problems: list[Problem] = []
+    file, problems, left_out = Path(path), list[Problem](), Counter[str]()
     found = _detections(detections)
-    entries = list(_entries(file, found, problems))
+    pictures = _pictures(file, problems)
+    if detections is not None and found is not None:
+        problems += _require_detections(pictures, found, detections)
+        left_out[f"pictures of {detections.name} that no line names"] = len(found.keys() - pictures.keys())
+    entries = [
+        Entry(
+            own.name,
+            [*with_expressions(own.boxes, own.references), *(found or {}).get(image, ())],
+            metadata=of_image(image),
+        )
+        for image, own in pictures.items()
+    ]
     folders = picture_folders(file, images, *FOLDERS)
-    return PackedDataset(file, folders, entries, problems=problems, outside=outside)
+    return PackedDataset(file, folders, entries, problems=problems, left_out=+left_out, outside=outside)
 
 
 def _detections(path: Path | None) -> dict[str, list[RawRegion]] | None:
@@ -98,23 +112,71 @@ def _detections(path: Path | None) -> dict[str, list[RawRegion]] | None:
         raise UserError(f"detections must be lists of 4 numbers by image id: {error} ({path})") from None
 
 
-def _entries(
-    file: Path, detections: Mapping[str, list[RawRegion]] | None, problems: list[Problem]
-) -> Iterator[Entry]:
-    pictures: dict[str, tuple[str, dict[str, RawRegion], list[Reference]]] = {}
+class _Picture(NamedTuple):
+    """What the lines of a picture say: its name, its boxes by their ids, and its references."""
+
+    name: str
+    boxes: dict[str, RawRegion]
+    references: list[Reference]
+
+
+def _pictures(file: Path, problems: list[Problem]) -> dict[str, _Picture]:
+    """The pictures of a file by their ids, in the order of their first lines."""
+    pictures: dict[str, _Picture] = {}
+    names: dict[str, str] = {}
     for number, row in json_lines(file, problems):
         try:
             image, name, boxes, reference = _line(as_object(row), number)
+            require_one_name(names, image, name)
+            own = pictures.setdefault(image, _Picture(name, {}, []))
+            moved = [each for each, region in boxes.items() if own.boxes.get(each, region).box != region.box]
+            if moved:
+                raise FieldError(f"annotation {moved[0]} has another box in an earlier line", "other box")
         except FieldError as error:
             problems.append(problem_in(error, f"line {number}", file))
             continue
-        known = pictures.setdefault(image, (name, {}, []))
-        known[1].update(boxes)
-        known[2].append(reference)
-    for image, (name, boxes, references) in pictures.items():
-        own = with_expressions(boxes, references)
-        detected = [] if detections is None else detections.get(image, [])
-        yield Entry(name, [*own, *detected], (), None, of_image(image))
+        own.boxes.update({each: region for each, region in boxes.items() if each not in own.boxes})
+        own.references.append(reference)
+    return pictures
+
+
+def require_one_name(names: dict[str, str], image: str, name: str) -> None:
+    """See that a picture's id stands for one file; else boxes of one would lie on the other.
+
+    Args:
+        names: By id, as said before; grows.
+        image: The id.
+        name: The file that it means here.
+
+    Raises:
+        FieldError: If it meant another before.
+    """
+    first = names.setdefault(image, name)
+    if first != name:
+        raise FieldError(f"image_id {image} means {name!r} here and {first!r} before", "other picture")
+
+
+def _require_detections(
+    pictures: Mapping[str, _Picture], detections: Mapping[str, list[RawRegion]], path: Path
+) -> list[Problem]:
+    """Pictures that a file of detections does not list: whether anything was looked for, nothing says.
+
+    Raises:
+        UserError: If it lists none of them.
+    """
+    absent = [image for image in pictures if image not in detections]
+    if len(absent) == len(pictures) > 0:
+        raise UserError(
+            f"{path} has detections of {len(detections)} images, and of none of the {len(pictures)} "
+            f"pictures, such as {absent[0]}: give those of this data set, by image_id"
+        )
+    return [
+        Problem(
+            "picture without detections",
+            f"image {image} is not in {path}; list it there, with [] if nothing was detected",
+        )
+        for image in absent
+    ]
 
 
 def _line(entry: Mapping[str, Any], number: int) -> tuple[str, str, dict[str, RawRegion], Reference]:

@@ -32,7 +32,8 @@ def referring(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     """Choose the box of each expression among its picture's candidates, by cosine; every sentence counts one.
 
     Candidates are the annotated boxes, or those of a detector where the protocol says so; a picture in which
-    nothing was detected has itself as its one candidate. A choice is right if its overlap with a box that is
+    nothing was detected has itself as its one candidate. One that the detector's file does not list is a
+    broken entry of the data set, which is not evaluated. A choice is right if its overlap with a box that is
     meant is above 0.5.
 
     Raises:
@@ -61,7 +62,10 @@ def referring(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
     if not hits:
         raise UserError(f"dataset has no referring expressions in its {len(counts)} images")
     if not num_candidates:
-        raise UserError("no candidates of a detector: open the data with detections=FILE")
+        raise UserError(
+            f"nothing was detected in the {len(counts)} images: open the data with detections=FILE of a "
+            "detector that found something there"
+        )
     images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     estimates = {
         f"acc@{IOU_THRESHOLD}": mean_over(torch.tensor(hits), images, len(counts)),
