@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from open_cloc.data import names
 from open_cloc.data.names import make_keys, resolve, root_of
 from open_cloc.errors import SampleError
 
@@ -31,6 +32,24 @@ def test_keys_are_paths_without_suffix() -> None:
     names = ["a.jpg", "sub/b.v2.jpg", "./c.png", "../up/d.webp", "e\\f.JPG", "C:\\g.png", "v1.0/0001"]
     assert make_keys(names) == ["a", "sub/b_v2", "c", "up/d", "e/f", "g", "v1_0/0001"]
     assert make_keys(["a.jpg", "a.png", "b.c.jpg", "b_c.jpg"]) == ["a_jpg", "a_png", "b_c_jpg", "b_c_jpg-2"]
+
+
+def test_keys_of_one_name_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ODVG may name a picture in 20,000 lines, which took half a minute."""
+
+    class Counted(set[str]):
+        asked = 0
+
+        def __contains__(self, key: object) -> bool:
+            Counted.asked += 1
+            return super().__contains__(key)
+
+    monkeypatch.setattr(names, "set", Counted, raising=False)
+    keys = make_keys(["a.jpg"] * 3000 + ["b-7.jpg"] + ["b.jpg"] * 3000)
+    assert keys[:3] == ["a_jpg", "a_jpg-2", "a_jpg-3"]
+    assert len(set(keys)) == 6001
+    assert 0 < Counted.asked < 4 * len(keys)
+    assert make_keys(["a", "a", "a-2", "a", "a-4"]) == ["a", "a-3", "a-2", "a-5", "a-4"]
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/hostname", "in/../../x.jpg"])

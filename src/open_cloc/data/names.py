@@ -133,8 +133,8 @@ def make_keys(names: Sequence[str]) -> list[str]:
     if len(set(wished)) == len(wished):
         return wished
     unique = {key for key, count in Counter(wished).items() if count == 1}
-    taken = set(unique)
-    return [key if key in unique else _numbered(key, taken) for key in wished]
+    taken, numbers = set(unique), Counter[str]()
+    return [key if key in unique else _numbered(key, taken, numbers) for key in wished]
 
 
 def _plain(name: str) -> str:
@@ -148,12 +148,18 @@ def _dotless(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _numbered(key: str, taken: set[str]) -> str:
-    """The first of KEY, KEY-2, KEY-3, ... that is free; it is taken then."""
-    number, own = 1, key
+def _numbered(key: str, taken: set[str], numbers: Counter[str]) -> str:
+    """The first of KEY, KEY-2, KEY-3, ... that is free; it is taken then.
+
+    Args:
+        key: As wished.
+        taken: Keys that others have; grows.
+        numbers: The last number that was tried of each key, so that a thousand of one are not tried again.
+    """
+    own = key
     while own in taken:
-        number += 1
-        own = f"{key}-{number}"
+        numbers[key] = max(2, numbers[key] + 1)
+        own = f"{key}-{numbers[key]}"
     taken.add(own)
     return own
 
