@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from open_cloc.data.readers import open_reader
-from tests.data.readers.made import lvis_document
+from open_cloc.data.readers import guess_spec, open_reader
+from tests.data.readers.made import lvis_document, write_lvis
 
 
 @pytest.mark.parametrize("split_folders", [False, True])
@@ -49,3 +49,17 @@ def test_one_name_in_two_parts_is_two_pictures(tmp_path: Path) -> None:
     (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
     dataset: Any = open_reader(f"lvis:{tmp_path}")
     assert [dataset[i].image.parent.name for i in range(2)] == ["val2017", "train2017"]
+
+
+def test_a_bare_file_whose_pictures_come_first_is_lvis(tmp_path: Path) -> None:
+    """Its pictures have lists `neg_category_ids`, which FG-OVD's boxes have, too."""
+    path = write_lvis(tmp_path)
+    document = lvis_document()
+    for image in document["images"]:
+        image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    path.write_text(json.dumps(document))
+    assert guess_spec(str(path)) == f"lvis:{path}"
+    one = document["annotations"][0]
+    one |= {"segmentation": {"counts": "a", "size": [50, 100]}, "neg_category_ids": [2]}
+    path.write_text(json.dumps(document))
+    assert guess_spec(str(path)) == f"fg_ovd:{path}"

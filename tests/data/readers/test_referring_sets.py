@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,37 @@ def test_a_picture_without_a_number_behind_its_name(tmp_path: Path) -> None:
 
 def test_a_bare_pickle_is_pointed_to_conversion(tmp_path: Path) -> None:
     path = write_refcoco(tmp_path) / "refs(unc).p"
-    with pytest.raises(UserError, match="RefCOCO's is read by open-cloc data convert refcoco:"):
+    told = (
+        f"is a pickle: make shards of it by open-cloc data convert refcoco:{path} FOLDER, and look at these"
+    )
+    with pytest.raises(UserError, match=re.escape(told)):
         open_reader(str(path))
+    with pytest.raises(UserError, match=r"RefCOCO's is read by open-cloc data convert refcoco:"):
+        open_reader(str(path.rename(tmp_path / "other.p")))
+
+
+def test_a_bare_folder_of_references_is_not_taken_for_its_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "refcoco").mkdir()
+    folder = write_refcoco(tmp_path / "refcoco")
+    assert guess_spec(f"{folder},split=val") == f"refcoco:{folder},split=val"
+    with pytest.raises(UserError, match="make shards of it by open-cloc data convert refcoco:"):
+        open_reader(str(folder))
+    assert main(["data", "convert", f"{folder},split=val", str(tmp_path / "shards")]) == 0
+    assert "as refcoco" in capsys.readouterr().err
+    assert meant(samples(open_reader(f"shards:{tmp_path / 'shards'}"))[0]) == {"the lady": [BOX, OTHER]}
+    with pytest.raises(UserError, match=f"give one of refcoco:{folder}"):
+        guess_spec(str(tmp_path))
+    (tmp_path / "grefcoco").mkdir()
+    path = write_grefcoco(tmp_path / "grefcoco")
+    told = f"give one of grefcoco:{path}, or coco:{path.parent} for its boxes alone"
+    with pytest.raises(UserError, match=re.escape(told)):
+        guess_spec(str(path.parent))
+    (tmp_path / "mdetr").mkdir()
+    path = write_mdetr(tmp_path / "mdetr")
+    with pytest.raises(UserError, match=f"give one of mdetr:{path}, or coco:"):
+        guess_spec(str(path.parent))
 
 
 def test_reclip_with_detections(tmp_path: Path) -> None:

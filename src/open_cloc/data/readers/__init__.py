@@ -70,7 +70,9 @@ MOST_IN_FOLDER = 20
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 TABLE = "table"
 PICKLES = (".p", ".pkl", ".pickle")
+OF_COCO = {"coco", "lvis"}
 LAST = "folder"  # asked when no other format is recognised: their folders hold pictures as well
+WITH_FILES = {LAST, *OF_COCO}  # beside their own, a folder may hold a file of another format, of `OF_FILES`
 
 
 def open_reader(spec: str, converting: bool = False) -> SampleDataset:
@@ -89,9 +91,13 @@ def open_reader(spec: str, converting: bool = False) -> SampleDataset:
         MissingFileError: If the path does not exist.
     """
     readers = READERS | CONVERTED
-    kind, path, options = parse_spec(guess_spec(spec), readers)
+    named = guess_spec(spec)
+    kind, path, options = parse_spec(named, readers)
     if kind in CONVERTED and not converting:
-        raise UserError(f"{kind} is a pickle: make shards of it by open-cloc data convert {spec} FOLDER")
+        raise UserError(
+            f"{kind} is a pickle: make shards of it by open-cloc data convert {named} FOLDER, and look at "
+            "these"
+        )
     turn = exif_option(options.pop("exif", "keep"), spec)
     dataset = call_with_options(lookup(readers, kind, "reader"), path, options=options, where=spec)
     return Upright(dataset) if turn else dataset
@@ -116,11 +122,12 @@ def guess_spec(text: str) -> str:
     if below:
         alone = f", or {LAST}:{path} for its pictures alone" if found else ""
         raise UserError(f"{named!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
-    inside = _files_in(Path(path)) if found == [LAST] else []
+    inside = _files_in(Path(path)) if found and set(found) <= WITH_FILES else []
     if inside:
+        part = "the pictures" if found == [LAST] else "its boxes"
         raise UserError(
-            f"{named!r} holds what describes its pictures; give one of {', '.join(inside)}, or {LAST}:{path} "
-            "for the pictures alone"
+            f"{named!r} holds what describes its pictures; give one of {', '.join(inside)}, or "
+            f"{found[0]}:{path} for {part} alone"
         )
     splits = _splits_in(Path(path)) if found == [LAST] else []
     if len(splits) > 1:
@@ -135,9 +142,9 @@ def guess_spec(text: str) -> str:
 
 def _formats(path: str) -> list[str]:
     """The formats of what lies at a path; a folder of pictures is none."""
-    found = [name for name in READERS if name != LAST and _recogniser(name)(path)]
-    # A file that is of a certain data set is often a table, or COCO's form, as well.
-    general = {TABLE} | ({"coco"} if {"objects365", "mdetr", "fg_ovd"} & set(found) else set())
+    found = [name for name in (*READERS, *CONVERTED) if name != LAST and _recogniser(name)(path)]
+    # What is of a certain data set is often a table, or COCO's or LVIS's form, as well.
+    general = {TABLE} | (OF_COCO if {"objects365", "mdetr", "fg_ovd", *CONVERTED} & set(found) else set())
     return [name for name in found if name not in general] if len(found) > 1 else found
 
 
@@ -194,4 +201,4 @@ def _all_parts(table: Path) -> str:
 
 def _recogniser(name: str) -> Callable[[str], bool]:
     """The function of a reader's module that knows its format when it sees it."""
-    return importlib.import_module(READERS[name].partition(":")[0]).recognises
+    return importlib.import_module((READERS | CONVERTED)[name].partition(":")[0]).recognises

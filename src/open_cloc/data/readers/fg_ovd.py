@@ -14,6 +14,7 @@ from typing import Any
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_id, as_text, field_of, shown
 from open_cloc.data.readers.packed import (
+    HEAD,
     Entry,
     PackedDataset,
     as_object,
@@ -30,13 +31,24 @@ from open_cloc.samples import Text
 FOLDERS = ("coco", "images", "coco2017")
 SOURCE, NEGATIVE = "fg_ovd", "negative"
 COCO_FORM = (re.compile(rb'"neg_category_ids"\s*:'),)
+INNER = re.compile(rb":\s*\{[^{}]*\}")
 FORM = (re.compile(rb'"pos_expression"\s*:'), re.compile(rb'"neg_expression"\s*:'))
 
 
 def recognises(text: str) -> bool:
     """Whether this is a file of boxes with sentences that are right and wrong."""
     file = Path(text)
-    return looks_like(file, (".jsonl", ".json"), FORM) or looks_like(file, (".json",), COCO_FORM)
+    return looks_like(file, (".jsonl", ".json"), FORM) or (
+        looks_like(file, (".json",), COCO_FORM) and _holds_wrong_sentences(file)
+    )
+
+
+def _holds_wrong_sentences(file: Path) -> bool:
+    """Whether boxes have `neg_category_ids`; LVIS's pictures have a list of that name, too."""
+    with file.open("rb") as stream:
+        flat = INNER.sub(b":0", stream.read(HEAD))  # run lengths stand inside of an annotation
+    objects = (part.rpartition(b"{")[2] for part in flat.split(b"}"))
+    return any(b'"bbox"' in one and b'"neg_category_ids"' in one for one in objects)
 
 
 def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:

@@ -11,6 +11,14 @@ from open_cloc.data.pickled import read_plain_pickle
 from open_cloc.data.readers.packed import PackedDataset, file_in
 from open_cloc.data.readers.references import boxes_beside, dataset_of
 
+REFERENCES = "refs(*).p"
+
+
+def recognises(text: str) -> bool:
+    """Whether this is a folder of references, beside which their boxes lie as COCO's JSON, or such a file."""
+    path = Path(text)
+    return path.is_file() if path.match(REFERENCES) else next(path.glob(REFERENCES), None) is not None
+
 
 def open_refcoco(
     path: str, split: str = "", images: Path | None = None, outside: bool = False
@@ -27,6 +35,6 @@ def open_refcoco(
         MissingFileError: If a file or the pictures are missing.
         UserError: If the pickle would run code or is none of references, or has no such split.
     """
-    file = file_in(Path(path), sorted(Path(path).glob("refs(*).p")), "refs(...).p")
+    file = file_in(Path(path), sorted(Path(path).glob(REFERENCES)), "refs(...).p")
     boxes_beside(file)
     return dataset_of(file, read_plain_pickle(file), split, images, outside)
