@@ -65,17 +65,29 @@ def test_sizes_that_are_none_are_counted_and_the_pictures_taken(tmp_path: Path) 
     assert dataset[0].regions[0].box == pytest.approx(BOX)
 
 
-def test_a_box_that_leaves_its_picture_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [True, False])
+def test_boxes_that_leave_their_picture_are_clipped(tmp_path: Path, sizes: bool) -> None:
     path = write_genome(tmp_path)
+    if not sizes:
+        (tmp_path / "image_data.json").unlink()
     document = json.loads(path.read_text())
-    document[1]["regions"][0] |= {"x": 95}
+    own = document[1]["regions"]
+    own[0] |= {"x": 95}
+    own += [own[0] | {"x": -10, "y": 45, "region_id": 11}, own[0] | {"x": 10, "y": 5, "region_id": 12}]
     document[0]["regions"].append({"region_id": 7, "x": 1, "y": 2, "width": 3, "phrase": "no height"})
     path.write_text(json.dumps(document))
-    dataset = open_reader(f"visual_genome:{path}")
-    with pytest.raises(SampleError, match=r"outside.*region 9"):
-        dataset[1]
+    dataset: Any = open_reader(f"visual_genome:{path}")
+    assert [region.box for region in dataset[1].regions] == [
+        pytest.approx(box) for box in ((0.95, 0.1, 1.0, 0.3), (0.0, 0.9, 0.1, 1.0), BOX)
+    ]
+    assert dataset.left_out == {"boxes that left the picture, clipped": 2}
     with pytest.raises(SampleError, match="region of image 1: 'height' is missing"):
         dataset[0]
+    for odd in ({"x": 105}, {"x": 5, "width": float("inf")}):  # nothing of it is in the picture; no number
+        own[0] |= odd
+        path.write_text(json.dumps(document))
+        with pytest.raises(SampleError, match=r"(outside|finite).*region 9"):
+            open_reader(f"visual_genome:{path}")[1]
 
 
 def test_flickr30k_entities(tmp_path: Path) -> None:

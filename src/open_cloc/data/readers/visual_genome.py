@@ -6,14 +6,17 @@ Pictures are `ID.jpg` in `VG_100K` and `VG_100K_2`. The two files name a box's s
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_id, as_side, as_text, field_of, shown
+from open_cloc.data.names import find, resolve
 from open_cloc.data.readers.files import is_regular
 from open_cloc.data.readers.packed import (
     Entry,
@@ -23,8 +26,9 @@ from open_cloc.data.readers.packed import (
     picture_folders,
     problem_in,
 )
-from open_cloc.errors import UserError
+from open_cloc.errors import SampleError, UserError
 from open_cloc.files import read_json
+from open_cloc.pictures import read_header
 
 REGIONS, OBJECTS, SIZES = "region_descriptions.json", "objects.json", "image_data.json"
 FOLDERS = ("VG_100K", "VG_100K_2", "images")
@@ -53,6 +57,9 @@ def _is_genome(file: Path) -> bool:
 def open_visual_genome(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:
     """Open regions or objects of Visual Genome.
 
+    Boxes that leave their picture are many here; they are clipped, as who uses these data does, and counted.
+    Where `image_data.json` is not beside the file, every picture is opened for its size.
+
     Args:
         path: One of the two files, or a folder that holds one of them.
         images: Folder of the pictures, or of `VG_100K` and `VG_100K_2`; beside the file unless given.
@@ -72,7 +79,42 @@ def open_visual_genome(path: str, images: Path | None = None, outside: bool = Fa
     sizes = _sizes_beside(file, left_out)
     entries = list(_entries(document, file, sizes, problems, left_out))
     folders = picture_folders(file, images, *FOLDERS)
-    return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
+    clipped = [
+        _clipped(entry, entry.size_hw or _measured(entry, folders, outside), left_out) for entry in entries
+    ]
+    return PackedDataset(file, folders, clipped, problems=problems, left_out=left_out, outside=outside)
+
+
+def _measured(entry: Entry, folders: Sequence[Path], outside: bool) -> tuple[int, int] | None:
+    """(height, width) of an entry's picture; None where its boxes do not need it, or nobody can say it.
+
+    A picture that EXIF turns has two sizes, and which of them boxes were drawn on depends on `exif=`.
+    """
+    place = next((place for place in folders if entry.regions and find(place, entry.name)), None)
+    if place is None:
+        return None
+    try:
+        header = read_header(resolve(place, entry.name, outside=outside))
+    except SampleError:  # told with the sample
+        return None
+    return header.size_hw if header.orientation == 1 else None
+
+
+def _clipped(entry: Entry, size_hw: tuple[int, int] | None, left_out: Counter[str]) -> Entry:
+    """An entry with its boxes cut off at the picture's edges; one that is all outside stays, and is wrong."""
+    if size_hw is None:
+        return entry
+    regions = []
+    for region in entry.regions:
+        x, y, width, height = region.box
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + width, size_hw[1]), min(y + height, size_hw[0])
+        is_whole = (left, top, right, bottom) == (x, y, x + width, y + height)
+        if not is_whole and right > left and bottom > top and all(map(math.isfinite, region.box)):
+            left_out["boxes that left the picture, clipped"] += 1
+            region = replace(region, box=(left, top, right - left, bottom - top))
+        regions.append(region)
+    return entry._replace(regions=regions)
 
 
 def _sizes_beside(file: Path, left_out: Counter[str]) -> dict[str, tuple[int, int]]:
