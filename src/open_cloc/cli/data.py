@@ -17,7 +17,7 @@ from open_cloc.cli.screen import say
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.bad_samples import BadSample, BadSamples, listed, problem_of, read_usable, tell_opening
 from open_cloc.data.check import check_dataset, format_report
-from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.readers import CONVERTED, guess_spec, open_reader
 from open_cloc.data.shards.convert import convert_dataset
 from open_cloc.draw import check_output, contact_sheet, write_picture
 from open_cloc.errors import UserError
@@ -57,7 +57,8 @@ def convert(
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"--max-bad-fraction must be in [0, 1]; got {max_bad_fraction}")
     dataset = open_source(source, converting=True)
-    tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out")
+    is_checked = guess_spec(source).partition(":")[0] not in CONVERTED
+    tell_opening(dataset, source, max_bad_fraction, "--max-bad-fraction leaves them out", is_checked)
     with _progress(len(dataset), "images") as bar:
         count, causes = convert_dataset(
             dataset,

@@ -181,6 +181,7 @@ def tell_opening(
     where: str,
     max_bad_fraction: float | None = None,
     advice: str = "max_bad_fraction leaves them out",
+    is_checked: bool = True,
 ) -> None:
     """Say once what a reader left out and what was wrong with entries that belong to no sample.
 
@@ -189,13 +190,14 @@ def tell_opening(
         where: What the user called it.
         max_bad_fraction: Largest share of such entries among the samples; None where they are only told.
         advice: What to say of this limit.
+        is_checked: `data check` opens the data set as well, and lists them.
 
     Raises:
         UserError: If there are more of them.
     """
     if isinstance(dataset, Mixture):
         for number, source in enumerate(dataset.sources):
-            tell_opening(source, f"{where}, data set {number}", max_bad_fraction, advice)
+            tell_opening(source, f"{where}, data set {number}", max_bad_fraction, advice, is_checked)
         return
     where = without_secrets(where)
     left_out: Mapping[str, int] = getattr(dataset, "left_out", {})
@@ -212,7 +214,8 @@ def tell_opening(
     message = f"{where}: {broken} broken ({causes}){cost}; the first one: {problems[0].message}"
     num_bad = max(len(problems), lost)
     if max_bad_fraction is not None and num_bad > max_bad_fraction * max(len(dataset), MIN_TRIED):
-        raise UserError(f"{message}; `open-cloc data check` lists all, {advice}")
+        listing = "`open-cloc data check` lists all, " if is_checked else ""
+        raise UserError(f"{message}; {listing}{advice}")
     logger.warning("%s", message)
 
 

@@ -190,6 +190,20 @@ def _config() -> Any:
     return EvaluationConfig()
 
 
+def test_what_only_convert_opens_is_not_sent_to_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_refcoco(tmp_path)
+    references = pickle.loads((folder / "refs(unc).p").read_bytes())
+    references[0]["ann_id"] = 99
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(references, 2))
+    assert main(["data", "convert", f"refcoco:{folder}", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "no annotation 99" in told
+    assert "--max-bad-fraction leaves them out" in told
+    assert "data check" not in told
+
+
 def test_refcoco_splits_and_files(tmp_path: Path) -> None:
     folder = write_refcoco(tmp_path)
     whole: Any = open_reader(f"refcoco:{folder}", converting=True)
