@@ -216,7 +216,7 @@ def test_what_may_be_left_out_is_counted(model: CLOC, tmp_path: Path) -> None:
     (path.parent / "rest.json").write_text(json.dumps(coco_document(images=images[:2], annotations=rows[:2])))
     rest = evaluate(model, f"coco:{path.parent / 'rest.json'}", "region_retrieval")
     assert found["metrics"] == rest["metrics"]
-    with pytest.raises(UserError, match="past max_bad_fraction=0.01"):
+    with pytest.raises(UserError, match=r"past max_bad_fraction=0\.01"):
         evaluate(model, f"coco:{path}", "region_retrieval", max_bad_fraction=0.01)
     with pytest.raises(UserError, match=r"must be in \[0, 1\]"):
         evaluate(model, f"coco:{path}", "region_retrieval", max_bad_fraction=7)

@@ -129,7 +129,7 @@ def test_urban1k_of_odd_names(tmp_path: Path) -> None:
 def test_an_evaluation_needs_every_pair(tmp_path: Path, part: str) -> None:
     folder = write_urban1k(tmp_path)
     (folder / part).unlink()
-    with pytest.raises(UserError, match=r"1 entry is broken .*an evaluation leaves nothing out"):
+    with pytest.raises(UserError, match=r"1 entry is broken .*max_bad_fraction leaves them out"):
         evaluate(None, f"urban1k:{folder}", "zeroshot-retrieval", method="whole")
     assert main(["data", "convert", f"urban1k:{folder}", str(tmp_path / "out")]) == 2
     allowed = ["--max-bad-fraction", "0.5"]
