@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,3 +120,9 @@ def test_unknown_kinds_are_named() -> None:
         prompter.embed(image_of(prompter), {"scent": GIVEN["box"]})
     with pytest.raises(ValueError, match="no prompts"):
         prompter.embed(image_of(prompter), {})
+
+
+@every_kind
+def test_the_page_of_the_model_names_it(kind: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "model.md"
+    assert f"| `{kind}` |" in page.read_text(encoding="utf-8").partition("## Prompts")[2]

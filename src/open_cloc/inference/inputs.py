@@ -5,15 +5,19 @@ Shapes: H W pixels of the picture, R regions.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor
 
 from open_cloc.boxes import convert_boxes, denormalize_boxes, normalize_boxes, validate_boxes_px
 from open_cloc.errors import UserError
+from open_cloc.pictures import by_decoder, read_file
 
 
 def boxes_of_picture(
@@ -77,6 +81,40 @@ def masks_of_picture(masks: ArrayLike, size_hw: tuple[int, int]) -> np.ndarray:
     if empty.any():
         raise UserError(f"masks must cover something; got an empty one in row {int(empty.argmax())}")
     return array
+
+
+def read_mask(file: Path, size_hw: tuple[int, int]) -> np.ndarray:
+    """A mask that was kept as a picture: what is not black belongs to it.
+
+    Args:
+        file: PNG, TIFF or BMP, which keep what they are given; grey, of numbers, or of colours.
+        size_hw: (height, width) of the picture that it is of.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        MissingPictureError: If the file is not there.
+        UserError: If it is no such picture, is partly transparent, of another size, or all black.
+    """
+    what = f"mask {file}"
+    mask = by_decoder(_not_black, read_file(file, "mask"), file, "mask")
+    if mask.shape != tuple(size_hw):
+        (height, width), (own_height, own_width) = size_hw, mask.shape
+        raise UserError(
+            f"{what} must be as large as the picture, {width} x {height}; got {own_width} x {own_height}"
+        )
+    if not mask.any():
+        raise UserError(f"{what} must cover something; it is all black")
+    return mask
+
+
+def _not_black(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "TIFF", "BMP")) as picture:
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            raise UserError("it is partly transparent; a mask must be black and another colour")
+        values = np.array(picture)
+    return np.asarray(values.reshape(*values.shape[:2], -1).any(2))
 
 
 def points_of_picture(points: ArrayLike, size_hw: tuple[int, int], normalized: bool) -> np.ndarray:
