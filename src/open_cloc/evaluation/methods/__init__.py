@@ -24,6 +24,7 @@ METHODS = {
     "crop": "open_cloc.evaluation.methods.crop:open_crop",
     "blur": "open_cloc.evaluation.methods.blur:open_blur",
     "whole": "open_cloc.evaluation.methods.whole:open_whole",
+    "sum": "open_cloc.evaluation.methods.summed:open_sum",
     "hf_clip": "open_cloc.evaluation.methods.hf_clip:open_hf_clip",
     "fgclip": "open_cloc.evaluation.methods.fgclip:open_fgclip",
     "tipsv2": "open_cloc.evaluation.methods.tipsv2:open_tipsv2",
