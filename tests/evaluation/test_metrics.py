@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from open_cloc.errors import UserError
 from open_cloc.evaluation.intervals import Estimate
@@ -174,3 +175,15 @@ def test_features_that_are_no_numbers_have_no_accuracy(value: float, which: int)
     ):
         with pytest.raises(UserError, match=rf"must be finite; got {value} in row 4 of 6"):
             call()
+
+
+def test_the_last_of_a_tie_may_win() -> None:
+    """As in FG-CLIP's scripts, which read a stable argsort from its end."""
+    rng = np.random.default_rng(0)
+    queries = F.normalize(torch.tensor(rng.normal(size=(40, 3)), dtype=torch.float32), dim=-1)
+    gallery = queries[rng.integers(0, 5, 40)]  # five distinct entries, each several times
+    labels = torch.arange(40)
+    found = find_ranks(queries, gallery, labels, labels, last_wins=True).hits(1)
+    order = (queries @ gallery.T).argsort(dim=1, stable=True)
+    assert found.tolist() == [float(order[row, -1] == row) for row in range(40)]
+    assert found.sum() != find_ranks(queries, gallery, labels, labels).hits(1).sum()

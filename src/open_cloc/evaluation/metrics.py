@@ -18,6 +18,7 @@ SCORES_AT_ONCE = 2**24
 
 # What a protocol says of entries that are exactly as near.
 TIES = "in random order: the expected recall"
+TIES_LAST = "the last of those that tie, as a sort in rising order puts it at its end"
 TIES_SHARE = "the mean of those that tie"
 
 
@@ -126,6 +127,7 @@ def find_ranks(
     *,
     copies: Tensor | None = None,
     own_copy: bool = False,
+    last_wins: bool = False,
 ) -> Ranks:
     """Rank a gallery for each query; an entry of the same label is right.
 
@@ -136,6 +138,8 @@ def find_ranks(
         gallery_labels: (G,) int.
         copies: (G,) how often each entry stands in the gallery; once unless told.
         own_copy: Of the copies of an entry only one is right.
+        last_wins: Of entries that are exactly as similar the last of the gallery stands first, as a sort in
+            rising order that is read from its end has it; else their order is random.
 
     Raises:
         UserError: If features are not finite.
@@ -150,7 +154,13 @@ def find_ranks(
         best = scores.where(is_right, -torch.inf).amax(1, keepdim=True)
         ties = scores == best
         right = (ties & is_right).float() @ (torch.ones_like(counts) if own_copy else counts)
-        found.append(((scores > best).float() @ counts, ties.float() @ counts, right))
+        above, tied = (scores > best).float() @ counts, ties.float() @ counts
+        if last_wins:
+            numbers = torch.arange(len(gallery))
+            last = torch.where(ties & is_right, numbers, -1).amax(1, keepdim=True)
+            above = above + (ties & (numbers > last)).float() @ counts
+            tied, right = torch.ones_like(tied), torch.ones_like(right)
+        found.append((above, tied, right))
     return Ranks(*(torch.cat(parts) for parts in zip(*found)))
 
 

@@ -61,7 +61,8 @@ class Protocol:
         duplicates: How region retrieval reads texts that repeat; see `EvaluationConfig`.
         recall_k: The K of recall@K; empty takes the task's own.
         candidates: Among which boxes an expression chooses: the `annotated` ones, or `detected` ones.
-        ties: What a right answer counts among others that are exactly as near: its `share`, or a `hit`.
+        ties: What a right answer counts among others that are exactly as near: its `share`, a `hit`, or a hit
+            if it is the `last` of them.
         roi_size: Bins a side that RoIAlign pools a box to.
         several_boxes: Which box of a phrase that has several an answer must be near: `any` of them, or the
             one around all, `merged`.
@@ -80,7 +81,7 @@ class Protocol:
     duplicates: Duplicates = "own"
     recall_k: tuple[int, ...] = ()
     candidates: Literal["annotated", "detected"] = "annotated"
-    ties: Literal["share", "hit"] = "share"
+    ties: Literal["share", "hit", "last"] = "share"
     roi_size: int = ROI_SIZE
     several_boxes: Literal["any", "merged"] = "any"
     mentions: bool = False
@@ -142,6 +143,7 @@ PROTOCOLS = {
             {"zeroshot_retrieval": "text_retrieval_recall@1"},
             lower_case=True,
             recall_k=(1,),
+            ties="last",
             skips="nothing; ShareGPT4V-1k is the first 1,000 entries, sharegpt4v:FILE,first=1000",
         ),
         Protocol(

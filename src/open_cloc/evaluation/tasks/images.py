@@ -15,6 +15,7 @@ from open_cloc.evaluation.collect import collect_images
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.metrics import (
     TIES,
+    TIES_LAST,
     classification_estimates,
     find_ranks,
     rank_classes,
@@ -79,13 +80,14 @@ def zeroshot_retrieval(method: Method, dataset: SampleDataset, config: Evaluatio
     image_labels = torch.arange(num_images)
     features = features[np.unique(pictures, return_index=True)[1]]
     ks = config.rules.recall_k or (1, 5, 10)
-    to_image = find_ranks(text_features, features, text_labels, image_labels)
-    to_text = find_ranks(features, text_features, image_labels, text_labels)
+    last = config.rules.ties == "last"
+    to_image = find_ranks(text_features, features, text_labels, image_labels, last_wins=last)
+    to_text = find_ranks(features, text_features, image_labels, text_labels, last_wins=last)
     estimates = recall_estimates("image_retrieval", to_image, ks, text_labels, num_images)
     estimates |= recall_estimates("text_retrieval", to_text, ks, image_labels, num_images)
     protocol = {
         "hits": "a caption's own image; any of an image's own captions",
-        "ties": TIES,
+        "ties": TIES_LAST if last else TIES,
         "equal_pictures": "one image with the captions of all",
         "num_samples": len(samples),
         "num_images": num_images,
