@@ -26,6 +26,7 @@ from open_cloc.evaluation.protocols import PROTOCOLS
 from open_cloc.evaluation.run import evaluate
 from open_cloc.model.cloc import CLOC
 from open_cloc.texts import TextCleaning
+from tests.data.readers.made import write_lvis
 from tests.evaluation.tiny_data import NAMES, Samples, method_for, suited
 
 TASK = "zeroshot_region_classification"
@@ -225,3 +226,11 @@ def test_a_result_holds_no_rule_that_was_not_followed(model: CLOC, samples: Samp
     assert (rules["templates"], rules["recall_k"], rules["duplicates"]) == (["{}"], [3], "any")
     plain = evaluate(model, samples, "region_health", config)["protocol"]["rules"]
     assert (plain["templates"], plain["recall_k"], plain["duplicates"]) == (["{}"], [], "own")
+
+
+def test_what_the_script_would_have_skipped_is_counted(tmp_path: Path) -> None:
+    """LVIS's val pictures lie in two folders of COCO, of which FG-CLIP's script is given one."""
+    found = evaluate(Seen(), f"lvis:{write_lvis(tmp_path)}", TASK, EvaluationConfig(protocol="fgclip"))
+    assert found["protocol"]["num_regions"] == 2
+    assert found["protocol"]["num_regions_that_the_script_skips"] == 1
+    assert "num_regions_that_the_script_skips" not in evaluate(Seen(), f"lvis:{tmp_path}", TASK)["protocol"]

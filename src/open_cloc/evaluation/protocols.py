@@ -69,6 +69,8 @@ class Protocol:
         mentions: Each mention of a phrase in a sentence is asked for; data that do not tell them are refused.
         dense: How segmentation names places.
         skips: What the script leaves out without a word, and we do not.
+        folder: In which alone the script looks for pictures that name a folder: regions of others are counted
+            as what it would have skipped. Empty where it looks everywhere.
     """
 
     name: str = ""
@@ -87,6 +89,7 @@ class Protocol:
     mentions: bool = False
     dense: DenseRules = DenseRules()
     skips: str = ""
+    folder: str = ""
 
     def texts_of(self, name: str) -> list[str]:
         """A class name in each of the templates."""
@@ -129,6 +132,7 @@ PROTOCOLS = {
             crowds=True,
             roi_size=1,
             skips="boxes on which the script raises, and pictures that are not in its one folder",
+            folder="val2017",
         ),
         Protocol(
             "fgclip-fgovd",

@@ -113,12 +113,24 @@ def evaluate(
     common = common_protocol(config.rules, described, opened.cleaning, data, config.batch_size)
     said = {"dataset": named, "model": name, "pretrained": pretrained or origin, "task": task_name(task)}
     said |= {**_numbers(result, opened if draws else None), "language": language}
-    return hide_secrets(said | {"protocol": common | opened.seen() | _left_out(data) | result.protocol})
+    return hide_secrets(
+        said
+        | {"protocol": common | opened.seen() | _left_out(data) | _skipped(opened, config) | result.protocol}
+    )
 
 
 def _as_read(task: str, config: EvaluationConfig) -> EvaluationConfig:
     """A config without what the task does not read: the result would hold rules that were not followed."""
     return replace(config, **{option: getattr(DEFAULT, option) for option in unread(task, config)})
+
+
+def _skipped(opened: CheckedMethod, config: EvaluationConfig) -> dict[str, int]:
+    """What the protocol's script would have left out without a word, where it leaves out folders."""
+    folder = config.rules.folder
+    if not folder:
+        return {}
+    others = [count for name, count in opened.folders.items() if name and name != folder]
+    return {"num_regions_that_the_script_skips": sum(others)}
 
 
 def _numbers(result: TaskResult, compared: CheckedMethod | None) -> dict[str, Any]:
