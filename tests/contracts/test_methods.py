@@ -26,7 +26,7 @@ PHRASES: list[list[str]] = [["a red dog", "two cats"], []]
 # Methods that bring their own model, and the fixture that makes its folder.
 # Methods that know regions by their outlines, which the data must have.
 BY_OUTLINE = ("mask_pool",)
-OWN_MODELS = {"hf_clip": "hf_clip", "fgclip": "fgclip", "tipsv2": "tipsv2", "owlv2": "owlv2"}
+OWN_MODELS = {"hf_clip": "hf_clip", "tipsv2": "tipsv2", "owlv2": "owlv2"}
 
 
 @pytest.fixture(params=METHODS)
@@ -108,11 +108,15 @@ def test_a_method_that_grounds_gives_boxes_of_the_picture(
     if not isinstance(method, GroundingMethod):
         pytest.skip("finds no boxes")
     assert method.describe_grounding()["method"] in METHODS
-    boxes, scores, _ = method.ground(batch_of(method, samples), PHRASES)
+    boxes, scores, further = method.ground(batch_of(method, samples), PHRASES)
     assert boxes.shape == (2, 4)
     assert ((boxes >= -1e-6) & (boxes <= 1 + 1e-6)).all()
     assert (boxes[:, 2:] >= boxes[:, :2]).all()
     assert scores.shape == (2,)
     assert (scores.abs() <= 1 + 1e-6).all()
+    if further is not None:
+        assert (further.shape[0], further.shape[2]) == (2, 4)
+        known = further[~further.isnan().any(-1)]
+        assert ((known >= -1e-6) & (known <= 1 + 1e-6)).all()
     nothing = method.ground(batch_of(method, samples[1:]), [[]])
     assert (nothing.boxes.shape, nothing.scores.shape) == ((0, 4), (0,))

@@ -107,6 +107,9 @@ def test_it_runs_every_task_that_needs_no_boxes_found(hf_clip: Path, samples: Sa
         assert result["protocol"]["processor"]["crop_size"] == {"height": 32, "width": 32}
     with pytest.raises(UserError, match="method hf_clip finds no boxes by itself"):
         evaluate(None, samples, "grounding", method=f"hf_clip:{hf_clip}", device="cpu")
+    among = EvaluationConfig(proposals="grid:6")
+    result = evaluate(None, samples, "grounding", among, method=f"hf_clip:{hf_clip}", device="cpu")
+    assert result["metrics"]["recall@10"] >= result["metrics"]["recall@1"]
 
 
 def test_bf16(hf_clip: Path) -> None:

@@ -120,7 +120,7 @@ def grounding(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         "num_images": judged.num_images,
         "num_regions": judged.num_regions,
         "num_phrases": len(judged.texts),
-        "num_mentions": judged.num_mentions,
+        **({"num_mentions": judged.num_mentions} if judged.num_mentions else {}),
     }
     estimates = _estimates(judged, config)
     for name, mask in group_masks(method, judged.texts, config).items():
