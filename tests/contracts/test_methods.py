@@ -26,7 +26,7 @@ PHRASES: list[list[str]] = [["a red dog", "two cats"], []]
 # Methods that bring their own model, and the fixture that makes its folder.
 # Methods that know regions by their outlines, which the data must have.
 BY_OUTLINE = ("mask_pool",)
-OWN_MODELS = {"hf_clip": "hf_clip", "tipsv2": "tipsv2", "owlv2": "owlv2"}
+OWN_MODELS = {"hf_clip": "hf_clip", "fgclip": "fgclip", "tipsv2": "tipsv2", "owlv2": "owlv2"}
 
 
 @pytest.fixture(params=METHODS)
