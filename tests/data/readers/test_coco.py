@@ -21,7 +21,7 @@ from open_cloc.data.shards.region_json import parse_sample
 from open_cloc.data.shards.write import Storage, encode_sample
 from open_cloc.errors import SampleError, UserError
 from open_cloc.masks import Mask
-from tests.data.readers.made import annotation, coco_document, write_coco
+from tests.data.readers.made import annotation, coco_document, write_coco, write_panoptic, write_yolo
 
 COCO128 = Path(__file__).resolve().parents[4] / "shared/data/coco128"
 
@@ -524,3 +524,23 @@ def test_a_broken_caption_costs_itself(tmp_path: Path) -> None:
     captions.write_text(json.dumps({"annotations": entries[1:]}))
     with pytest.raises(ValueError, match=r"no caption can be used; the first: .*must be text; got null"):
         open_reader(f"coco:{tmp_path / 'instances_tiny.json'},captions={captions}")
+
+
+def test_categories_of_one_name_are_one_class_which_is_said(tmp_path: Path) -> None:
+    """Roboflow writes a category 0 that may bear the name of a class; LVIS's lose their underscores."""
+    names = ("red_mug", "person", "red_mug")
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    dataset: Any = open_reader(f"coco:{write_coco(tmp_path, coco_document(categories=categories))}")
+    assert dataset.left_out == {"categories with the name of another, read as one": 1}
+    assert dataset.class_names == names
+    (tmp_path / "yolo").mkdir()
+    config = write_yolo(tmp_path / "yolo", {"a": ["0 .5 .5 1 1"]})
+    config.write_text("train: images/train\nnames: [mug, cat, mug, cat]\n")
+    yolo: Any = open_reader(f"yolo:{config}")
+    assert yolo.left_out == {"categories with the name of another, read as one": 2}
+    path = write_panoptic(tmp_path)
+    document = json.loads(path.read_text())
+    document["categories"].append({"id": 3, "name": "banner", "isthing": 0})
+    path.write_text(json.dumps(document))
+    panoptic: Any = open_reader(f"panoptic:{path}")
+    assert panoptic.left_out["categories with the name of another, read as one"] == 1

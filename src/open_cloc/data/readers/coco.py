@@ -36,6 +36,7 @@ from open_cloc.data.readers.coco_entries import (
     entry_problem,
     kind_of,
     read_captions,
+    shared_names,
 )
 from open_cloc.data.readers.files import (
     coco_files,
@@ -342,6 +343,7 @@ class CocoDataset:
         self.categories = tuple(kept)
         self.class_groups = _by_frequency(kept)
         self.class_names = tuple(category["name"] for category in kept)
+        self.left_out += shared_names(self.class_names)
         return {category_id: row for row, category_id in enumerate(ids)}
 
     def _index_annotations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +72,11 @@ def entry_problem(error: Exception, where: object, kind: str, entry: Any, positi
         error.cause if isinstance(error, FieldError) and error.cause != "broken entry" else f"broken {kind}"
     )
     return Problem(cause, f"{kind} {name}: {error} ({where})")
+
+
+def shared_names(names: Sequence[str]) -> Counter[str]:
+    """What to say of categories that bear another's name: their regions have one text, and are one class."""
+    return +Counter({"categories with the name of another, read as one": len(names) - len(set(names))})
 
 
 def entry_name(entry: Mapping[str, Any], position: int) -> str:

@@ -14,6 +14,7 @@ from open_cloc.data.annotations import Problem, RawRegion, RawSample
 from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_text, as_whole, field_of, shown
 from open_cloc.data.label_maps import NO_CLASS, read_segments
 from open_cloc.data.names import resolve
+from open_cloc.data.readers.coco_entries import shared_names
 from open_cloc.data.readers.files import holds_panoptic
 from open_cloc.data.readers.packed import (
     Entry,
@@ -85,6 +86,7 @@ def open_panoptic(
     left_out = {
         "masks; masks=FOLDER reads them": 0 if masks else sum(len(entry.regions) for entry in entries),
         "crowd segments": 0 if crowds else counts[CROWDS],
+        **shared_names([row["name"] for row in names.values()]),
     }
     return PanopticDataset(
         file,

@@ -19,6 +19,7 @@ import numpy as np
 from open_cloc.data.annotations import Problem, RawRegion, RawSample, finish
 from open_cloc.data.fields import FieldError, as_text, shown
 from open_cloc.data.names import is_below, is_url, make_keys, printable, resolve
+from open_cloc.data.readers.coco_entries import shared_names
 from open_cloc.data.readers.files import Listing, is_regular, list_files
 from open_cloc.data.readers.unread import form_of
 from open_cloc.data.readers.yaml_files import read_yaml
@@ -202,6 +203,7 @@ class YoloDataset:
         self.keys = PackedTexts(make_keys(pictures.names))
         self.problems = [problem for listing in pictures.listings for problem in listing.problems]
         self.left_out: Counter[str] = +Counter({"pictures that the split names again": pictures.repeated})
+        self.left_out += shared_names(self.class_names)
         for listing in pictures.listings:
             self.left_out += listing.skipped
             others = (n for n in listing.files if not is_picture(n) and not n.endswith(LABELS))
