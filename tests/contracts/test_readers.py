@@ -19,6 +19,7 @@ from open_cloc.samples import RegionSample
 from tests.data.readers.made import (
     coco_document,
     pictures,
+    write_class_folders,
     write_coco,
     write_dci,
     write_fg_ovd,
@@ -103,8 +104,9 @@ FIXTURES: dict[str, Callable[[Path], str]] = {
     "refcoco_table": lambda folder: str(write_refcoco_table(folder)),
     "open_images": lambda folder: str(write_open_images(folder)),
     "objects365": lambda folder: str(write_objects365(folder)),
+    "class_folders": lambda folder: str(write_class_folders(folder)),
 }
-UNGUESSED = ("scenes", "masks")  # what a path alone does not say
+UNGUESSED = ("scenes", "masks", "class_folders")  # what a path alone does not say
 
 
 def opened(kind: str, folder: Path) -> SampleDataset:

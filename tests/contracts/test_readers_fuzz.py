@@ -218,6 +218,14 @@ def _folder(folder: Path, document: Any) -> str:
     return f"folder:{folder}"
 
 
+def _class_folders(folder: Path, document: Any) -> str:
+    pictures(folder / "val", "n01440764/a.JPEG", "n01443537/b.JPEG")
+    lines = document if isinstance(document, list) else [document]
+    text = "\n".join(line if isinstance(line, str) else repr(line)[:1000] for line in lines)
+    (folder / "names.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return f"class_folders:{folder / 'val'},names={folder / 'names.txt'}"
+
+
 def _shards(folder: Path, document: Any) -> str:
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for name, content in (("a.png", encoded(0)), ("a.json", as_json(document)), ("b.png", encoded(1))):
@@ -362,6 +370,7 @@ SOUND: dict[str, tuple[Any, Callable[[Path, Any], str]]] = {
     "csv": (ROWS, _csv),
     "parquet": (ROWS, _parquet),
     "folder": ({"a": SAMPLE, "rows": [{"file_name": "b.png", "text": ["b"], "n": 3}]}, _folder),
+    "class_folders": (["n01440764 tench, Tinca tinca", "n01443537\tgoldfish"], _class_folders),
     "shards": (SAMPLE, _shards),
     "genome_regions": (GENOME, partial(_genome, name="region_descriptions.json")),
     "genome_objects": (GENOME_OBJECTS, partial(_genome, name="objects.json")),
@@ -424,7 +433,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             write_fg_ovd(folder)
         elif form in WRITTEN:
             WRITTEN[form](folder)
-        elif form != "shards":
+        elif form not in ("shards", "class_folders"):
             pictures(folder / "images" if form == "yolo" else folder, "a.png", "b.png")
     return made
 
@@ -493,7 +502,7 @@ def test_odd_bytes_are_the_datas_fault(form: str, folders: dict[str, Path], cuts
     sound, write = SOUND[form]
     spec = write(folders[form], sound)
     for file in folders[form].rglob("*"):
-        if file.is_file() and file.suffix not in (".jpg", ".png"):
+        if file.is_file() and file.suffix not in (".jpg", ".png", ".JPEG"):
             content = bytearray(file.read_bytes())
             for place, length, odd in cuts:
                 start = int(place * len(content))

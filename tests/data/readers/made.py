@@ -692,3 +692,19 @@ def write_finehard(folder: Path) -> Path:
     path = folder / "url2key_jsons.json"
     path.write_text(json.dumps(finehard_rows()))
     return path
+
+
+SYNSETS = """n01440764 tench, Tinca tinca
+n01443537 goldfish, Carassius auratus
+n01484850 great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias
+n01491361 tiger shark, Galeocerdo cuvieri
+"""
+
+
+def write_class_folders(folder: Path) -> Path:
+    """ImageNet's `val` in folders, with Kaggle's list of words above it; one folder is empty."""
+    (folder / "LOC_synset_mapping.txt").write_text(SYNSETS)
+    names = ("n01440764/ILSVRC2012_val_00000293.JPEG", "n01440764/ILSVRC2012_val_00002138.JPEG")
+    pictures(folder / "val", *names, "n01443537/ILSVRC2012_val_00000236.JPEG")
+    (folder / "val/n01484850").mkdir()
+    return folder / "val"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
 from tiny_data import NAMES, Samples
 
+from open_cloc.cli.data import main
 from open_cloc.errors import UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
@@ -85,3 +90,71 @@ def test_rows_of_one_picture_are_one_image(model: CLOC, samples: Samples) -> Non
         2 * len(samples),
         len(samples),
     )
+
+
+def _class_folders(folder: Path, samples: Samples) -> str:
+    """The samples' pictures in folders of the first four names, and a folder of each name that is empty."""
+    words = [f"n{number:08d} {name}, {name}s" for number, name in enumerate(NAMES)]
+    (folder / "words.txt").write_text("\n".join(words))
+    for number in range(len(NAMES)):
+        (folder / f"val/n{number:08d}").mkdir(parents=True)
+    for number, sample in enumerate(samples):
+        Image.fromarray(sample.pixels()).save(folder / f"val/n{number % 4:08d}/{number}.png")
+    return f"class_folders:{folder / 'val'},names={folder / 'words.txt'}"
+
+
+@pytest.mark.parametrize("protocol", ["", "clip"])
+def test_classes_of_folders_that_do_not_occur_compete(
+    model: CLOC, samples: Samples, tmp_path: Path, protocol: str
+) -> None:
+    spec = _class_folders(tmp_path, samples)
+    config = EvaluationConfig(protocol=protocol) if protocol else EvaluationConfig()
+    result = evaluate(model, spec, "zeroshot_classification", config)
+    predictor = Predictor(model)
+    templates = [each("{}") for each in OPENAI_IMAGENET_TEMPLATES] if protocol else ["{}"]
+    texts = []
+    for name in NAMES:
+        rows = predictor.encode_text([template.format(name) for template in templates])
+        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0)
+        texts.append(mean / np.linalg.norm(mean))
+    right: dict[int, list[tuple[bool, bool]]] = {}
+    for number, sample in enumerate(samples):
+        own = predictor.encode_image(sample.pixels())
+        nearest = sorted(range(len(NAMES)), key=lambda name: -float(own @ texts[name]))
+        right.setdefault(number % 4, []).append((nearest[0] == number % 4, number % 4 in nearest[:5]))
+    hits = np.array([pair for pairs in right.values() for pair in pairs])
+    assert result["metrics"]["acc1"] == pytest.approx(hits[:, 0].mean())
+    assert result["metrics"]["acc5"] == pytest.approx(hits[:, 1].mean())
+    each_class = [np.mean([first for first, _ in pairs]) for pairs in right.values()]
+    assert result["metrics"]["mean_per_class_recall"] == pytest.approx(np.mean(each_class))
+    assert (result["protocol"]["num_classes"], result["protocol"]["num_images"]) == (len(NAMES), 9)
+    assert result["protocol"]["classes"] == "categories of the data set"
+    main(["convert", spec, str(tmp_path / "shards")])
+    again = evaluate(model, f"shards:{tmp_path / 'shards'}", "zeroshot_classification", config)
+    assert again["metrics"] == pytest.approx(result["metrics"])
+    assert again["protocol"]["classes_digest"] == result["protocol"]["classes_digest"]
+
+
+def test_given_classes_come_before_those_of_folders(model: CLOC, samples: Samples, tmp_path: Path) -> None:
+    spec = _class_folders(tmp_path, samples)
+    config = EvaluationConfig(classes=NAMES[:4])
+    protocol = evaluate(model, spec, "zeroshot_classification", config)["protocol"]
+    assert (protocol["num_classes"], protocol["classes"]) == (4, "given")
+    with pytest.raises(UserError, match="is none of the 2 classes"):
+        evaluate(model, spec, "zeroshot_classification", EvaluationConfig(classes=NAMES[:2]))
+
+
+def test_folders_that_a_model_reads_alike_are_refused(model: CLOC, samples: Samples, tmp_path: Path) -> None:
+    """ImageNet's own list has a Cardigan and a cardigan."""
+    spec = _class_folders(tmp_path, samples)
+    (tmp_path / "words.txt").write_text((tmp_path / "words.txt").read_text().replace("blue cat", "Red Dog"))
+    with pytest.raises(UserError, match="classes 'red dog' and 'Red Dog' of the data set are the same to"):
+        evaluate(model, spec, "zeroshot_classification")
+
+
+def test_pictures_without_labels_are_sent_to_class_folders(
+    model: CLOC, samples: Samples, tmp_path: Path
+) -> None:
+    _class_folders(tmp_path, samples)
+    with pytest.raises(UserError, match="class_folders:PATH opens a folder of pictures for each class"):
+        evaluate(model, f"folder:{tmp_path / 'val'}", "zeroshot_classification")

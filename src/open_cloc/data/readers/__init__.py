@@ -48,6 +48,7 @@ READERS = {
     "shards": "open_cloc.data.shards.remote:open_shards",
     "scenes": "open_cloc.data.scenes.dataset:open_scenes",
     "folder": "open_cloc.data.readers.folder:open_folder",
+    "class_folders": "open_cloc.data.readers.class_folders:open_class_folders",
     "table": "open_cloc.data.readers.table:open_table",
 }
 # The same for what is opened only to be converted: pickles, which nothing else reads.

@@ -72,7 +72,7 @@ class FolderDataset:
         listing = list_files(folder, outside)
         names = [name for name in listing.files if is_picture(name)]
         if not names:
-            raise _no_pictures(folder, listing)
+            raise no_pictures(folder, listing)
         others = [name for name in listing.files if not is_picture(name)]
         self.file_names = PackedTexts(names)
         self.keys = PackedTexts(make_keys(names))
@@ -111,7 +111,7 @@ class FolderDataset:
         return replace(described, metadata={**described.metadata, "file_name": printable(name)})
 
 
-def _no_pictures(folder: Path, listing: Listing) -> UserError:
+def no_pictures(folder: Path, listing: Listing) -> UserError:
     """The error for a folder without pictures, which says what is there instead."""
     suffixes = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in listing.files)
     there = f"; there are {listed(suffixes)}" if suffixes else ""

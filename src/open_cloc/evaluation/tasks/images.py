@@ -5,12 +5,14 @@ Shapes: X images of a data set, T captions, C classes, D shared embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
-from open_cloc.evaluation.classes import Classes, embed_classes
+from open_cloc.evaluation.classes import Classes, class_names, embed_classes
 from open_cloc.evaluation.collect import collect_images
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.metrics import (
@@ -30,10 +32,7 @@ def zeroshot_classification(method: Method, dataset: SampleDataset, config: Eval
     """Name every image: the class whose text is most similar to it wins."""
     features, samples, _ = collect_images(method, dataset, config)
     labels = [label_of(sample, method) for sample in samples]
-    given = list(map(cleaning_of(method), config.classes))
-    classes = Classes(
-        list(dict.fromkeys(given)) or sorted(set(labels)), "given" if given else "distinct labels"
-    )
+    classes = _classes(method, dataset, labels, config)
     targets = classes.targets(labels)
     ranks = rank_classes(features, embed_classes(method, classes.names, config), targets)
     protocol = {
@@ -49,6 +48,28 @@ def zeroshot_classification(method: Method, dataset: SampleDataset, config: Eval
     return measured(estimates, len(samples), protocol)
 
 
+def _classes(
+    method: Method, dataset: SampleDataset, labels: Sequence[str], config: EvaluationConfig
+) -> Classes:
+    """What a picture may be: the config's classes, else the data set's, else the labels that occur.
+
+    Raises:
+        UserError: If the model reads two names of the data set as one: their pictures would be of one class.
+    """
+    own = getattr(dataset, "class_names", ())
+    if not config.classes and not own:
+        return Classes(sorted(set(labels)), "distinct labels")
+    if not config.classes:
+        clean, read = cleaning_of(method), dict[str, str]()
+        for name in own:
+            if read.setdefault(clean(name), name) != name:
+                raise UserError(
+                    f"classes {read[clean(name)]!r} and {name!r} of the data set are the same to this model: "
+                    "name one of them otherwise"
+                )
+    return class_names(method, dataset, labels, config)
+
+
 def label_of(sample: RegionSample, method: Method) -> str:
     """An image's class: `metadata["label"]`, or else its only caption.
 
@@ -61,7 +82,8 @@ def label_of(sample: RegionSample, method: Method) -> str:
     if not isinstance(label, str) or not label.strip():
         raise UserError(
             f"zeroshot_classification needs metadata['label'] or exactly one caption, the class name; got "
-            f"{label!r} and {len(sample.captions)} captions in sample {sample.key!r}"
+            f"{label!r} and {len(sample.captions)} captions in sample {sample.key!r}; class_folders:PATH "
+            "opens a folder of pictures for each class"
         )
     return cleaning_of(method)(label)
 
