@@ -145,8 +145,8 @@ def _annotated(sample: RegionSample) -> bytes:
     """What equal boxes with equal texts share; boxes to a millionth, as far as files keep them."""
     boxes = np.array([region.box for region in sample.regions], np.float64)
     texts = [*sample.captions, "", *(region.text for region in sample.regions)]
-    for holder in (sample, *sample.regions):
-        texts += [f"{text.role}\0{text.text}" for text in holder.texts]
+    with_roles = [*sample.texts, *(text for region in sample.regions for text in region.texts)]
+    texts += [f"{text.role}\0{text.text}" for text in with_roles]
     return _digest(boxes.round(6).tobytes() + "\0".join(texts).encode("utf-8", "surrogatepass")).encode()
 
 

@@ -53,20 +53,23 @@ def _classes(
 ) -> Classes:
     """What a picture may be: the config's classes, else the data set's, else the labels that occur.
 
+    A data set's names may be of its regions: they are of its pictures where all labels are among them.
+
     Raises:
         UserError: If the model reads two names of the data set as one: their pictures would be of one class.
     """
+    if config.classes:
+        return class_names(method, dataset, labels, config)
+    clean, read = cleaning_of(method), dict[str, str]()
     own = getattr(dataset, "class_names", ())
-    if not config.classes and not own:
+    if not set(labels) <= set(map(clean, own)):
         return Classes(sorted(set(labels)), "distinct labels")
-    if not config.classes:
-        clean, read = cleaning_of(method), dict[str, str]()
-        for name in own:
-            if read.setdefault(clean(name), name) != name:
-                raise UserError(
-                    f"classes {read[clean(name)]!r} and {name!r} of the data set are the same to this model: "
-                    "name one of them otherwise"
-                )
+    for name in own:
+        if read.setdefault(clean(name), name) != name:
+            raise UserError(
+                f"classes {read[clean(name)]!r} and {name!r} of the data set are the same to this model: "
+                "name one of them otherwise"
+            )
     return class_names(method, dataset, labels, config)
 
 
