@@ -144,6 +144,21 @@ def test_given_classes_come_before_those_of_folders(model: CLOC, samples: Sample
         evaluate(model, spec, "zeroshot_classification", EvaluationConfig(classes=NAMES[:2]))
 
 
+def test_names_of_regions_are_no_classes_of_captions(model: CLOC, samples: Samples) -> None:
+    expected = evaluate(model, samples, "zeroshot_classification")
+    samples.class_names = NAMES  # captions are `a red dog`
+    found = evaluate(model, samples, "zeroshot_classification")
+    assert (found["protocol"], found["metrics"]) == (expected["protocol"], expected["metrics"])
+    samples.class_names = tuple(f"a {name}" for name in (*NAMES, "thing"))
+    protocol = evaluate(model, samples, "zeroshot_classification")["protocol"]
+    assert (protocol["num_classes"], protocol["classes"]) == (8, "categories of the data set")
+    samples.class_names = NAMES
+    labelled = Samples(RegionSample(s.key, s.image, metadata={"label": s.captions[0]}) for s in samples)
+    labelled.class_names = NAMES
+    with pytest.raises(UserError, match="is none of the 7 classes"):
+        evaluate(model, labelled, "zeroshot_classification")
+
+
 def test_folders_that_a_model_reads_alike_are_refused(model: CLOC, samples: Samples, tmp_path: Path) -> None:
     """ImageNet's own list has a Cardigan and a cardigan."""
     spec = _class_folders(tmp_path, samples)

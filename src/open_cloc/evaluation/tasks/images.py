@@ -31,8 +31,7 @@ from open_cloc.samples import RegionSample
 def zeroshot_classification(method: Method, dataset: SampleDataset, config: EvaluationConfig) -> TaskResult:
     """Name every image: the class whose text is most similar to it wins."""
     features, samples, _ = collect_images(method, dataset, config)
-    labels = [label_of(sample, method) for sample in samples]
-    classes = _classes(method, dataset, labels, config)
+    classes, labels = _classes(method, dataset, samples, config)
     targets = classes.targets(labels)
     ranks = rank_classes(features, embed_classes(method, classes.names, config), targets)
     protocol = {
@@ -49,28 +48,30 @@ def zeroshot_classification(method: Method, dataset: SampleDataset, config: Eval
 
 
 def _classes(
-    method: Method, dataset: SampleDataset, labels: Sequence[str], config: EvaluationConfig
-) -> Classes:
-    """What a picture may be: the config's classes, else the data set's, else the labels that occur.
+    method: Method, dataset: SampleDataset, samples: Sequence[RegionSample], config: EvaluationConfig
+) -> tuple[Classes, list[str]]:
+    """What a picture may be, and what each is: the config's classes, else the data set's, else the labels.
 
-    A data set's names may be of its regions: they are of its pictures where all labels are among them.
+    Where captions stand for labels, the data set's names may be those of its regions: they count only if all
+    labels are among them.
 
     Raises:
-        UserError: If the model reads two names of the data set as one: their pictures would be of one class.
+        UserError: If a picture has no label, or the model reads two names of the data set as one.
     """
-    if config.classes:
-        return class_names(method, dataset, labels, config)
-    clean, read = cleaning_of(method), dict[str, str]()
-    own = getattr(dataset, "class_names", ())
-    if not set(labels) <= set(map(clean, own)):
-        return Classes(sorted(set(labels)), "distinct labels")
-    for name in own:
-        if read.setdefault(clean(name), name) != name:
-            raise UserError(
-                f"classes {read[clean(name)]!r} and {name!r} of the data set are the same to this model: "
-                "name one of them otherwise"
-            )
-    return class_names(method, dataset, labels, config)
+    labels, clean = [label_of(sample, method) for sample in samples], cleaning_of(method)
+    own = () if config.classes else tuple(dict.fromkeys(getattr(dataset, "class_names", ())))
+    names = set(map(clean, own))
+    are_labels = all("label" in sample.metadata for sample in samples) or names.issuperset(labels)
+    if not config.classes and not (own and are_labels):
+        return Classes(sorted(set(labels)), "distinct labels"), labels
+    if len(names) < len(own):
+        read = dict[str, str]()
+        one, other = next((read[clean(n)], n) for n in own if read.setdefault(clean(n), n) != n)
+        raise UserError(
+            f"classes {one!r} and {other!r} of the data set are the same to this model, whose pictures would "
+            "be of one class: name one of them otherwise"
+        )
+    return class_names(method, dataset, labels, config), labels
 
 
 def label_of(sample: RegionSample, method: Method) -> str:
