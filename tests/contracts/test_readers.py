@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +185,29 @@ def test_what_is_wrong_or_not_used_can_be_told(kind: str, tmp_path: Path) -> Non
     assert list(dataset.problems) == []
     assert all(count > 0 for count in dataset.left_out.values())
     assert isinstance(dataset.raw(0), RawSample)
+
+
+NAMING = (
+    *("coco", "lvis", "odvg", "fg_ovd", "finehard", "reclip", "flair", "sharegpt4v"),
+    *("karpathy", "mdetr", "dci", "grefcoco", "panoptic", "visual_genome"),
+)
+
+
+def with_key(value: Any) -> Any:
+    """The same JSON with a key that no format knows in each of its objects."""
+    if isinstance(value, list):
+        return [with_key(part) for part in value]
+    if isinstance(value, dict):
+        return {name: with_key(part) for name, part in value.items()} | {"foo": "x"}
+    return value
+
+
+@pytest.mark.parametrize("kind", NAMING)
+def test_keys_that_are_not_used_are_named(kind: str, tmp_path: Path) -> None:
+    plain: Any = opened(kind, tmp_path)
+    assert "key '" not in str(plain.left_out)
+    for file in (file for file in tmp_path.rglob("*.json*") if file.name != "splits.json"):
+        parts = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+        file.write_text("\n".join(json.dumps(with_key(json.loads(part))) for part in parts))
+    dataset: Any = open_reader(f"{kind}:{plain.where}")
+    assert "' key 'foo'" in str(dataset.left_out)

@@ -153,6 +153,19 @@ def test_dci(tmp_path: Path) -> None:
         open_reader(f"dci:{folder},split=test")
 
 
+def test_dci_reads_every_json_of_its_folder(tmp_path: Path) -> None:
+    """As FG-CLIP's script does; what was called otherwise was not looked at."""
+    folder = write_dci(tmp_path)
+    (folder / "annotations" / "8-data.json").rename(folder / "annotations" / "zz.json")
+    (folder / "splits.json").rename(folder / "annotations" / "splits.json")
+    (folder / "annotations" / "._zz.json").touch()
+    dataset: Any = open_reader(f"dci:{folder}")
+    assert [sample.key for sample in samples(dataset)] == ["sa_7", "sa_8"]
+    assert (dataset.problems, dataset.left_out) == ([], {})
+    tested: Any = open_reader(f"dci:{folder},split=test")
+    assert tested.left_out == {"annotations of other splits": 1}
+
+
 ODD: dict[str, tuple[Any, str]] = {
     "karpathy": ({"images": [{"split": "test", "sentences": 7, "filename": "a"}]}, "sentences must be"),
     "flair": ({"annotations": [{"image": 7, "caption": "x"}]}, "image must be text"),

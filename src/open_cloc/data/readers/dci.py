@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from open_cloc.data.annotations import Problem
 from open_cloc.data.fields import FieldError, as_text, field_of
-from open_cloc.data.readers.packed import Entry, PackedDataset, as_object, entries_of, picture_folders
+from open_cloc.data.readers.packed import (
+    Entry,
+    PackedDataset,
+    as_object,
+    count_keys,
+    entries_of,
+    picture_folders,
+)
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.files import read_json
 from open_cloc.samples import Text
@@ -15,6 +23,7 @@ from open_cloc.samples import Text
 ANNOTATIONS, SPLITS, SUFFIX = "annotations", "splits.json", "-data.json"
 FOLDERS = ("photos", "images")
 SHORT, SOURCE = "short", "dci"
+KEYS = {"image", "short_caption", "extra_caption", "mask_data", "mask_keys"}
 
 
 def recognises(text: str) -> bool:
@@ -27,7 +36,7 @@ def open_dci(path: str, images: Path | None = None, split: str = "", outside: bo
     """Open DCI. The caption is `extra_caption`; the short one is a text of the role `short`.
 
     Args:
-        path: Folder of `annotations`.
+        path: Folder of `annotations`, of which every JSON is one.
         images: Folder of the pictures; beside the annotations unless given.
         split: One of `splits.json`'s, such as `test`; all annotations unless given, as FG-CLIP's script has
             it.
@@ -37,14 +46,21 @@ def open_dci(path: str, images: Path | None = None, split: str = "", outside: bo
         MissingFileError: If the annotations or the pictures are missing.
         UserError: If there is no such split, or no annotation can be used.
     """
-    folder, problems = Path(path), list[Problem]()
+    folder, problems, left_out = Path(path), list[Problem](), Counter[str]()
     if not (folder / ANNOTATIONS).is_dir():
         raise MissingFileError(f"no folder {ANNOTATIONS} in {folder}, as DCI has it")
-    files = _of_split(folder, split) if split else sorted((folder / ANNOTATIONS).glob(f"*{SUFFIX}"))
+    there = [file for file in sorted((folder / ANNOTATIONS).glob("*.json")) if _is_one(file)]
+    files = _of_split(folder, split) if split else there
+    left_out["annotations of other splits"] = len(set(there) - set(files))
     named = [(file.name, file) for file in files]
-    entries = list(entries_of(named, _entry, folder / ANNOTATIONS, problems))
+    entries = list(entries_of(named, lambda file: _entry(file, left_out), folder / ANNOTATIONS, problems))
     folders = picture_folders(folder, images, *FOLDERS)
-    return PackedDataset(folder, folders, entries, problems=problems, outside=outside)
+    return PackedDataset(folder, folders, entries, problems=problems, left_out=+left_out, outside=outside)
+
+
+def _is_one(file: Path) -> bool:
+    """Whether a JSON among the annotations is one, by any name, as FG-CLIP's script takes them."""
+    return file.name != SPLITS and not file.name.startswith(".")
 
 
 def _of_split(folder: Path, split: str) -> list[Path]:
@@ -60,12 +76,13 @@ def _of_split(folder: Path, split: str) -> list[Path]:
     return [folder / ANNOTATIONS / Path(name).name for name in names]
 
 
-def _entry(file: Path) -> Entry:
+def _entry(file: Path, left_out: Counter[str]) -> Entry:
     try:
         document: Any = read_json(file, without="mask_data")
     except UserError as error:
         raise FieldError(str(error)) from None
     row = as_object(document)
+    count_keys(row, KEYS, left_out, "annotations")
     caption = as_text(field_of(row, "extra_caption"), "extra_caption").strip()
     short = row.get("short_caption")
     texts = (Text(short.strip(), SHORT, SOURCE),) if isinstance(short, str) and short.strip() else ()

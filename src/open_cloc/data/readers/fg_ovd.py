@@ -7,6 +7,7 @@ sentence is the name of a category.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     declared_size,
     json_lines,
     list_in,
@@ -30,6 +32,10 @@ from open_cloc.samples import Text
 
 FOLDERS = ("coco", "images", "coco2017")
 SOURCE, NEGATIVE = "fg_ovd", "negative"
+KEYS = {
+    *("img_path", "bbox", "pos_expression", "neg_expression", "category_id", "neg_category_ids"),
+    *("width", "height", "image_id", "sent_id", "test_type"),
+}
 COCO_FORM = (re.compile(rb'"neg_category_ids"\s*:'),)
 INNER = re.compile(rb":\s*\{[^{}]*\}")
 FORM = (re.compile(rb'"pos_expression"\s*:'), re.compile(rb'"neg_expression"\s*:'))
@@ -68,10 +74,12 @@ def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) ->
     """
     file = Path(path)
     problems: list[Problem] = []
+    left_out: Counter[str] = Counter()
     is_coco = file.suffix.lower() == ".json" and not looks_like(file, (".json",), FORM)
-    entries = list(_entries(_boxes(file, problems) if is_coco else _lines(file, problems), file, problems))
+    rows = _boxes(file, problems) if is_coco else _lines(file, problems)
+    entries = list(_entries(rows, file, problems, left_out))
     folders = picture_folders(file, images, *FOLDERS)
-    return PackedDataset(file, folders, entries, problems=problems, outside=outside)
+    return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 
 def _lines(file: Path, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
@@ -125,7 +133,9 @@ def _known(found: Mapping[str, Any], row: Mapping[str, Any], name: str = "neg_ca
     return found[own]
 
 
-def _entries(rows: Iterator[tuple[str, Any]], file: Path, problems: list[Problem]) -> Iterator[Entry]:
+def _entries(
+    rows: Iterator[tuple[str, Any]], file: Path, problems: list[Problem], left_out: Counter[str]
+) -> Iterator[Entry]:
     """The pictures in the order of their first boxes."""
     pictures: dict[str, tuple[list[RawRegion], tuple[int, int] | None, dict[str, Any]]] = {}
     for where, row in rows:
@@ -142,6 +152,7 @@ def _entries(rows: Iterator[tuple[str, Any]], file: Path, problems: list[Problem
             problems.append(problem_in(error, where, file))
             continue
         first[0].append(region)
+        count_keys(row, KEYS, left_out, "lines")
     for name, (regions, size_hw, metadata) in pictures.items():
         yield Entry(name, regions, (), size_hw, metadata)
 

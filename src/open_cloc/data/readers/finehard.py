@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     entries_of,
     json_lines,
     json_list,
@@ -24,6 +26,8 @@ from open_cloc.samples import Text
 
 SOURCE, NEGATIVE, LONG = "finehard", "negative", "long"
 FORM = (re.compile(rb'"f_path"\s*:'), re.compile(rb'"bbox_info"\s*:'))
+KEYS = {"f_path", "caption", "short_caption", "bbox_info"}
+BOX_KEYS = {"bbox", "short_expr", "long_expr", "flag_short_neg", "short_expr_negs"}
 LINES = (".jsonl", ".ndjson")
 
 
@@ -47,12 +51,13 @@ def open_finehard(path: str, images: Path | None = None, outside: bool = False) 
     """
     file = Path(path)
     problems: list[Problem] = []
+    left_out: Counter[str] = Counter()
     rows: Iterable[tuple[str, Any]]
     if file.suffix.lower() in LINES:
         rows = ((f"line {number}", row) for number, row in json_lines(file, problems))
     else:
         rows = ((f"entry at position {n}", row) for n, row in enumerate(json_list(file, "FineHARD")))
-    entries = list(entries_of(rows, lambda row: _entry(as_object(row), file), file, problems))
+    entries = list(entries_of(rows, lambda row: _entry(as_object(row), file, left_out), file, problems))
     return PackedDataset(
         file,
         picture_folders(file, images),
@@ -60,11 +65,12 @@ def open_finehard(path: str, images: Path | None = None, outside: bool = False) 
         box_format="xyxy",
         normalized=True,
         problems=problems,
+        left_out=left_out,
         outside=outside,
     )
 
 
-def _entry(row: Mapping[str, Any], file: Path) -> Entry:
+def _entry(row: Mapping[str, Any], file: Path, left_out: Counter[str]) -> Entry:
     name = as_text(field_of(row, "f_path"), "f_path")
     captions = [
         as_text(row[key], key) for key in ("caption", "short_caption") if row.get(key) not in (None, "")
@@ -72,10 +78,12 @@ def _entry(row: Mapping[str, Any], file: Path) -> Entry:
     boxes = field_of(row, "bbox_info")
     if not isinstance(boxes, list):
         raise FieldError(f"bbox_info must be a list; got {shown(boxes)}")
+    count_keys(row, KEYS, left_out, "rows")
     regions, problems = [], []
     for number, given in enumerate(boxes):
         try:
             regions.append(_region(as_object(given), f"bbox_info[{number}]"))
+            count_keys(given, BOX_KEYS, left_out, "boxes")
         except FieldError as error:
             problems.append(problem_in(error, f"{name}, bbox_info[{number}]", file))
     return Entry(name, regions, captions, None, {}, problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from open_cloc.data.annotations import Problem
@@ -11,6 +12,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     json_list,
     looks_like,
     picture_folders,
@@ -23,6 +25,7 @@ FORM = (
     re.compile(rb'"caption"\s*:'),
 )
 FOLDERS = ("images", "image")
+KEYS = {"image_id", "image", "caption", "caption_id"}
 
 
 def recognises(text: str) -> bool:
@@ -42,15 +45,16 @@ def open_flair(path: str, images: Path | None = None, outside: bool = False) -> 
         MissingFileError: If the file or the pictures are missing.
         UserError: If it is no such file, or no row can be used.
     """
-    file, problems = Path(path), list[Problem]()
+    file, problems, left_out = Path(path), list[Problem](), Counter[str]()
     captions: dict[str, list[str]] = {}
     for number, given in enumerate(json_list(file, "FLAIR", "annotations")):
         try:
             row = as_object(given)
             name = as_text(field_of(row, "image"), "image")
             captions.setdefault(name, []).append(as_text(field_of(row, "caption"), "caption").strip())
+            count_keys(row, KEYS, left_out, "rows")
         except FieldError as error:
             problems.append(problem_in(error, f"annotation {number}", file))
     entries = [Entry(name, captions=own) for name, own in captions.items()]
     folders = picture_folders(file, images, *FOLDERS)
-    return PackedDataset(file, folders, entries, problems=problems, outside=outside)
+    return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)

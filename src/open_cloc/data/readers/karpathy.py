@@ -13,6 +13,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     entries_of,
     json_list,
     looks_like,
@@ -22,6 +23,7 @@ from open_cloc.data.readers.packed import (
 from open_cloc.errors import UserError
 
 FORM = (re.compile(rb'"sentences"\s*:'), re.compile(rb'"split"\s*:'), re.compile(rb'"filename"\s*:'))
+KEYS = {"filepath", "filename", "sentids", "imgid", "cocoid", "split", "sentences"}
 FOLDERS = ("images", "flickr30k-images", "coco")
 # COCO's `restval` is trained on with `train`.
 TEST = "test"
@@ -48,20 +50,23 @@ def open_karpathy(
         UserError: If it is no such file, or has no such split.
     """
     file, problems, splits = Path(path), list[Problem](), Counter[str]()
+    left_out: Counter[str] = Counter()
 
     def read(given: Any) -> Entry | None:
         row = as_object(given)
         own = as_text(field_of(row, "split"), "split")
         splits[own] += 1
-        return _entry(row, file) if split in ("", own) else None
+        if split not in ("", own):
+            left_out["pictures of other splits"] += 1
+            return None
+        count_keys(row, KEYS, left_out, "images")
+        return _entry(row, file)
 
     numbered = ((f"image {number}", row) for number, row in enumerate(json_list(file, "Karpathy", "images")))
     entries = list(entries_of(numbered, read, file, problems))
     if split and split not in splits:
         raise UserError(f"no split {split!r} in {file}; it has {', '.join(sorted(splits)) or 'none':.200}")
     folders = picture_folders(file, images, *FOLDERS)
-    others = splits.total() - splits[split] if split else 0
-    left_out = {"pictures of other splits": others} if others else {}
     return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 

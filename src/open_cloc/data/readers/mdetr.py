@@ -7,7 +7,7 @@ its box: for training and for grounding.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     declared_size,
     entries_of,
     json_list,
@@ -29,6 +30,10 @@ from open_cloc.data.readers.packed import (
 from open_cloc.data.readers.referring import FOLDERS
 
 SOURCE = "mdetr"
+KEYS = {
+    *("file_name", "height", "width", "id", "original_id", "caption", "dataset_name"),
+    *("tokens_negative", "tokens_positive_eval", "sentence_id", "task_id", "data_source"),
+}
 FORM = (re.compile(rb'"caption"\s*:'), re.compile(rb'"original_id"\s*:'), re.compile(rb'"dataset_name"\s*:'))
 
 
@@ -49,7 +54,7 @@ def open_mdetr(path: str, images: Path | None = None, outside: bool = False) -> 
         MissingFileError: If the file or the pictures are missing.
         UserError: If it is no such file, or nothing can be used.
     """
-    file, problems = Path(path), list[Problem]()
+    file, problems, left_out = Path(path), list[Problem](), Counter[str]()
     boxes: dict[str, list[RawRegion]] = defaultdict(list)
     for position, given in enumerate(json_list(file, "MDETR", "annotations")):
         try:
@@ -63,14 +68,15 @@ def open_mdetr(path: str, images: Path | None = None, outside: bool = False) -> 
         boxes[image].append(RawRegion(box, "", f"annotation {number}", source=SOURCE))
 
     def read(given: Any) -> Entry:
-        return _entry(as_object(given), boxes)
+        count_keys(as_object(given), KEYS, left_out, "images")
+        return _entry(given, boxes)
 
     rows = ((f"image at position {n}", row) for n, row in enumerate(json_list(file, "MDETR", "images")))
     entries = list(entries_of(rows, read, file, problems))
     for image in boxes:
         problems.append(Problem("unknown image_id", f"boxes name image {image}, which is not there ({file})"))
     folders = picture_folders(file, images, *FOLDERS)
-    return PackedDataset(file, folders, entries, problems=problems, outside=outside)
+    return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 
 def _entry(row: Mapping[str, Any], boxes: dict[str, list[RawRegion]]) -> Entry:

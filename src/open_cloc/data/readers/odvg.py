@@ -17,6 +17,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     declared_size,
     entries_of,
     json_lines,
@@ -27,6 +28,8 @@ from open_cloc.data.readers.packed import (
 
 FOLDERS = ("images", "train2017", "val2017", "img")
 SOURCE = "odvg"
+KEYS = {"filename", "height", "width", "grounding", "detection"}
+PART_KEYS = {"bbox", "phrase", "tokens_positive", "label", "category"}
 FORM = (
     re.compile(rb'"filename"\s*:'),
     re.compile(rb'"(grounding|detection)"\s*:\s*\{\s*"(caption|regions|instances)"'),
@@ -74,6 +77,7 @@ def open_odvg(path: str, images: Path | None = None, outside: bool = False) -> P
 
 def _entry(document: Mapping[str, Any], number: int, file: Path, left_out: Counter[str]) -> Entry:
     name = as_text(field_of(document, "filename"), "filename")
+    count_keys(document, KEYS, left_out, "lines")
     grounding, detection = document.get("grounding"), document.get("detection")
     captions: tuple[str, ...] = ()
     found: list[RawRegion] = []
@@ -99,6 +103,7 @@ def _regions(part: Any, box: str, text: str, where: str, left_out: Counter[str])
     """A region for each of a part's boxes."""
     if not isinstance(part, Mapping):
         raise FieldError(f"must be an object; got {shown(part)}")
+    count_keys(part, PART_KEYS, left_out, "regions")
     value, phrase = field_of(part, box), field_of(part, text)
     boxes = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     phrases = phrase if isinstance(phrase, list) else [phrase]

@@ -331,6 +331,18 @@ def as_object(value: Any) -> Mapping[str, Any]:
     return value
 
 
+def count_keys(row: Mapping[str, Any], known: Iterable[str], left_out: Counter[str], of: str) -> None:
+    """Count a row's keys that are neither read nor of its format, by name.
+
+    Args:
+        row: An object of JSON.
+        known: Keys of the format, those that are not read as well.
+        left_out: Grows.
+        of: What the row is called, in the plural.
+    """
+    left_out.update(f"{of}' key {name!r}" for name in row.keys() - known)
+
+
 def entries_of(
     rows: Iterable[tuple[object, Any]],
     read: Callable[[Any], Entry | None],

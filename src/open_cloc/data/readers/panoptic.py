@@ -20,6 +20,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     declared_size,
     entries_of,
     json_list,
@@ -31,9 +32,10 @@ from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.masks import Mask
 from open_cloc.pictures import read_header
 
-SOURCE, CROWDS = "panoptic", "crowds"
+SOURCE, CROWDS = "panoptic", "crowd segments"
 LARGEST_ID = 2**24 - 1  # of three colours of a byte each
 VOID = 0  # number of the pixels that are of no segment
+KEYS = {"image_id", "file_name", "segments_info"}
 FOLDERS = ("val2017", "train2017", "images", "images/val2017", "images/validation")
 
 
@@ -75,6 +77,7 @@ def open_panoptic(
     def read(given: Any) -> Entry:
         row = as_object(given)
         picture = _picture(row, pictures, annotated)
+        count_keys(row, KEYS, counts, "annotations")
         entry, own = _entry(row, picture, names, crowds, file, counts)
         if masks is not None:
             segments.append(own._replace(name=as_text(field_of(row, "file_name"), "file_name, the PNG's")))
@@ -83,11 +86,9 @@ def open_panoptic(
     numbered = ((f"annotation {number}", row) for number, row in enumerate(parts["annotations"]))
     entries = list(entries_of(numbered, read, file, problems))
     problems += _without_annotation(pictures, annotated, file)
-    left_out = {
-        "masks; masks=FOLDER reads them": 0 if masks else sum(len(entry.regions) for entry in entries),
-        "crowd segments": 0 if crowds else counts[CROWDS],
-        **shared_names([row["name"] for row in names.values()]),
-    }
+    counts["masks; masks=FOLDER reads them"] = 0 if masks else sum(len(entry.regions) for entry in entries)
+    num_crowds, counts[CROWDS] = counts[CROWDS], 0 if crowds else counts[CROWDS]
+    counts += shared_names([row["name"] for row in names.values()])
     return PanopticDataset(
         file,
         picture_folders(file, images, *FOLDERS),
@@ -96,11 +97,11 @@ def open_panoptic(
         segments,
         _kinds(names.values()),
         problems=problems,
-        left_out={what: count for what, count in left_out.items() if count},
+        left_out=+counts,
         outside=outside,
         class_names=[row["name"] for row in names.values()],
         crowds=crowds,
-        num_crowds=counts[CROWDS],
+        num_crowds=num_crowds,
     )
 
 

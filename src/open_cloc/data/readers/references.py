@@ -9,9 +9,17 @@ from typing import Any
 
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_flag, as_id, as_side, as_text, field_of, shown
-from open_cloc.data.readers.packed import Entry, PackedDataset, of_image, picture_folders, problem_in
+from open_cloc.data.readers.packed import (
+    Entry,
+    PackedDataset,
+    count_keys,
+    of_image,
+    picture_folders,
+    problem_in,
+)
 from open_cloc.data.readers.referring import (
     FOLDERS,
+    KEYS,
     NUMBERED,
     Reference,
     reference_of,
@@ -23,6 +31,7 @@ from open_cloc.files import read_json
 
 BOXES = "instances.json"
 SOURCE = "refcoco"
+OTHER_KEYS = {"no_target"}  # gRefCOCO's
 NO_TARGET = ["-1"]  # gRefCOCO's: the expression means nothing in the picture
 
 
@@ -91,6 +100,7 @@ def _by_image(
             if isinstance(entry.get("file_name"), str):
                 require_one_name(names, image, NUMBERED.sub("", entry["file_name"]))
             found[image].append(reference)
+            count_keys(entry, KEYS | OTHER_KEYS, left_out, "references")
         except FieldError as error:
             problems.append(problem_in(error, f"reference at position {position}", file))
     if split and split not in splits:

@@ -19,6 +19,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     json_lines,
     looks_like,
     of_image,
@@ -31,6 +32,10 @@ from open_cloc.samples import Text
 
 REFERRING = "referring"  # role of an expression
 DETECTED = "detection"  # source of a candidate that a detector gave
+KEYS = {
+    *("image_id", "file_name", "ann_id", "anns", "sentences"),
+    *("category_id", "ref_id", "sent_ids", "split"),
+}
 NAMELESS = "object"  # a candidate's text where nothing names it
 FOLDERS = ("train2014", "images", "images/train2014", "coco/train2014")
 FORM = (re.compile(rb'"ann_id"\s*:'), re.compile(rb'"anns"\s*:'), re.compile(rb'"sentences"\s*:'))
@@ -78,7 +83,7 @@ def open_reclip(
     """
     file, problems, left_out = Path(path), list[Problem](), Counter[str]()
     found = _detections(detections)
-    pictures = _pictures(file, problems)
+    pictures = _pictures(file, problems, left_out)
     if detections is not None and found is not None:
         problems += _require_detections(pictures, found, detections)
         left_out[f"pictures of {detections.name} that no line names"] = len(found.keys() - pictures.keys())
@@ -120,7 +125,7 @@ class _Picture(NamedTuple):
     references: list[Reference]
 
 
-def _pictures(file: Path, problems: list[Problem]) -> dict[str, _Picture]:
+def _pictures(file: Path, problems: list[Problem], left_out: Counter[str]) -> dict[str, _Picture]:
     """The pictures of a file by their ids, in the order of their first lines."""
     pictures: dict[str, _Picture] = {}
     names: dict[str, str] = {}
@@ -137,6 +142,7 @@ def _pictures(file: Path, problems: list[Problem]) -> dict[str, _Picture]:
             continue
         own.boxes.update({each: region for each, region in boxes.items() if each not in own.boxes})
         own.references.append(reference)
+        count_keys(row, KEYS, left_out, "lines")
     return pictures
 
 

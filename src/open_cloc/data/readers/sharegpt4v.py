@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
     as_object,
+    count_keys,
     entries_of,
     json_list,
     looks_like,
@@ -22,6 +24,7 @@ from open_cloc.errors import UserError
 
 FORM = (re.compile(rb'"conversations"\s*:'), re.compile(rb'"image"\s*:'))
 FOLDERS = ("images", "data")
+KEYS = {"id", "image", "conversations"}
 ANSWER = 1  # the turn that holds the caption
 
 
@@ -48,13 +51,13 @@ def open_sharegpt4v(
     """
     if first < 0:
         raise UserError(f"first must be at least 0; got {first}")
-    file, problems = Path(path), list[Problem]()
+    file, problems, left_out = Path(path), list[Problem](), Counter[str]()
     rows = json_list(file, "ShareGPT4V")
     folders = picture_folders(file, images, *FOLDERS)
     short = not any((folder / _name_of(row)).is_file() for folder in folders for row in rows[:100])
     numbered = ((f"entry {number}", row) for number, row in enumerate(islice(rows, first or None)))
-    entries = list(entries_of(numbered, lambda row: _entry(row, short), file, problems))
-    return PackedDataset(file, folders, entries, problems=problems, outside=outside)
+    entries = list(entries_of(numbered, lambda row: _entry(row, short, left_out), file, problems))
+    return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 
 def _name_of(row: Any) -> str:
@@ -63,8 +66,9 @@ def _name_of(row: Any) -> str:
     return name if isinstance(name, str) and "\0" not in name and len(name) < 1000 else ""
 
 
-def _entry(row: Any, short: bool) -> Entry:
+def _entry(row: Any, short: bool, left_out: Counter[str]) -> Entry:
     row = as_object(row)
+    count_keys(row, KEYS, left_out, "entries")
     name, turns = as_text(field_of(row, "image"), "image"), field_of(row, "conversations")
     if not isinstance(turns, list) or len(turns) <= ANSWER:
         raise FieldError(f"conversations must be a question and an answer; got {shown(turns)}")

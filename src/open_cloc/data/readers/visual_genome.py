@@ -21,6 +21,7 @@ from open_cloc.data.readers.files import is_regular
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
+    count_keys,
     file_in,
     of_image,
     picture_folders,
@@ -32,6 +33,7 @@ from open_cloc.pictures import read_header
 
 REGIONS, OBJECTS, SIZES = "region_descriptions.json", "objects.json", "image_data.json"
 FOLDERS = ("VG_100K", "VG_100K_2", "images")
+KEYS = {"id", "image_id", "image_url", "regions", "objects"}
 SOURCE = "visual_genome"
 HEAD = 2**16
 FORM = re.compile(rb'"(regions|objects)"\s*:')
@@ -150,6 +152,7 @@ def _entries(
             if not isinstance(parts, list):
                 raise FieldError(f"{kind} must be a list; got {shown(parts)}")
             name = _image_id(picture, parts)
+            count_keys(picture, KEYS, left_out, "pictures")
         except FieldError as error:
             problems.append(problem_in(error, f"picture at position {position}", file))
             continue
