@@ -188,10 +188,28 @@ def read_bytes(path: Path) -> bytes:
         MissingFileError: If it is not there.
         UserError: If it is no regular file, or may not be read.
     """
+    with _readable(path):
+        return path.read_bytes()
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a regular file, one after the other: what they hold may be larger than memory.
+
+    Raises:
+        MissingFileError: If it is not there.
+        UserError: If it is no regular file, or may not be read.
+    """
+    with _readable(path), path.open("rb") as stream:
+        yield from stream
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Refuse what is no regular file, and say what cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"expected a file; got {_kind_of_file(path)} {path}")
-        return path.read_bytes()
+        yield
     except FileNotFoundError:
         raise MissingFileError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:  # `ValueError`: a name with a NUL in it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from open_cloc.cli.main import main
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.readers.packed import json_lines
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.run import evaluate
 from tests.data.readers.made import (
@@ -39,6 +41,22 @@ def test_odvg(tmp_path: Path) -> None:
     assert [(region.text, pytest.approx(region.box)) for region in detected.regions] == [("motorcycle", BOX)]
     assert detected.captions == ()
     assert dataset.left_out == {"further phrases of a region": 1}
+
+
+def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    """A file of lines may be larger than memory."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((json.dumps({"caption": "x" * 100_000}).encode() + b"\r\n\n") * 100)
+    tracemalloc.start()
+    try:
+        numbers = [number for number, row in json_lines(path, []) if len(row["caption"]) == 100_000]
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert numbers == list(range(1, 200, 2))
+    for odd, told in ((tmp_path / "absent", "no such file"), (tmp_path, "expected a file; got the folder")):
+        with pytest.raises(UserError, match=told):
+            list(json_lines(odd, []))
 
 
 def test_karpathy(tmp_path: Path) -> None:

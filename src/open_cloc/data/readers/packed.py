@@ -19,7 +19,7 @@ from open_cloc.data.fields import FieldError, as_side, shown
 from open_cloc.data.names import find, make_keys, resolve
 from open_cloc.data.readers.files import is_regular
 from open_cloc.errors import MissingFileError, UserError
-from open_cloc.files import parse_json, read_bytes, read_json
+from open_cloc.files import parse_json, read_json, read_lines
 from open_cloc.samples import RegionSample, Text
 from open_cloc.texts import PackedTexts
 
@@ -287,7 +287,7 @@ def looks_like(file: Path, suffixes: Sequence[str], form: Iterable[re.Pattern[by
 
 def json_lines(file: Path, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
     """The number and the value of each line of JSON; a line that is none becomes a problem."""
-    for number, line in enumerate(read_bytes(file).splitlines(), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         try:
