@@ -300,3 +300,12 @@ def test_a_name_that_is_no_text_still_makes_a_sample(tmp_path: Path) -> None:
     assert [sample.key for sample in found] == ["a", "_"]
     assert found[1].pixels().shape == (4, 6, 3)
     assert write_shards(found, tmp_path / "out") == 2
+
+
+def test_a_link_to_itself_is_a_missing_picture(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    dataset = open_reader(f"folder:{tmp_path}")
+    assert len(dataset) == 2
+    with pytest.raises((FileNotFoundError, SampleError), match="loop"):
+        dataset[1].pixels()

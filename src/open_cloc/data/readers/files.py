@@ -258,7 +258,7 @@ def walk(folder: Path, outside: bool = False, found: Listing | None = None) -> I
             name = f"{below}/{entry.name}" if below else entry.name
             if kind := _kind_of_skipped(entry):
                 found.skipped[kind] += 1
-            elif not entry.is_dir():
+            elif not os.path.isdir(entry.path):  # also of a link to itself, of which the entry would raise
                 yield name
             elif outside or not entry.is_symlink() or is_below(os.path.realpath(entry.path), root):
                 stack.append((name, above | {identity}))
@@ -276,6 +276,6 @@ def _kind_of_skipped(entry: os.DirEntry[str]) -> str:
     if entry.name.startswith("."):
         return "hidden files and folders"
     # A broken link is a missing picture, not none.
-    if entry.is_dir() or entry.is_file() or entry.is_symlink():
+    if entry.is_symlink() or entry.is_dir() or entry.is_file():
         return ""
     return "pipes, sockets and devices"
