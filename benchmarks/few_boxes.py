@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,11 @@ from open_cloc.model.prompts.box import pool_boxes
 from open_cloc.objectives import Objectives
 from open_cloc.samples import Features, RegionSample
 from open_cloc.training import freeze, optim
+from open_cloc.training.recipe import Recipe
 from open_cloc.training.recipes import small_pretrained
 
-RECIPE = small_pretrained()
 CROP_SIZE = (224, 224)  # what the tower was trained near
-WIDTH = RECIPE.model.prompter.width
+WIDTH = 256  # of the recipe's Prompter
 PROMPT = PrompterConfig(readout="prompt", width=WIDTH, box_prior=True, box_content="none", dropout=0.1)
 METHODS = {
     "paper": PrompterConfig(width=WIDTH),
@@ -50,6 +51,12 @@ METHODS = {
     "roialign": PrompterConfig(width=WIDTH, readout="prompt", regions="roialign"),
     "crop": PrompterConfig(width=WIDTH, readout="prompt"),
 }
+
+
+@cache
+def recipe() -> Recipe:
+    """The recipe whose towers and losses these are; its weights must be installed."""
+    return small_pretrained()
 
 
 @dataclass
@@ -162,14 +169,14 @@ def embed_boxes(
 def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
     """Train projections and Prompter on cached features, with the recipe's losses and optimizer."""
     torch.manual_seed(seed)
-    model = build_model(replace(RECIPE.model, prompter=METHODS[method]))
-    freeze.lock_towers(model, RECIPE.optim)
-    objectives = Objectives(RECIPE.objectives)
-    optimizer = optim.build_optimizer(model, objectives, RECIPE.optim)
+    model = build_model(replace(recipe().model, prompter=METHODS[method]))
+    freeze.lock_towers(model, recipe().optim)
+    objectives = Objectives(recipe().objectives)
+    optimizer = optim.build_optimizer(model, objectives, recipe().optim)
     model.train()
-    freeze.lock_towers(model, RECIPE.optim)
+    freeze.lock_towers(model, recipe().optim)
     rng = np.random.default_rng(seed)
-    loader, batch_size = RECIPE.data.loader, RECIPE.run.global_batch_size
+    loader, batch_size = recipe().data.loader, recipe().run.global_batch_size
     for step in range(steps):
         rows = torch.tensor(rng.integers(len(cache.tokens), size=min(batch_size, len(cache.tokens))))
         slots, mask = draw_regions(cache, rows, loader.num_regions, rng)
@@ -189,13 +196,13 @@ def train(method: str, cache: Cache, steps: int, seed: int) -> CLOC:
             boxes=cache.boxes[rows[:, None], slots],
             logit_scale=model.clip.logit_scale.exp(),
         )
-        factor = optim.learning_rate_factor(step, steps, RECIPE.optim.warmup)
+        factor = optim.learning_rate_factor(step, steps, recipe().optim.warmup)
         optim.set_learning_rate(optimizer, factor)
         optimizer.zero_grad()
         objectives(features)["total"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.optim.grad_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe().optim.grad_clip)
         optimizer.step()
-        optim.clamp_logit_scale(model, RECIPE.optim.max_logit_scale)
+        optim.clamp_logit_scale(model, recipe().optim.max_logit_scale)
     return model.eval()
 
 
@@ -252,7 +259,7 @@ def main(options: Options) -> None:
     """Print accuracy per method and size, and write it as JSON."""
     keep_freed_memory()
     torch.manual_seed(0)
-    towers = build_model(RECIPE.model).eval()
+    towers = build_model(recipe().model).eval()
     if options.towers is not None:
         taken = load_model(options.towers, "cpu")
         towers.clip.visual.trunk.load_state_dict(taken.clip.visual.trunk.state_dict())

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from benchmarks.few_boxes import RECIPE, Cache, accuracy, build_cache
+from benchmarks.few_boxes import Cache, accuracy, build_cache, recipe
 from benchmarks.few_boxes import train as train_on_features
 from benchmarks.pasted_scenes import PastedScenes, photos_of
 from benchmarks.timing import print_table, write_json
@@ -79,18 +79,19 @@ class FirstBoxes:
 
 def recipe_of(options: Options, start: Path, output: Path, rank: int) -> Recipe:
     """The recipe, going on from a model, with the image tower locked or with adapters."""
+    base = recipe()
     run = replace(
-        RECIPE.run,
+        base.run,
         samples=options.steps * BATCH,
         global_batch_size=BATCH,
         seed=options.seed,
         output=str(output),
     )
     return replace(
-        RECIPE,
-        model=replace(RECIPE.model, towers=f"folder:{start}"),
-        data=replace(RECIPE.data, loader=replace(RECIPE.data.loader, workers=0)),
-        optim=replace(RECIPE.optim, lr=options.lr, warmup=5, lora_rank=rank, lock_image=not rank),
+        base,
+        model=replace(base.model, towers=f"folder:{start}"),
+        data=replace(base.data, loader=replace(base.data.loader, workers=0)),
+        optim=replace(base.optim, lr=options.lr, warmup=5, lora_rank=rank, lock_image=not rank),
         run=run,
     )
 
@@ -99,7 +100,7 @@ def main(options: Options) -> None:
     """Print and write micro accuracy of unseen phrases and of unseen photos, before and after both arms."""
     keep_freed_memory()
     torch.manual_seed(0)
-    towers = build_model(RECIPE.model).eval()
+    towers = build_model(recipe().model).eval()
     sources = (options.shared / "stamps", options.shared / "coco128")
     pool = PastedScenes(*sources, "train", 10**6, num_sprites=5, photo_boxes=True)
     samples: list[RegionSample] = []
@@ -118,9 +119,9 @@ def main(options: Options) -> None:
         rows[f"{size} boxes: frozen towers"] = _measured(first, frozen, READ_BY)
         for name, rank in (("locked", 0), ("adapters", options.rank)):
             if not (folder / name / FINAL_FOLDER).is_dir():
-                recipe = recipe_of(options, folder / "start", folder / name, rank)
-                data = FirstBoxes(samples, size, recipe.run.samples)
-                train(recipe, "auto", dataset=data)
+                going_on = recipe_of(options, folder / "start", folder / name, rank)
+                data = FirstBoxes(samples, size, going_on.run.samples)
+                train(going_on, "auto", dataset=data)
             model = load_model(folder / name / FINAL_FOLDER, "cpu")
             caches = {k: build_cache(model, v) for k, v in sets.items()} if rank else frozen
             rows[f"{size} boxes: on, {name}"] = _measured(model, caches, READ_BY)
