@@ -255,6 +255,20 @@ class Options:
     output: Path = Path("runs/few_boxes.json")
 
 
+def pictures_of_runs(
+    shared: Path, split: str, num_boxes: int
+) -> tuple[list[RegionSample], dict[str, list[RegionSample]]]:
+    """Training pictures that hold so many boxes, and those of each measure: unseen phrases, unseen photos."""
+    sources = (shared / "stamps", shared / "coco128")
+    pool = PastedScenes(*sources, "train", 10**6, num_sprites=5, photo_boxes=True)
+    samples: list[RegionSample] = []
+    while sum(len(s.regions) for s in samples) < num_boxes:
+        samples.append(pool[len(samples)])
+    held = PastedScenes(*sources, split, 150, num_sprites=4, seed=1)
+    photos = [photo for photo in photos_of(shared / "coco128", split) if photo.regions]
+    return samples, {"unseen phrases": [held[i] for i in range(len(held))], "unseen photos": photos}
+
+
 def main(options: Options) -> None:
     """Print accuracy per method and size, and write it as JSON."""
     keep_freed_memory()
@@ -263,17 +277,8 @@ def main(options: Options) -> None:
     if options.towers is not None:
         taken = load_model(options.towers, "cpu")
         towers.clip.visual.trunk.load_state_dict(taken.clip.visual.trunk.state_dict())
-    sources = (options.shared / "stamps", options.shared / "coco128")
-    pool = PastedScenes(*sources, "train", 10**6, num_sprites=5, photo_boxes=True)
-    samples: list[RegionSample] = []
-    while sum(len(s.regions) for s in samples) < max(options.sizes):
-        samples.append(pool[len(samples)])
-    held = PastedScenes(*sources, options.split, 150, num_sprites=4, seed=1)
-    photos = [photo for photo in photos_of(options.shared / "coco128", options.split) if photo.regions]
-    tests = {
-        "unseen phrases": build_cache(towers, [held[i] for i in range(len(held))]),
-        "unseen photos": build_cache(towers, photos),
-    }
+    samples, sets = pictures_of_runs(options.shared, options.split, max(options.sizes))
+    tests = {name: build_cache(towers, those) for name, those in sets.items()}
     cache = build_cache(towers, samples)
     counts = {name: [int((c.text_index >= 0).sum()), len(c.texts)] for name, c in tests.items()}
     result: dict = {"split": options.split, "steps": options.steps, "boxes and classes": counts, "rows": []}

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from benchmarks.few_boxes import Cache, accuracy, build_cache, recipe
+from benchmarks.few_boxes import Cache, accuracy, build_cache, pictures_of_runs, recipe
 from benchmarks.few_boxes import train as train_on_features
-from benchmarks.pasted_scenes import PastedScenes, photos_of
 from benchmarks.timing import print_table, write_json
 from open_cloc.memory import keep_freed_memory
 from open_cloc.model.cloc import CLOC
@@ -101,14 +100,7 @@ def main(options: Options) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     towers = build_model(recipe().model).eval()
-    sources = (options.shared / "stamps", options.shared / "coco128")
-    pool = PastedScenes(*sources, "train", 10**6, num_sprites=5, photo_boxes=True)
-    samples: list[RegionSample] = []
-    while sum(len(s.regions) for s in samples) < max(options.sizes):
-        samples.append(pool[len(samples)])
-    held = PastedScenes(*sources, options.split, 150, num_sprites=4, seed=1)
-    photos = [photo for photo in photos_of(options.shared / "coco128", options.split) if photo.regions]
-    sets = {"phrases": [held[i] for i in range(len(held))], "photos": photos}
+    samples, sets = pictures_of_runs(options.shared, options.split, max(options.sizes))
     frozen = {name: build_cache(towers, those) for name, those in sets.items()}
     cache = build_cache(towers, samples)
     rows: dict[str, dict[str, float]] = {}

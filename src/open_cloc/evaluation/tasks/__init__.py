@@ -25,16 +25,15 @@ TASKS = {
     "region_health": "open_cloc.evaluation.tasks.health:region_health",
 }
 
+# Tasks that name things by classes.
+NAMING = {
+    *("zeroshot_classification", "zeroshot_region_classification", "detection", "segmentation"),
+    *("prompt_gain", "health"),
+}
 # What of an `EvaluationConfig` some tasks read and others do not.
 OPTIONS = {
-    "templates": {
-        *("zeroshot_classification", "zeroshot_region_classification", "detection", "segmentation"),
-        *("prompt_gain", "health"),
-    },
-    "classes": {
-        *("zeroshot_classification", "zeroshot_region_classification", "detection", "segmentation"),
-        *("prompt_gain", "health"),
-    },
+    "templates": NAMING,
+    "classes": NAMING,
     "recall_k": {"zeroshot_retrieval", "region_retrieval", "grounding"},
     "duplicates": {"region_retrieval"},
     "proposals": {"detection", "grounding"},
