@@ -1,12 +1,13 @@
-"""Regions asked for by mask, box, or points: python -m benchmarks.mask_prompts --weights MODEL ...
+"""Regions asked for by mask, box, boxes, or points: python -m benchmarks.mask_prompts --weights MODEL ...
 
 Cut-outs with exact outlines on photos, named among all phrases of the split, by each of some trained models:
-what training with masks (`open-cloc train ... --data.loader.masks 0.3`) costs the boxes is the difference of
-two of them.
+what training with masks (`open-cloc train ... --data.loader.masks 0.3`) or with several boxes
+(`--data.loader.box-sets 0.3`) costs the boxes is the difference of two of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def points_on(mask: np.ndarray, count: int, rng: np.random.Generator) -> list[li
     return (np.stack([xs[drawn], ys[drawn]], 1) + 0.5).tolist()
 
 
+def boxes_of(mask: np.ndarray) -> list[tuple[float, float, float, float]]:
+    """Up to four, `xyxy` in pixels: around what of a mask lies in each quarter of its box."""
+    ys, xs = np.nonzero(mask)
+    middle = (xs.min() + xs.max()) / 2, (ys.min() + ys.max()) / 2
+    found = []
+    for left, top in itertools.product((True, False), repeat=2):
+        own = ((xs <= middle[0]) == left) & ((ys <= middle[1]) == top)
+        if own.any():
+            x, y = xs[own], ys[own]
+            found.append((float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)))
+    return found
+
+
 def main(options: Options) -> None:
     """Print and write the share of cut-outs that each way names rightly, with its standard error."""
     sources = (options.shared / "stamps", options.shared / "coco128")
@@ -61,7 +75,7 @@ def measure(weights: Path, scenes: PastedScenes) -> dict[str, dict[str, float]]:
     phrases = sorted({row["phrase"].lower() for row in scenes.sprites})
     classes = predictor.encode_text(phrases)
     rng = np.random.default_rng(0)
-    ways = ("box", "mask", "one point", f"{POINTS} points")
+    ways = ("box", "mask", "boxes of its quarters", "one point", f"{POINTS} points")
     right: dict[str, list[list[bool]]] = {way: [] for way in ways}
     for number in tqdm(range(len(scenes)), desc="scenes"):
         sample, masks = scenes.with_masks(number)
@@ -74,6 +88,7 @@ def measure(weights: Path, scenes: PastedScenes) -> dict[str, dict[str, float]]:
         embedded = {
             "box": image.embed([region.box for region in regions], normalized=True),
             "mask": image.embed(masks=np.stack(masks)),
+            "boxes of its quarters": image.embed(boxes=[boxes_of(mask) for mask in masks]),
             "one point": image.embed(points=[points_on(mask, 1, rng) for mask in masks]),
             f"{POINTS} points": image.embed(points=[points_on(mask, POINTS, rng) for mask in masks]),
         }

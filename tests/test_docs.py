@@ -11,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from functools import cache
@@ -246,8 +247,11 @@ def test_the_example_script_runs(
 
 
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
-def test_notebooks_run(notebook: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebooks_run(
+    notebook: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPEN_CLOC_WEIGHTS", str(model_folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what they leave behind goes with the test
     monkeypatch.chdir(EXAMPLES)
     names: dict[str, Any] = {"__name__": "notebook"}
     for cell in json.loads(read(notebook))["cells"]:

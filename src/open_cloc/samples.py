@@ -216,6 +216,8 @@ class RegionBatch:
             place of their box, NaN where they are not; None where none is.
         masks: (B, R, h, w) uint8, how much of each cell of the canvas, of 255, regions cover that are asked
             for by their outline in place of their box; zeros where they are not, None where none is.
+        box_sets: (B, R, P, 4) normalised `xyxy` of the canvas: regions that are asked for by several boxes in
+            place of their own, NaN where they are not; None where none is.
         bad: Samples that could not be used while this batch was made, counted by cause.
     """
 
@@ -234,6 +236,7 @@ class RegionBatch:
     views: Mapping[str, View] = field(default_factory=dict)
     points: Tensor | None = None
     masks: Tensor | None = None
+    box_sets: Tensor | None = None
     bad: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> RegionBatch:

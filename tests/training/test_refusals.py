@@ -167,3 +167,6 @@ def test_masks_in_vain_are_said(tiny: Recipe, caplog: pytest.LogCaptureFixture) 
     blind = replace(asked, model=replace(asked.model, prompter=PrompterConfig()))
     with pytest.raises(UserError, match=r"data\.loader\.masks would train boxes: this Prompter sees"):
         train(with_run(blind, output=f"{tiny.run.output}-blind"))
+    sets = with_loader(blind, masks=0, box_sets=0.5)
+    with pytest.raises(UserError, match=r"data\.loader\.box_sets would train boxes: this Prompter sees"):
+        train(with_run(sets, output=f"{tiny.run.output}-sets"))

@@ -14,7 +14,7 @@ from open_cloc.boxes import box_areas
 from open_cloc.canvas import CanvasConfig, Geometry
 from open_cloc.data.annotations import checked_boxes
 from open_cloc.data.augment import AugmentConfig, random_geometry, visible_boxes
-from open_cloc.data.prompts import draw_prompts, stack_masks, stack_points
+from open_cloc.data.prompts import Prompts, Shares, draw_prompts, stack_prompts
 from open_cloc.data.wants import PreparedView, draw_texts, index_texts, make_views, stack_views
 from open_cloc.data.workers import default_workers
 from open_cloc.errors import UserError
@@ -52,8 +52,7 @@ class Prepared(NamedTuple):
     texts: list[str]
     role_texts: Mapping[str, list[list[str]]] = {}
     views: Mapping[str, PreparedView] = {}
-    points: np.ndarray | None = None  # (<= R, P, 2) float32, NaN where the box asks
-    masks: np.ndarray | None = None  # (<= R, rows, columns) uint8, zeros where the box asks
+    prompts: Prompts = Prompts()  # of <= R regions
 
 
 def prepare(
@@ -90,10 +89,8 @@ def prepare(
     usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
-    points, masks = None, None
-    if config.points or config.masks:  # most runs ask by boxes alone
-        asked = [sample.regions[row] for row in drawn]
-        points, masks = draw_prompts(asked, boxes[drawn], geometry, config.points, config.masks, rng)
+    asked = [sample.regions[row] for row in drawn]
+    prompts = draw_prompts(asked, boxes[drawn], geometry, config.prompt_shares, rng)
     return Prepared(
         key=sample.key,
         image=geometry.draw(pixels, preprocess.fill, preprocess.interpolation),
@@ -103,8 +100,7 @@ def prepare(
         texts=[texts[row] for row in drawn],
         role_texts=draw_texts(sample, drawn.tolist(), wants.roles, clean, rng),
         views=make_views(pixels, own_boxes[drawn], preprocess, geometry, config.augment, wants.views, rng),
-        points=points,
-        masks=masks,
+        prompts=prompts,
     )
 
 
@@ -153,9 +149,8 @@ def collate(
         region_text_ids=torch.from_numpy(text_ids),
         role_index={role: torch.where(own < 0, own, place[own]) for role, own in role_index.items()},
         views=stack_views([sample.views for sample in samples], num_regions),
-        points=stack_points([sample.points for sample in samples], num_regions),
-        masks=stack_masks([sample.masks for sample in samples], num_regions),
         bad=dict(bad),
+        **stack_prompts([sample.prompts for sample in samples], num_regions),
     )
 
 
@@ -186,6 +181,8 @@ class LoaderConfig:
         min_box_area: Regions smaller than this share of the canvas are not drawn.
         points: Share of regions that are asked for by one to three points on them instead of by their box.
         masks: Share of regions that are asked for by their outline instead, where the data have outlines.
+        box_sets: Share of regions that are asked for by several boxes instead: with others of the picture
+            that have the same text or, where there are none, by two or three parts of themselves.
         caption_from_regions: Join a picture's distinct phrases to a caption where it has none.
         augment: Random crop and flip.
     """
@@ -201,6 +198,7 @@ class LoaderConfig:
     min_box_area: float = 1e-5
     points: float = 0.0
     masks: float = 0.0
+    box_sets: float = 0.0
     caption_from_regions: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -216,11 +214,16 @@ class LoaderConfig:
         for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UserError(f"loader {name} must be at least {least}; got {getattr(self, name)}")
-        for name in ("max_bad_fraction", "points", "masks"):
+        for name in ("max_bad_fraction", *Shares._fields):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"loader {name} must lie in [0, 1]; got {getattr(self, name)}")
-        if self.points + self.masks > 1:
-            raise UserError(f"loader points and masks are at most 1 together; got {self.points + self.masks}")
+        if (total := sum(self.prompt_shares)) > 1:
+            raise UserError(f"loader {', '.join(Shares._fields)} are at most 1 together; got {total}")
+
+    @property
+    def prompt_shares(self) -> Shares:
+        """Which shares of the regions are asked for by what."""
+        return Shares(*(getattr(self, name) for name in Shares._fields))
 
     @property
     def num_workers(self) -> int:

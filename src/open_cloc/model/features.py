@@ -113,6 +113,8 @@ def _instead(batch: RegionBatch) -> dict[str, tuple[Tensor, Tensor]]:
         found["points"] = ~batch.points[:, :, 0, 0].isnan(), batch.points.nan_to_num(0.5)
     if batch.masks is not None:
         found["mask"] = (batch.masks != 0).flatten(2).any(-1), batch.masks.float() / 255
+    if batch.box_sets is not None:
+        found["boxes"] = ~batch.box_sets[:, :, 0, 0].isnan(), batch.box_sets.nan_to_num(0.5)
     return found
 
 

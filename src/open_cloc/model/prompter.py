@@ -23,7 +23,9 @@ from open_cloc.model.prompts import PROMPTS, PromptedImage, PromptTokens
 # Without gradients no more prompts run at once, so that memory does not grow with their number.
 PROMPTS_AT_ONCE = 256
 
-BLIND = "this Prompter sees of an outline only its box (neither box_prior nor pooled_residual)"
+BLIND = (
+    "this Prompter sees outlines and several boxes as the box around them (no box_prior, no pooled_residual)"
+)
 
 
 @dataclass(frozen=True)

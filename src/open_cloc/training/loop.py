@@ -15,6 +15,7 @@ from open_cloc.data.bad_samples import BadSamples, tell_opening
 from open_cloc.data.loader import RegionLoader
 from open_cloc.data.mixture import Mixture
 from open_cloc.data.permutation import COMPUTED
+from open_cloc.data.prompts import Shares
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.model.cloc import CLOC
@@ -141,13 +142,14 @@ def prepare_model(model: CLOC, objectives: Objectives, recipe: Recipe) -> None:
             "leaves places out"
         )
     loader = recipe.data.loader
-    for name in ("points", "masks"):
+    for name in Shares._fields:
         if getattr(loader, name) and ("region_features" not in objectives.needs or not loader.num_regions):
             raise UserError(
                 f"data.loader.{name} asks for regions by {name}, and no objective of this run has regions"
             )
-    if loader.masks and not model.prompter.config.sees_outlines:
-        raise UserError(f"data.loader.masks would train boxes: {BLIND}")
+    for name in ("masks", "box_sets"):
+        if getattr(loader, name) and not model.prompter.config.sees_outlines:
+            raise UserError(f"data.loader.{name} would train boxes: {BLIND}")
     model.set_grad_checkpointing(recipe.run.grad_checkpointing)
     freeze.lock_towers(model, recipe.optim)
     freeze.freeze_unreached(model, objectives, recipe.data.loader.num_regions)

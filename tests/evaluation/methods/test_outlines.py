@@ -92,7 +92,10 @@ def test_a_prompter_that_knows_corners_alone_is_not_asked_by_outlines(
 ) -> None:
     """The paper's: a mask would be read as its box, and measured under another name."""
     paper = CLOC(tiny_model_cfg, preprocess=CanvasConfig((64, 64))).eval()
-    with pytest.raises(UserError, match="would measure boxes: this Prompter sees of an outline only its box"):
+    with pytest.raises(
+        UserError,
+        match="would measure boxes: this Prompter sees outlines and several boxes as the box around",
+    ):
         open_method("prompter,prompt=mask", paper)
     image = Predictor(paper).encode(samples[1].pixels())
     with pytest.warns(UserWarning, match="masks are read as boxes"):
