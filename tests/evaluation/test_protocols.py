@@ -23,7 +23,7 @@ from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import PROTOCOLS
-from open_cloc.evaluation.run import evaluate
+from open_cloc.evaluation.run import evaluate, result_table
 from open_cloc.model.cloc import CLOC
 from open_cloc.texts import TextCleaning
 from tests.data.readers.made import write_lvis
@@ -108,6 +108,7 @@ def test_each_protocol_runs_the_tasks_that_it_is_for(model: CLOC, samples: Sampl
         result = evaluate(model, data, task, config, method=method_for(task))
         # Of groups of classes, as a data set has them that knows some.
         assert metric.partition("/")[0] in result["metrics"]
+        assert result_table(result).endswith(f"under the protocol {name} are of: {PROTOCOLS[name].subset}")
         json.dumps(result)
 
 

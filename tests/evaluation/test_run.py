@@ -85,6 +85,7 @@ def test_the_table_shows_intervals_and_where_they_come_from(model: CLOC, samples
     assert result["protocol"]["intervals"]["resamples"] == 1000
     assert f"{value:.4f}  [{low:.4f}, {high:.4f}]\n" in result_table(result)
     assert "95% intervals, 1000 resamples of the images" in result_table(result)
+    assert "quoted" not in result_table(result)
     assert evaluate(model, samples, "zeroshot_region_classification")["intervals"] == result["intervals"]
     single = evaluate(model, samples[2:3], "zeroshot_region_classification")
     assert single["intervals"] == {}

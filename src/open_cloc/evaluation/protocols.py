@@ -68,6 +68,7 @@ class Protocol:
             one around all, `merged`.
         mentions: Each mention of a phrase in a sentence is asked for; data that do not tell them are refused.
         dense: How segmentation names places.
+        subset: Of which pictures the quoted numbers are; the rules hold for others just as well.
         skips: What the script leaves out without a word, and we do not.
         folder: In which alone the script looks for pictures that name a folder: regions of others are counted
             as what it would have skipped. Empty where it looks everywhere.
@@ -88,6 +89,7 @@ class Protocol:
     several_boxes: Literal["any", "merged"] = "any"
     mentions: bool = False
     dense: DenseRules = DenseRules()
+    subset: str = ""
     skips: str = ""
     folder: str = ""
 
@@ -98,6 +100,7 @@ class Protocol:
 
 
 SEGMENTATION = {"segmentation": "miou"}
+REFERRING = "RefCOCO and RefCOCO+ val, testA, testB; RefCOCOg val and test of umd"
 # Of TCL (arXiv 2212.00785): seven of CLIP's, and two for several things.
 TCL_TEMPLATES = (
     "itap of a {}.",
@@ -122,6 +125,7 @@ PROTOCOLS = {
                 "region_retrieval": "region_to_text_recall@10",
                 "zeroshot_retrieval": "text_retrieval_recall@1",
             },
+            subset="COCO val2017 and LVIS v1 val; retrieval of regions: 2,000 pictures of GRIT",
         ),
         Protocol(
             "fgclip",
@@ -131,6 +135,7 @@ PROTOCOLS = {
             lower_case=True,
             crowds=True,
             roi_size=1,
+            subset="COCO val2017; LVIS v1 val, whose pictures lie in train2017 too",
             skips="boxes on which the script raises, and pictures that are not in its one folder",
             folder="val2017",
         ),
@@ -140,6 +145,7 @@ PROTOCOLS = {
             {"fine_grained": "acc1"},
             lower_case=True,
             ties="hit",
+            subset="1_attributes, 2_attributes, 3_attributes, shuffle_negatives: hard, medium, easy, trivial",
         ),
         Protocol(
             "fgclip-long",
@@ -148,7 +154,7 @@ PROTOCOLS = {
             lower_case=True,
             recall_k=(1,),
             ties="last",
-            skips="nothing; ShareGPT4V-1k is the first 1,000 entries, sharegpt4v:FILE,first=1000",
+            subset="all of DCI; of ShareGPT4V the first 1,000 entries, sharegpt4v:FILE,first=1000",
         ),
         Protocol(
             "clipself",
@@ -157,18 +163,21 @@ PROTOCOLS = {
             templates=(OPENAI_IMAGENET,),
             crowds=True,
             areas=(8.0**2, 1024.0**2),
+            subset="COCO panoptic val2017; a ViT-B/16 sees pictures of 1,024 pixels",
             skips="segments past the hundredth of a picture; its texts are a file, here 80 templates",
         ),
         Protocol(
             "flair",
             "FLAIR's retrieval of DCI, DOCCI, IIW and Urban1k: any of a picture's sentences is a hit",
             {"zeroshot_retrieval": "text_retrieval_recall@1"},
+            subset="DCI's test split of splits.json; DOCCI, IIW and Urban1k whole",
         ),
         Protocol(
             "reclip-gt",
             "ReCLIP (arXiv 2204.05991), main.py: every sentence, IoU above 0.5, among all annotated boxes",
             {"referring": "acc@0.5"},
             lower_case=True,
+            subset=REFERRING,
         ),
         Protocol(
             "reclip-det",
@@ -176,18 +185,21 @@ PROTOCOLS = {
             {"referring": "acc@0.5"},
             lower_case=True,
             candidates="detected",
+            subset=REFERRING,
         ),
         Protocol(
             "clip",
             "CLIP's zero-shot evaluation, as CLIP_benchmark does it: 80 templates, Karpathy's captions",
             {"zeroshot_classification": "acc1", "zeroshot_retrieval": "text_retrieval_recall@1"},
             templates=(OPENAI_IMAGENET,),
+            subset="ImageNet's validation set; Karpathy's test splits of COCO and Flickr30k",
         ),
         Protocol(
             "flickr30k-any",
             "Flickr30k Entities as MDETR and GLIP have it: each mention, IoU of 0.5 with any of its boxes",
             {"grounding": "acc@0.5"},
             mentions=True,
+            subset="Flickr30k Entities, test.txt",
             skips="phrases without a box",
         ),
         Protocol(
@@ -196,6 +208,7 @@ PROTOCOLS = {
             {"grounding": "acc@0.5"},
             mentions=True,
             several_boxes="merged",
+            subset="Flickr30k Entities, test.txt",
             skips="phrases without a box",
         ),
         Protocol(
@@ -203,6 +216,7 @@ PROTOCOLS = {
             "SCLIP, clip_segmentor.py: VOC20, Context59, COCO-Stuff, ADE20k",
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
+            subset="validation sets of VOC (20 classes), Context (59), COCO-Stuff (171) and ADE20k (150)",
         ),
         Protocol(
             "sclip-cityscapes",
@@ -210,6 +224,7 @@ PROTOCOLS = {
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
             dense=DenseRules(short_side=2.5),
+            subset="Cityscapes val",
         ),
         Protocol(
             "sclip-background",
@@ -217,6 +232,7 @@ PROTOCOLS = {
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
             dense=DenseRules(scale=50.0, background=0.1),
+            subset="validation sets of Context (60) and COCO-Object (81)",
         ),
         Protocol(
             "sclip-voc21",
@@ -224,6 +240,7 @@ PROTOCOLS = {
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
             dense=DenseRules(scale=65.0, background=0.1, least_area=0.1),
+            subset="VOC 2012 val (21)",
         ),
         Protocol(
             "tips",
@@ -231,6 +248,7 @@ PROTOCOLS = {
             SEGMENTATION,
             templates=TCL_TEMPLATES,
             dense=DenseRules(1.0, 0.75, scale=1.0, average="probabilities", sizes="cut"),
+            subset="ADE20k validation",
         ),
         Protocol(
             "tips-whole",
@@ -238,6 +256,7 @@ PROTOCOLS = {
             SEGMENTATION,
             templates=TCL_TEMPLATES,
             dense=DenseRules(1.0, scale=1.0, sizes="cut", whole=True),
+            subset="ADE20k validation",
         ),
     )
 }

@@ -208,6 +208,8 @@ def result_table(result: dict[str, Any]) -> str:
     if "intervals" in protocol:
         level, resamples = protocol["intervals"]["level"], protocol["intervals"]["resamples"]
         lines.append(f"  in brackets: {level:.0%} intervals, {resamples} resamples of the images")
+    if subset := protocol.get("rules", {}).get("subset"):
+        lines.append(f"  numbers quoted under the protocol {protocol['name']} are of: {subset}")
     return "\n".join(lines)
 
 
