@@ -189,6 +189,29 @@ def iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return shared / (areas[0] + areas[1] - shared).clamp(min=1e-12)
 
 
+def judged_overlaps(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Overlaps that thresholds are held against: boxes of whole pixels that share a half share 0.5 exactly.
+
+    Shares of a side carry rounding of their own, some 1e-13 of an overlap. Two overlaps of boxes of whole
+    pixels differ by more than the ninth decimal, to which these are rounded. Those of a model's float32, which
+    knows no more, are rounded to the sixth.
+
+    Args:
+        found: (K, 4) normalised `xyxy`, float64 where they are of a file.
+        true: (G, 4) float64 of the same picture.
+
+    Returns:
+        (K, G) float64 in [0, 1].
+    """
+    decimals = 9 if found.dtype == torch.float64 else 6
+    return iou(found.double()[:, None], true).round(decimals=decimals)
+
+
+def whole_pixels(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Normalised boxes (..., 4) in pixels of (height, width), free of the rounding of shares: to 1e-6."""
+    return denormalize_boxes(boxes, size_hw).round(6)
+
+
 def overlap_fraction(boxes: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     """Share of each cell's area that a box covers.
 

@@ -6,7 +6,7 @@ D shared embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from open_cloc.pictures import ANOTHER_SIZE, mismatch, read_pixels
 
 T = TypeVar("T")
 
+MEASURED = "measured_hw"  # of a picture that was made smaller: (height, width) that it had
 OF_REGIONS = "regions."  # starts a role whose texts are of regions and not of the picture
 
 
@@ -102,6 +103,17 @@ class RegionSample:
         pixels = self.image if isinstance(self.image, np.ndarray) else read_pixels(self.image, what)
         self.check_size((pixels.shape[0], pixels.shape[1]))
         return pixels
+
+    def measured_hw(self, found_hw: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that boxes were measured on, for areas in pixels.
+
+        Args:
+            found_hw: The picture's own. Shards of smaller copies carry along what it was.
+        """
+        kept = self.metadata.get(MEASURED, ())
+        if isinstance(kept, Sequence) and len(kept) == 2 and all(type(side) is int for side in kept):
+            return kept[0], kept[1]
+        return found_hw
 
     def check_size(self, found_hw: tuple[int, int]) -> None:
         """Refuse a picture of another size than its boxes were measured on.

@@ -13,6 +13,8 @@ from open_cloc.cli import eval as command
 from open_cloc.cli.main import main
 from open_cloc.data.scenes.vocabulary import SceneConfig, vocabulary
 from open_cloc.errors import MissingFileError, UserError
+from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.tasks import without_effect
 from open_cloc.model.cloc import CLOC
 
 
@@ -66,6 +68,34 @@ def test_an_option_that_a_task_does_not_read_is_refused(capsys: pytest.CaptureFi
         "region_retrieval does not read --templates: leave it out (it is for detection"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (
+            ["grounding", "--method", "head", "--recall-k", "5"],
+            "--recall-k has no effect: head gives one box",
+        ),
+        (["grounding", "--method", "head", "--candidates", "9"], "--candidates has no effect: head ranks no"),
+        (["grounding", "--candidates", "9", "--proposals", "labels"], "boxes are chosen among --proposals"),
+        (["pointing", "--method", "roialign", "--candidates", "9"], "effect: roialign ranks no candidates"),
+        (["pointing", "--method", "prompter,grounding=head", "--candidates", "9"], "ranks no candidates"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *argv, "--weights", "w", "--data", "scenes:val"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_options_that_the_method_reads_are_taken() -> None:
+    several = EvaluationConfig(candidates=9, recall_k=(5,))
+    assert not without_effect("grounding", several, "prompter")
+    assert not without_effect("grounding", EvaluationConfig(recall_k=(5,), proposals="labels"), "head")
+    assert not without_effect("pointing", EvaluationConfig(candidates=9), "ranked")
+    assert not without_effect("pointing", EvaluationConfig(candidates=9), "mine.module:Method")
 
 
 def test_groups_stand_in_a_file(weights: str, tmp_path: Path) -> None:

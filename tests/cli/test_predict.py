@@ -69,6 +69,7 @@ def test_command_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--points", "3,4,5", "--labels", "a"], "two numbers joined by a comma, such as 50,60; got '3,4,5'"),
         (["--points", "3,60", "--labels", "a"], r"points must lie in the picture; got \(3, 60\) in row 0"),
         (["--points", "3,4", "--boxes", "0,0,9,9", "--labels", "a"], "--boxes and --points are two ways"),
+        (["--points", "3,4", "--box-format", "xywh", "--labels", "a"], "--box-format is for --boxes"),
         (["--phrases", "a", "--together"], "--together needs the --boxes, --points or --masks"),
         (["--masks", "none.png", "--labels", "a"], "no such mask|none.png"),
     ],
@@ -170,5 +171,5 @@ def test_masks_that_are_none(folder: Path, tmp_path: Path, mask: Image.Image, me
     with pytest.raises(UserError, match=message):
         command.main(predict_argv(folder, "--masks", str(tmp_path / "mask.png"), "--labels", "a"))
     mask.convert("RGB").save(tmp_path / "mask.jpg")  # which is never quite black
-    with pytest.raises(UserError, match="mask cannot be decoded"):
+    with pytest.raises(UserError, match="mask, which must be PNG, TIFF or BMP, cannot be decoded"):
         command.main(predict_argv(folder, "--masks", str(tmp_path / "mask.jpg"), "--labels", "a"))

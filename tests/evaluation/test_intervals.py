@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from open_cloc.evaluation import intervals
-from open_cloc.evaluation.intervals import linear_around, mean_over, mean_over_classes, measure
+from open_cloc.evaluation.intervals import (
+    calibration_error,
+    linear_around,
+    mean_over,
+    mean_over_classes,
+    measure,
+)
 
 
 def draws(num_images: int) -> np.ndarray:
@@ -87,14 +93,46 @@ def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.Mo
 
 
 def test_what_occurs_in_few_images_is_measured_where_it_is_drawn() -> None:
-    """A group of one image of twelve is missing from a third of the draws: these say nothing of it."""
-    _, found, _ = measure({"rare": mean_over(torch.tensor([1.0, 0.0]), torch.tensor([4, 4]), 12)}, 12)
-    assert found["rare"] == (0.5, 0.5)
+    """A group of two images of twelve is missing from some of the draws: these say nothing of it."""
+    _, found, drawn = measure({"rare": mean_over(torch.tensor([1.0, 0.0]), torch.tensor([4, 5]), 12)}, 12)
+    assert found["rare"] == (0, 1)
+    assert 0.05 < np.isnan(drawn["rare"]).mean() < 0.15  # (10/12)^12
 
 
 def test_one_image_says_nothing_about_others() -> None:
     values, found, _ = measure({"a": mean_over(torch.tensor([1, 0]), torch.tensor([0, 0]), 1)}, 1)
     assert (values, found) == ({"a": 0.5}, {})
+
+
+def test_nor_does_one_of_several_on_which_a_metric_rests() -> None:
+    hits, images = torch.tensor([1, 0, 1]), torch.tensor([4, 4, 7])
+    estimates = {"one": mean_over(hits[:2], images[:2], 12), "two": mean_over(hits, images, 12)}
+    values, found, drawn = measure(estimates, 12)
+    assert set(values) == {"one", "two"}
+    assert set(found) == set(drawn) == {"two"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_calibration_error_lies_among_its_draws(seed: int) -> None:
+    """Also of guesses that are as sure as they are right, where any draw looks worse than the whole."""
+    rng = np.random.default_rng(seed)
+    sure, images = (
+        torch.from_numpy(rng.uniform(0.1, 1, 300)),
+        torch.from_numpy(np.sort(rng.integers(0, 100, 300))),
+    )
+    hits = torch.from_numpy(rng.random(300) < sure.numpy())
+    values, found, drawn = measure({"e": calibration_error(sure, hits, images, 100)}, 100)
+    low, high = found["e"]
+    assert 0 <= low <= values["e"] <= high
+    assert drawn["e"].min() >= 0
+
+
+def test_draws_stay_where_values_can_be() -> None:
+    """A distance near 0, whose first order goes below."""
+    influence = torch.tensor([-1.0, 1.0, -0.5, 0.5]) / 4
+    values, found, drawn = measure({"d": linear_around(0.1, influence, torch.arange(4), 4, least=0.0)}, 4)
+    assert values["d"] == pytest.approx(0.1)
+    assert found["d"][0] == drawn["d"].min() == 0
 
 
 def world(rng: np.random.Generator, num_images: int) -> tuple[Tensor, Tensor]:

@@ -187,3 +187,20 @@ def test_the_last_of_a_tie_may_win() -> None:
     order = (queries @ gallery.T).argsort(dim=1, stable=True)
     assert found.tolist() == [float(order[row, -1] == row) for row in range(40)]
     assert found.sum() != find_ranks(queries, gallery, labels, labels).hits(1).sum()
+
+
+@pytest.mark.parametrize("count", range(2, 14))
+@pytest.mark.parametrize("queries", [1, 3, 100])
+def test_equal_entries_tie_to_the_bit(queries: int, count: int) -> None:
+    """However a product rounds its columns, which differs with their number."""
+    generator = torch.Generator().manual_seed(count)
+    texts = F.normalize(torch.randn(1, 512, generator=generator), dim=1).repeat(count, 1)
+    images = F.normalize(torch.randn(queries, 512, generator=generator), dim=1)
+    labels = torch.arange(queries) % count
+    ranks = find_ranks(images, texts, labels, torch.arange(count))
+    assert (ranks.above == 0).all()
+    assert (ranks.tied == count).all()
+    assert ranks.hits(1).tolist() == pytest.approx([1 / count] * queries)
+    own = find_own_ranks(images, texts, labels=torch.arange(count) % queries)
+    assert (own.above == 0).all()
+    assert (own.tied == count).all()

@@ -13,9 +13,10 @@ from open_cloc.cli.parse import check_result_file, parse
 from open_cloc.cli.screen import say
 from open_cloc.data.readers import open_reader
 from open_cloc.errors import UserError
+from open_cloc.evaluation.methods import default_method
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import FirstSamples, evaluate, result_table
-from open_cloc.evaluation.tasks import OPTIONS, find_task, task_name, unread
+from open_cloc.evaluation.tasks import OPTIONS, find_task, task_name, unread, without_effect
 from open_cloc.files import read_json, read_names, write_json
 
 # What every result holds.
@@ -89,6 +90,8 @@ def measure(command: EvalCommand) -> dict[str, Any]:
     for option in unread(task, config):
         able = ", ".join(sorted(OPTIONS[option]))
         raise UserError(f"{task} does not read --{option.replace('_', '-')}: leave it out (it is for {able})")
+    if idle := without_effect(task, config, command.method or default_method(task, command.weights)):
+        raise UserError(f"{idle}; leave it out")
     dataset = open_reader(command.data)
     if command.limit is not None:
         dataset = FirstSamples(dataset, command.limit)

@@ -101,6 +101,8 @@ def check_command(command: PredictCommand) -> None:
         raise UserError(f"--{given[0]} needs --labels too: each region is named by one of the labels")
     if command.labels and not given:
         raise UserError("--labels needs --boxes, --points or --masks too: regions are named by the labels")
+    if command.box_format != "xyxy" and not command.boxes:
+        raise UserError("--box-format is for --boxes, which are not given")
     if command.together and not given:
         raise UserError("--together needs the --boxes, --points or --masks that are to be one region")
     if not given and not command.phrases:

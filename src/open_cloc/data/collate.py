@@ -89,8 +89,13 @@ def prepare(
     usable = (share >= config.augment.min_visible) & (box_areas(boxes) >= config.min_box_area)
     usable &= np.array([bool(text) for text in texts], bool)
     drawn = rng.permutation(np.flatnonzero(usable))[: config.num_regions]
-    asked = [sample.regions[row] for row in drawn]
-    prompts = draw_prompts(asked, boxes[drawn], geometry, config.prompt_shares, rng)
+    prompts = Prompts()
+    if any(config.prompt_shares):  # most runs ask by boxes alone
+        asked = [sample.regions[row] for row in drawn]
+        # All of the picture, also those that are not drawn: they say what the text is of.
+        alike = [usable & (np.array(texts) == texts[row]) & (np.arange(len(texts)) != row) for row in drawn]
+        same = [boxes[others] for others in alike]
+        prompts = draw_prompts(asked, boxes[drawn], same, geometry, config.prompt_shares, rng)
     return Prepared(
         key=sample.key,
         image=geometry.draw(pixels, preprocess.fill, preprocess.interpolation),

@@ -39,6 +39,7 @@ class Prompts(NamedTuple):
 def draw_prompts(
     regions: Sequence[Region],
     boxes: np.ndarray,
+    same: Sequence[np.ndarray],
     geometry: Geometry,
     shares: Shares,
     rng: np.random.Generator,
@@ -48,12 +49,11 @@ def draw_prompts(
     Args:
         regions: R of them.
         boxes: (R, 4) normalised `xyxy` of the canvas.
+        same: For each the boxes (S, 4) of other regions of the picture that have its text.
         geometry: Where the picture lies on the canvas.
         shares: Of each kind of prompt.
         rng: Source of every random choice.
     """
-    if not any(shares):  # most runs ask by boxes alone
-        return Prompts()
     draws = rng.random(len(regions))
     ends = np.cumsum(shares)
     by_masks, by_points, by_sets = (
@@ -62,7 +62,7 @@ def draw_prompts(
     return Prompts(
         points=draw_points(regions, boxes, geometry, by_points, rng) if shares.points else None,
         masks=draw_masks(regions, geometry, by_masks) if shares.masks else None,
-        box_sets=draw_box_sets(regions, boxes, geometry, by_sets, rng) if shares.box_sets else None,
+        box_sets=draw_box_sets(regions, boxes, same, geometry, by_sets, rng) if shares.box_sets else None,
     )
 
 
@@ -122,13 +122,14 @@ def draw_masks(regions: Sequence[Region], geometry: Geometry, chosen: np.ndarray
 def draw_box_sets(
     regions: Sequence[Region],
     boxes: np.ndarray,
+    same: Sequence[np.ndarray],
     geometry: Geometry,
     chosen: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Sets of boxes in place of some boxes (R, 4): (R, P, 4), NaN for the others.
 
-    Where other regions of the picture have the same text, the set is of these and the region; else it is of
+    Where other regions of the picture have its text, the set is of the region and of these; else it is of
     parts of the region. Its box is cut in four at a random place, and two opposite quarters or three of them
     are kept, drawn tight around the outline where one is known and in view. Where there are fewer than
     `MOST_BOXES`, one repeats.
@@ -136,16 +137,17 @@ def draw_box_sets(
     Args:
         regions: R of them.
         boxes: The regions' normalised `xyxy` of the canvas.
+        same: For each the boxes (S, 4) of other regions of the picture that have its text.
         geometry: Where the picture lies on the canvas.
         chosen: (R,) bool, which are asked for by several boxes.
         rng: Source of every random choice.
     """
     sets = np.full((len(boxes), MOST_BOXES, 4), np.nan, np.float32)
     for row in np.flatnonzero(chosen).tolist():
-        text, mask = regions[row].text, regions[row].mask
-        same = [other for other, region in enumerate(regions) if region.text == text and other != row]
-        if same:
-            members = boxes[[row, *rng.permutation(same)[: MOST_BOXES - 1]]]
+        mask = regions[row].mask
+        if len(same[row]):
+            others = same[row][rng.permutation(len(same[row]))[: MOST_BOXES - 1]]
+            members = np.concatenate([boxes[[row]], others])
         else:
             members = _quarters(boxes[row], rng)
             if mask is not None:

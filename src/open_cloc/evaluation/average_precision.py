@@ -136,7 +136,7 @@ def _evaluator(annotated: Boxes, found: Boxes, num_classes: int, num_images: int
 
 
 def _entries(boxes: Boxes) -> list[dict[str, Any]]:
-    sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
+    sides = (boxes.boxes[:, 2:] - boxes.boxes[:, :2]).round(6)  # whole where the files had whole ones
     scores = boxes.scores if len(boxes.scores) else np.ones(len(boxes.boxes))
     crowds = boxes.crowds if len(boxes.crowds) else np.zeros(len(boxes.boxes), bool)
     return [

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from open_cloc.boxes import box_areas, whole_pixels
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import read_batches
@@ -42,7 +43,7 @@ class RegionFeatures(NamedTuple):
         features: (X, D) float32 of unit length.
         texts: Cleaned texts of the regions, X of them.
         image_index: (X,) number of each region's image.
-        areas: (X,) area of each box in pixels of its picture.
+        areas: (X,) area of each box in pixels of the picture that it was measured on.
         num_images: Images read, those without regions included.
     """
 
@@ -89,8 +90,8 @@ def collect_regions(method: Method, dataset: SampleDataset, config: EvaluationCo
         texts += [text for sample in batch.samples for text in region_texts(sample, method)]
         counts += [len(sample.regions) for sample in batch.samples]
         areas += [
-            (own[:, 2:] - own[:, :2]).prod(1) * np.prod(geometry.source_hw)
-            for own, geometry in zip(batch.boxes, batch.geometries)
+            box_areas(whole_pixels(own, sample.measured_hw(geometry.source_hw)))
+            for sample, own, geometry in zip(batch.samples, batch.boxes, batch.geometries)
         ]
         features.append(method.embed_regions(batch, batch.boxes).cpu())
     if not texts:

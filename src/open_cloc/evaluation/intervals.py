@@ -10,6 +10,7 @@ Shapes: I images, X things (regions, phrases, captions or images), K sums of a m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
@@ -38,7 +39,7 @@ class Measured(NamedTuple):
 
     Attributes:
         values: On the data set as it is.
-        intervals: Ends of each; none of a single image, which says nothing about others.
+        intervals: Ends of each; none of what rests on a single image, which says nothing about others.
         draws: (S,) float32 values of each on other draws of the images, the same for every model.
     """
 
@@ -53,19 +54,29 @@ class Estimate(NamedTuple):
     Attributes:
         parts: (K, I) sparse float64, what each image adds to each of the sums.
         of_sums: (K, S) sums of S draws -> (S,) values; NaN where a draw says nothing.
+        least: No value is below.
+        centred: Draws lie around another value than the metric's, as it is no smooth function of its sums:
+            they are moved.
     """
 
     parts: Tensor
     of_sums: Callable[[Tensor], Tensor]
+    least: float = -math.inf
+    centred: bool = False
 
     @property
     def value(self) -> float:
         """The metric on the data set as it is."""
         return self.of_sums(self.parts.sum(1).to_dense()[:, None]).item()
 
+    @property
+    def num_images(self) -> int:
+        """How many images it rests on."""
+        return len(self.parts.indices()[1].unique())
+
 
 class Computed(NamedTuple):
-    """A metric that is no function of a few sums, such as one of ranked things; its draws are centred on it.
+    """A metric that is no function of a few sums, such as one of ranked things; its draws are moved.
 
     Attributes:
         of_draws: (I, S) how often each image is drawn -> (S,) float64 values.
@@ -74,6 +85,8 @@ class Computed(NamedTuple):
 
     of_draws: Callable[[Tensor], Tensor]
     num_images: int
+    least: float = 0.0
+    centred: bool = True
 
     @property
     def value(self) -> float:
@@ -129,10 +142,13 @@ def calibration_error(confidences: Tensor, hits: Tensor, images: Tensor, num_ima
     rows = torch.cat([bins, bins, torch.full_like(bins, BINS)])
     gaps = torch.cat([confidences.double(), -hits.double(), torch.ones(len(bins), dtype=torch.float64)])
     parts = _sparse(rows, images.repeat(3), gaps, (BINS + 1, num_images))
-    return Estimate(parts, lambda sums: sums[:BINS].abs().sum(0) / sums[BINS])
+    # Gaps that are small by chance are larger in nearly every draw.
+    return Estimate(parts, lambda sums: sums[:BINS].abs().sum(0) / sums[BINS], least=0.0, centred=True)
 
 
-def linear_around(value: float, influence: Tensor, images: Tensor, num_images: int) -> Estimate:
+def linear_around(
+    value: float, influence: Tensor, images: Tensor, num_images: int, least: float = -math.inf
+) -> Estimate:
     """A smooth function of the data by its first order: for what is no mean, such as a rank or a distance.
 
     Args:
@@ -140,20 +156,22 @@ def linear_around(value: float, influence: Tensor, images: Tensor, num_images: i
         influence: (X,) its derivative by the weight of each thing.
         images: (X,) the image of each.
         num_images: I.
+        least: The function has no value below, which its first order does not know.
     """
     influence = influence.double()
     parts = _sparse(torch.zeros_like(images), images, influence, (1, num_images))
-    return Estimate(parts, lambda sums: value + sums[0] - influence.sum())
+    return Estimate(parts, lambda sums: value + sums[0] - influence.sum(), least)
 
 
 def measure(estimates: Mapping[str, Statistic], num_images: int) -> Measured:
     """Values, intervals and draws of estimates by name."""
     values = {name: estimate.value for name, estimate in estimates.items()}
-    if num_images < 2:
+    several = {name: estimate for name, estimate in estimates.items() if estimate.num_images > 1}
+    if not several:
         return Measured(values, {}, {})
-    drawn = _drawn(list(estimates.values()), num_images)
-    found = {name: ends_of(row) for name, row in zip(estimates, drawn)}
-    return Measured(values, found, {name: row.astype(np.float32) for name, row in zip(estimates, drawn)})
+    drawn = _drawn(list(several.values()), num_images)
+    found = {name: ends_of(row) for name, row in zip(several, drawn)}
+    return Measured(values, found, {name: row.astype(np.float32) for name, row in zip(several, drawn)})
 
 
 def ends_of(draws: np.ndarray) -> Interval:
@@ -180,10 +198,11 @@ def _drawn(estimates: list[Statistic], num_images: int) -> np.ndarray:
         chunks.append(torch.stack(rows))
     drawn = torch.cat(chunks, dim=1)
     for row, estimate in zip(drawn, estimates):
-        if isinstance(estimate, Computed):
-            # Ranked things drawn twice look better than they are: the draws lie around another value than the
-            # metric's, by as much as the metric itself lies beside the truth.
+        if estimate.centred:
+            # Ranked things drawn twice look better than they are, for one: the draws lie around another value
+            # than the metric's, by as much as the metric itself lies beside the truth.
             row += estimate.value - row.nanmean()
+        row.clamp_(min=estimate.least)
     return drawn.numpy()
 
 

@@ -119,6 +119,24 @@ def confidences(features: Tensor, classes: Tensor, scale: float) -> Tensor:
     return torch.cat(parts) if parts else features.new_zeros(0)
 
 
+class _Columns:
+    """Features that are searched (G, D), equal ones once.
+
+    Columns of a product may round differently: so equal features tie to the bit.
+    """
+
+    def __init__(self, gallery: Tensor) -> None:
+        self.features, places = torch.unique(gallery, dim=0, return_inverse=True)
+        self.places: Tensor | None = places
+        if len(self.features) == len(gallery):
+            self.features, self.places = gallery, None
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Cosines (Q, G) of queries (Q, D)."""
+        scores = queries @ self.features.T
+        return scores if self.places is None else scores[:, self.places]
+
+
 def find_ranks(
     queries: Tensor,
     gallery: Tensor,
@@ -147,9 +165,10 @@ def find_ranks(
     require_finite(queries, "features that ask")
     require_finite(gallery, "features that are searched")
     counts = torch.ones(len(gallery)) if copies is None else copies.float()
+    columns = _Columns(gallery)
     found: list[tuple[Tensor, ...]] = []
     for chunk, labels in zip(_chunks(queries, len(gallery)), _chunks(query_labels, len(gallery))):
-        scores = chunk @ gallery.T  # (q, G)
+        scores = columns.scores(chunk)  # (q, G)
         is_right = labels[:, None] == gallery_labels
         best = scores.where(is_right, -torch.inf).amax(1, keepdim=True)
         ties = scores == best
@@ -179,9 +198,9 @@ def find_own_ranks(texts: Tensor, regions: Tensor, labels: Tensor) -> Ranks:
     require_finite(regions, "features that are searched")
     members = labels.argsort(stable=True).split(torch.bincount(labels, minlength=len(texts)).tolist())
     above, tied = torch.zeros_like(labels), torch.zeros_like(labels)
-    first = 0
+    first, columns = 0, _Columns(regions)
     for chunk in _chunks(texts, len(regions)):
-        scores = chunk @ regions.T  # (t, X)
+        scores = columns.scores(chunk)  # (t, X)
         ordered = scores.sort(dim=1).values
         for row, own in enumerate(members[first : first + len(chunk)]):
             up_to = torch.searchsorted(ordered[row], scores[row, own], right=True)

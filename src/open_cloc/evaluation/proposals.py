@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,18 @@ class Proposals:
 
     Args:
         spec: `labels`, `grid:COUNT`, `results:FILE`, or `package.module:Name`.
+        crowds: A box of a crowd is one like others; otherwise it is none.
     """
 
-    def __init__(self, spec: str) -> None:
-        self.spec, self.source = spec, open_regions(spec)
+    def __init__(self, spec: str, crowds: bool = False) -> None:
+        self.spec, self.crowds, self.source = spec, crowds, open_regions(spec)
         self.num_images = self.num_without = self.num = 0
         self._digest = hashlib.blake2b(digest_size=8)
 
     def of(self, batch: EvaluationBatch) -> list[list[Region]]:
-        """The proposals of each picture of the next batch; a box of a crowd is none."""
+        """The proposals of each picture of the next batch."""
         found = [
-            [region for region in self.source(sample, sample.pixels()) if not region.crowd]
+            [region for region in self.source(sample, sample.pixels()) if self.crowds or not region.crowd]
             for sample in batch.samples
         ]
         self.num_images += len(found)
@@ -67,6 +69,6 @@ class Proposals:
         }
 
 
-def boxes_of(regions: list[Region]) -> np.ndarray:
+def boxes_of(regions: Sequence[Region]) -> np.ndarray:
     """Their boxes (R, 4)."""
     return np.array([region.box for region in regions], float).reshape(-1, 4)

@@ -63,7 +63,7 @@ class Protocol:
         candidates: Among which boxes an expression chooses: the `annotated` ones, or `detected` ones.
         ties: What a right answer counts among others that are exactly as near: its `share`, a `hit`, or a hit
             if it is the `last` of them.
-        roi_size: Bins a side that RoIAlign pools a box to.
+        roi_size: Bins a side that RoIAlign pools a box to; another size is refused.
         several_boxes: Which box of a phrase that has several an answer must be near: `any` of them, or the
             one around all, `merged`.
         mentions: Each mention of a phrase in a sentence is asked for; data that do not tell them are refused.

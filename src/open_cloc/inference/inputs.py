@@ -98,7 +98,7 @@ def read_mask(file: Path, size_hw: tuple[int, int]) -> np.ndarray:
         UserError: If it is no such picture, is partly transparent, of another size, or all black.
     """
     what = f"mask {file}"
-    mask = by_decoder(_not_black, read_file(file, "mask"), file, "mask")
+    mask = by_decoder(_not_black, read_file(file, "mask"), file, "mask, which must be PNG, TIFF or BMP,")
     if mask.shape != tuple(size_hw):
         (height, width), (own_height, own_width) = size_hw, mask.shape
         raise UserError(

@@ -356,6 +356,9 @@ def test_finehard(tmp_path: Path) -> None:
     wrong = [("negative", "a blue mug"), ("negative", "a red bowl")]
     assert mug == [("long", "a red mug with a white handle"), *wrong]
     assert table == [("long", "a table")]
+    known = open_reader(f"finehard:{path},negatives=true")
+    assert [[r.text for r in known[row].regions] for row in range(2)] == [["a red mug"]] * 2
+    assert known.left_out["regions without wrong expressions"] == 2  # type: ignore[attr-defined]
     lines = tmp_path / "part.jsonl"
     rows = finehard_rows()
     rows[0]["bbox_info"][0]["bbox"] = [0.1, 0.1, 0.3]

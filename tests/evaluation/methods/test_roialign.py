@@ -54,5 +54,7 @@ def test_a_box_may_be_pooled_to_one_bin(model: CLOC, samples: Samples) -> None:
     samples.class_names = NAMES
     ruled = evaluate(model, samples, task, EvaluationConfig(protocol="fgclip"), method="roialign")["protocol"]
     assert (ruled["method"], ruled["rules"]["roi_size"]) == ("roialign,size=1", 1)
+    with pytest.raises(UserError, match="protocol fgclip pools to 1 x 1; leave size=7 out"):
+        evaluate(model, samples, task, EvaluationConfig(protocol="fgclip"), method="roialign,size=7")
     with pytest.raises(UserError, match="size must be at least 1"):
         evaluate(model, samples, task, method="roialign,size=-1")

@@ -134,6 +134,18 @@ def test_what_is_not_there_is_said(model: CLOC, samples: Samples, tmp_path: Path
     assert metrics == {"acc@0.5": 0.0, "mean_iou": 0.0, "recall@1": 0.0}
 
 
+def test_a_phrase_may_mean_a_crowd(model: CLOC, samples: Samples) -> None:
+    """Whose box is then among those to choose from, as it is among those to be found."""
+    crowds = Samples(
+        replace(s, regions=tuple(replace(r, crowd=True) for r in s.regions[:1]) + s.regions[1:])
+        for s in samples
+    )
+    config = EvaluationConfig(proposals="labels")
+    plain, crowded = (evaluate(model, data, "grounding", config) for data in (samples, crowds))
+    assert crowded["metrics"] == plain["metrics"]
+    assert crowded["protocol"]["num_proposals"] == plain["protocol"]["num_proposals"]
+
+
 def test_by_the_command(model: CLOC, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "model")
     args = ["eval", "grounding", "--weights", str(tmp_path / "model"), "--method", "crop"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from open_cloc.samples import Region, RegionSample
 
 PRIOR = PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True)
 WHOLE = Geometry.fit((64, 64), (64, 64))
+NONE = np.zeros((0, 4))  # no other region of the text
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_parts_span_their_box_and_leave_some_of_it_out() -> None:
     rng = np.random.default_rng(0)
     regions, boxes = random_regions(500, rng)
     chosen = rng.random(500) < 0.5
-    sets = draw_box_sets(regions, boxes, WHOLE, chosen, rng)
+    sets = draw_box_sets(regions, boxes, [boxes[:0]] * 500, WHOLE, chosen, rng)
     assert sets.shape == (500, MOST_BOXES, 4)
     assert (np.isnan(sets).all((1, 2)) == ~chosen).all()
     assert (np.isnan(sets).any((1, 2)) == ~chosen).all()
@@ -59,20 +61,27 @@ def test_parts_span_their_box_and_leave_some_of_it_out() -> None:
     assert {len(np.unique(row, axis=0)) for row in own} == {2, 3}
 
 
-def test_regions_of_one_text_are_asked_for_together() -> None:
+@pytest.mark.parametrize("num_regions", [1, 3])
+def test_regions_of_one_text_are_asked_for_together(model: CLOC, num_regions: int) -> None:
+    """Those of the picture whose text is the same as the model reads it, also where one alone is drawn."""
     rng = np.random.default_rng(0)
     regions, boxes = random_regions(6, rng)
-    regions = [Region(region.box, "a dog" if row < 2 else "a cat") for row, region in enumerate(regions)]
+    texts = ("Dog", "dog", "cat", "CAT", "cat", "cat")
+    named = tuple(replace(region, text=text) for region, text in zip(regions, texts))
+    picture = rng.integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    data = [RegionSample(f"s{i}", picture, ("a picture",), named) for i in range(40)]
+    config = LoaderConfig(num_regions=num_regions, workers=0, box_sets=1)
+    loader = RegionLoader(data, model.preprocess, model.tokenize, config, batch_size=40, num_samples=40)
+    batch = next(iter(loader))
+    assert batch.box_sets is not None
     seen = set()
-    for _ in range(20):
-        sets = draw_box_sets(regions, boxes, WHOLE, np.ones(6, bool), rng)
-        for row, members in enumerate(sets):
-            np.testing.assert_allclose(members[0], boxes[row], atol=1e-6)
-            rows = {int(np.abs(boxes - member).sum(1).argmin()) for member in members}
-            assert rows <= ({0, 1} if row < 2 else {2, 3, 4, 5})
-            assert len(rows) == (2 if row < 2 else 3)
-            seen |= {(row, *sorted(rows))}
-    assert len(seen) > 10  # which ones is drawn
+    for own, sets in zip(batch.boxes.flatten(0, 1).numpy(), batch.box_sets.flatten(0, 1).numpy()):
+        np.testing.assert_allclose(sets[0], own, atol=1e-6)
+        rows = {int(np.abs(boxes - member).sum(1).argmin()) for member in sets}
+        assert np.abs(boxes[list(rows)] - np.unique(sets, axis=0)[:, None]).sum(-1).min(0).max() < 1e-5
+        assert rows == {0, 1} if rows & {0, 1} else len(rows) == 3
+        seen.add(tuple(sorted(rows)))
+    assert len(seen) == 5  # which of the four cats is drawn
 
 
 @pytest.mark.parametrize("change", ["whole", "flipped", "cropped"])
@@ -88,7 +97,7 @@ def test_parts_lie_tight_around_the_outline(change: str) -> None:
     region = Region(tuple(box[0].tolist()), "a frame", mask=Mask.of(pixels))
     covered = geometry.masks_to_canvas(pixels[None], mask_cells((64, 64)))[0] > 0
     for _ in range(50):
-        (members,) = draw_box_sets([region], on_canvas, geometry, np.ones(1, bool), rng)
+        (members,) = draw_box_sets([region], on_canvas, [NONE], geometry, np.ones(1, bool), rng)
         for x1, y1, x2, y2 in members:
             assert x1 >= on_canvas[0, 0] - 1e-6
             assert x2 <= on_canvas[0, 2] + 1e-6
@@ -108,7 +117,12 @@ def test_an_outline_out_of_view_leaves_the_parts_of_the_box() -> None:
     region = Region((0, 0, 1, 1), "a thing", mask=Mask.of(pixels))
     geometry = WHOLE.crop((0.5, 0.5, 1, 1))
     (members,) = draw_box_sets(
-        [region], np.array([[0.0, 0.0, 1.0, 1.0]]), geometry, np.ones(1, bool), np.random.default_rng(0)
+        [region],
+        np.array([[0.0, 0.0, 1.0, 1.0]]),
+        [NONE],
+        geometry,
+        np.ones(1, bool),
+        np.random.default_rng(0),
     )
     assert members[:, :2].min() == 0
     assert members[:, 2:].max() == 1

@@ -36,7 +36,9 @@ def recognises(text: str) -> bool:
     return looks_like(Path(text), (".json", *LINES), FORM)
 
 
-def open_finehard(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:
+def open_finehard(
+    path: str, images: Path | None = None, outside: bool = False, negatives: bool = False
+) -> PackedDataset:
     """Open a part of FineHARD. A region's text is its short expression; its texts are the long one, of the
     role `long`, and those that are wrong, of the role `negative`.
 
@@ -44,6 +46,7 @@ def open_finehard(path: str, images: Path | None = None, outside: bool = False) 
         path: A JSON list, or JSON lines.
         images: Folder that `f_path` begins in; the file's own or the one above unless given.
         outside: Allow pictures that do not lie in the data set's folder.
+        negatives: Leave out regions without wrong expressions (`flag_short_neg` of 0) and count them.
 
     Raises:
         MissingFileError: If the file or the pictures are missing.
@@ -57,7 +60,9 @@ def open_finehard(path: str, images: Path | None = None, outside: bool = False) 
         rows = ((f"line {number}", row) for number, row in json_lines(file, problems))
     else:
         rows = ((f"entry at position {n}", row) for n, row in enumerate(json_list(file, "FineHARD")))
-    entries = list(entries_of(rows, lambda row: _entry(as_object(row), file, left_out), file, problems))
+    entries = list(
+        entries_of(rows, lambda row: _entry(as_object(row), file, left_out, negatives), file, problems)
+    )
     return PackedDataset(
         file,
         picture_folders(file, images),
@@ -70,7 +75,7 @@ def open_finehard(path: str, images: Path | None = None, outside: bool = False) 
     )
 
 
-def _entry(row: Mapping[str, Any], file: Path, left_out: Counter[str]) -> Entry:
+def _entry(row: Mapping[str, Any], file: Path, left_out: Counter[str], negatives: bool) -> Entry:
     name = as_text(field_of(row, "f_path"), "f_path")
     captions = [
         as_text(row[key], key) for key in ("caption", "short_caption") if row.get(key) not in (None, "")
@@ -82,7 +87,11 @@ def _entry(row: Mapping[str, Any], file: Path, left_out: Counter[str]) -> Entry:
     regions, problems = [], []
     for number, given in enumerate(boxes):
         try:
-            regions.append(_region(as_object(given), f"bbox_info[{number}]"))
+            region = _region(as_object(given), f"bbox_info[{number}]")
+            if negatives and not any(text.role == NEGATIVE for text in region.texts):
+                left_out["regions without wrong expressions"] += 1
+            else:
+                regions.append(region)
             count_keys(given, BOX_KEYS, left_out, "boxes")
         except FieldError as error:
             problems.append(problem_in(error, f"{name}, bbox_info[{number}]", file))

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ from open_cloc.data.shards.tars import LEFTOVERS
 from open_cloc.errors import ExistingFileError, SampleError, UserError
 from open_cloc.files import LOCK, PART, is_free, locked, read_json, speaking_of, write_json
 from open_cloc.pictures import by_decoder, open_encoded, read_file
-from open_cloc.samples import RegionSample
+from open_cloc.samples import MEASURED, RegionSample
 
 UNFINISHED = ".incomplete"  # ends the name of a folder that is being written
 MARK = ".open-cloc"  # in it, says whose it is
@@ -148,7 +148,9 @@ def encode_sample(sample: RegionSample, storage: Storage) -> dict[str, Any]:
         UserError: If the picture cannot be read.
         MissingFileError: If it is a path that does not exist.
     """
-    suffix, picture, size_hw = _encoded_picture(sample, storage)
+    suffix, picture, size_hw, own_hw = _encoded_picture(sample, storage)
+    if size_hw != own_hw:
+        sample = replace(sample, metadata={MEASURED: list(own_hw), **sample.metadata})
     members = {"__key__": sample.key, suffix: picture, "json": encode_json(sample, size_hw)}
     # No empty text: CLIP trainers drop a picture without `txt`, but would train on an empty caption.
     return members | ({"txt": sample.captions[0].encode()} if sample.captions else {})
@@ -312,17 +314,23 @@ def finished_samples(folder: str | Path, samples_per_shard: int) -> int:
     return samples_per_shard * len(whole) if len(whole) == len(numbers) else 0
 
 
-def _encoded_picture(sample: RegionSample, storage: Storage) -> tuple[str, bytes, tuple[int, int]]:
-    """Suffix, bytes and (height, width) of a picture; formats that shards do not hold become PNG."""
+def _encoded_picture(
+    sample: RegionSample, storage: Storage
+) -> tuple[str, bytes, tuple[int, int], tuple[int, int]]:
+    """Suffix, bytes and (height, width) of a picture, and those that it came with.
+
+    Formats that shards do not hold become PNG.
+    """
     if isinstance(sample.image, np.ndarray):
-        return encode_picture(sample.pixels(), storage)
+        pixels = sample.pixels()
+        return *encode_picture(pixels, storage), (pixels.shape[0], pixels.shape[1])
     what = f"image of sample {sample.key!r}"
     encoded = sample.image if isinstance(sample.image, bytes) else read_file(sample.image, what)
     suffix, size_hw = by_decoder(_loaded, encoded, sample.image, what)
     sample.check_size(size_hw)
     if suffix and not 0 < storage.max_side < max(size_hw):
-        return suffix, encoded, size_hw
-    return encode_picture(sample.pixels(), storage._replace(array_format="png"))
+        return suffix, encoded, size_hw, size_hw
+    return *encode_picture(sample.pixels(), storage._replace(array_format="png")), size_hw
 
 
 def _loaded(encoded: bytes) -> tuple[str, tuple[int, int]]:

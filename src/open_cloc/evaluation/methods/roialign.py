@@ -57,11 +57,16 @@ def open_roialign(what: str, setup: Setup, tokens: Readout = "last", size: int =
         size: Bins a side that a box is pooled to; 0 takes the protocol's.
 
     Raises:
-        UserError: If the size is negative.
+        UserError: If the size is negative, or another than a named protocol's.
     """
+    rules = setup.config.rules
     if size < 0:
         raise UserError(f"roialign: size must be at least 1, or 0 for the protocol's; got {size}")
-    bins = size or setup.config.rules.roi_size
+    if rules.name and size not in (0, rules.roi_size):
+        raise UserError(
+            f"protocol {rules.name} pools to {rules.roi_size} x {rules.roi_size}; leave size={size} out"
+        )
+    bins = size or rules.roi_size
     name = "roialign" if tokens == "last" else f"roialign,tokens={tokens}"
     name = name if bins == ROI_SIZE else f"{name},size={bins}"
     return RoiAlignMethod(open_towers(name, what, setup, tokens), bins)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from open_cloc.boxes import denormalize_boxes
+from open_cloc.boxes import whole_pixels
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.average_precision import Boxes, precision_estimates
@@ -35,7 +35,7 @@ SCALE = 100.0  # of cosines, where a method says none of its own: CLIP's
 class _Found(NamedTuple):
     """What was detected in a picture: (n, 4) normalised `xyxy`, (n,) classes and (n,) scores."""
 
-    boxes: Tensor
+    boxes: np.ndarray
     classes: Tensor
     scores: Tensor
 
@@ -108,13 +108,13 @@ def _look(
         rows = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
         for number, (sample, geometry) in enumerate(zip(batch.samples, batch.geometries)):
             names = [_known(known, text, classes) for text in region_texts(sample, method)]
-            own = torch.tensor([region.box for region in sample.regions]).reshape(-1, 4)
+            own, size_hw = boxes_of(sample.regions), sample.measured_hw(geometry.source_hw)
             crowds = [region.crowd for region in sample.regions]
-            there.add(own, names, num_images + number, geometry.source_hw, crowds=crowds)
+            there.add(own, names, num_images + number, size_hw, crowds=crowds)
             answer = _named(
                 rows[number], boxes[number], proposals[number], features, scale, source.spec == OWN
             )
-            found.add(answer.boxes, answer.classes, num_images + number, geometry.source_hw, answer.scores)
+            found.add(answer.boxes, answer.classes, num_images + number, size_hw, answer.scores)
         num_images += len(batch.samples)
     return _Seen(there, found, num_images)
 
@@ -154,7 +154,7 @@ def _named(
     # In double: it sets the classes apart by adding their numbers to the coordinates.
     kept = torch.arange(len(box)) if keep_all else batched_nms(places, best.values.double(), kind, OVERLAP)
     kept = kept[:MOST]
-    return _Found(places[kept], kind[kept], best.values[kept])
+    return _Found(places[kept].numpy(), kind[kept], best.values[kept])
 
 
 class _Seen(NamedTuple):
@@ -183,7 +183,7 @@ class _Table:
 
     def add(
         self,
-        boxes: Tensor,
+        boxes: np.ndarray,
         classes: Tensor | Sequence[int],
         image: int,
         size_hw: tuple[int, int],
@@ -191,7 +191,7 @@ class _Table:
         crowds: Sequence[bool] = (),
     ) -> None:
         """Boxes (n, 4), normalised, with their classes (n,), of a picture; none is a crowd unless told."""
-        self.boxes.append(denormalize_boxes(boxes.double().numpy(), size_hw))
+        self.boxes.append(whole_pixels(boxes, size_hw))
         self.classes += classes.tolist() if isinstance(classes, Tensor) else classes
         self.images += [image] * len(boxes)
         self.scores += [] if scores is None else scores.tolist()

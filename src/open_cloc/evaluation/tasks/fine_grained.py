@@ -63,8 +63,8 @@ def _sentences(sample: RegionSample, method: Method, lower_case: bool) -> list[l
         wrong = [text.text for text in region.texts if text.role == NEGATIVE]
         if not wrong:
             raise UserError(
-                f"fine_grained needs texts of the role {NEGATIVE!r}; region {row} of sample "
-                f"{sample.key!r} has none"
+                f"fine_grained needs texts of the role {NEGATIVE!r}; region {row} of sample {sample.key!r} "
+                "has none; finehard:FILE,negatives=true leaves such regions out and counts them"
             )
         found.append([clean(text.lower() if lower_case else text) for text in (region.text, *wrong)])
     return found

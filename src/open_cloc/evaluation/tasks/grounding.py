@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from open_cloc.boxes import judged_overlaps
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import EvaluationBatch, read_batches
@@ -24,7 +24,7 @@ from open_cloc.evaluation.method import GroundingMethod, Method
 from open_cloc.evaluation.methods import grounding_methods
 from open_cloc.evaluation.metrics import TIES_SHARE, Ranks
 from open_cloc.evaluation.options import EvaluationConfig
-from open_cloc.evaluation.proposals import Proposals
+from open_cloc.evaluation.proposals import Proposals, boxes_of
 from open_cloc.evaluation.queries import Query, mentions_of, phrases_of
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
@@ -81,7 +81,7 @@ class _Judged:
             self.ious.append(0.0)
             self.places.append((NEVER, 1, 1))
             return
-        overlaps = box_iou(found.boxes, true).amax(1)  # (K,)
+        overlaps = judged_overlaps(found.boxes, true).amax(1)  # (K,)
         first = found.standings == found.standings.amax()
         self.ious.append(overlaps[first].mean().item())
         right = overlaps >= IOU_THRESHOLD
@@ -191,7 +191,7 @@ def _queries(sample: RegionSample, method: Method, config: EvaluationConfig, jud
 
 def _true_boxes(sample: RegionSample, query: Query, config: EvaluationConfig) -> Tensor:
     """The boxes (G, 4) of a query or, where the protocol merges them, the one around all of them (1, 4)."""
-    boxes = torch.tensor([sample.regions[row].box for row in query.regions])
+    boxes = torch.from_numpy(boxes_of([sample.regions[row] for row in query.regions]))
     if config.rules.several_boxes == "merged":
         return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])[None]
     return boxes
@@ -242,7 +242,7 @@ class _Chooser:
     """
 
     def __init__(self, method: Method, spec: str) -> None:
-        self.method, self.proposals = method, Proposals(spec)
+        self.method, self.proposals = method, Proposals(spec, crowds=True)  # a phrase may mean one
 
     def describe(self) -> dict[str, Any]:
         """How boxes are found, as plain JSON."""
@@ -266,5 +266,5 @@ class _Chooser:
                     1
                 )  # row by row alike, so that equal ones tie to the bit
                 best = scores.amax().item() if len(scores) else math.nan
-                found.append(_Found(torch.from_numpy(own).float(), scores, best))
+                found.append(_Found(torch.from_numpy(own), scores, best))
         return found

@@ -63,15 +63,15 @@ def region_health(method: Method, dataset: SampleDataset, config: EvaluationConf
     cosines = torch.tensor([mean_cosine(rows)[0] for rows in several], dtype=torch.float64)
     of_several = torch.tensor(counts).gt(1).nonzero()[:, 0]
 
-    def smooth(found: tuple[float, Tensor]) -> Estimate:
-        return linear_around(*found, images, num_images)
+    def smooth(found: tuple[float, Tensor], least: float) -> Estimate:
+        return linear_around(*found, images, num_images, least)
 
     estimates = {
         "mean_cosine_in_image": mean_over(cosines, of_several, num_images),
-        "mean_cosine": smooth(mean_cosine(features)),
+        "mean_cosine": smooth(mean_cosine(features), -1.0),
         "mean_text_cosine": mean_over((features * text_features).sum(1), images, num_images),
-        "effective_rank": smooth(effective_rank(features)),
-        "modality_gap": smooth(modality_gap(features, text_features)),
+        "effective_rank": smooth(effective_rank(features), 1.0),
+        "modality_gap": smooth(modality_gap(features, text_features), 0.0),
         "repeated_text_share": mean_over(_is_repeated(regions.texts), images, num_images),
     }
     protocol = {

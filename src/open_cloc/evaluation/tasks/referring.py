@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from open_cloc.boxes import judged_overlaps
 from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers.referring import DETECTED, REFERRING
 from open_cloc.errors import UserError
@@ -20,6 +20,7 @@ from open_cloc.evaluation.intervals import mean_over
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.metrics import TIES_SHARE
 from open_cloc.evaluation.options import EvaluationConfig
+from open_cloc.evaluation.proposals import boxes_of
 from open_cloc.evaluation.queries import Query, role_queries
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.samples import RegionSample
@@ -98,7 +99,7 @@ def _boxes(sample: RegionSample, rows: Sequence[int], is_asked: bool) -> np.ndar
     """(R, 4) of the candidates; the whole picture where there is none and something is asked."""
     if not rows:
         return WHOLE if is_asked else np.empty((0, 4))
-    return np.array([sample.regions[row].box for row in rows], float)
+    return boxes_of([sample.regions[row] for row in rows])
 
 
 def _judged(
@@ -115,6 +116,6 @@ def _judged(
     """
     scores = (features * text).sum(1)  # row by row alike, so that equal boxes tie to the bit
     best = (scores == scores.max()).nonzero()[:, 0]
-    true = torch.tensor([sample.regions[row].box for row in meant])
-    overlaps = box_iou(torch.from_numpy(candidates)[best].float(), true).amax(1)
+    true = torch.from_numpy(boxes_of([sample.regions[row] for row in meant]))
+    overlaps = judged_overlaps(torch.from_numpy(candidates)[best], true).amax(1)
     return (overlaps > IOU_THRESHOLD).double().mean().item(), overlaps.mean().item()
