@@ -193,8 +193,8 @@ def judged_overlaps(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """Overlaps that thresholds are held against: boxes of whole pixels that share a half share 0.5 exactly.
 
     Shares of a side carry rounding of their own, some 1e-13 of an overlap. Two overlaps of boxes of whole
-    pixels differ by more than the ninth decimal, to which these are rounded. Those of a model's float32, which
-    knows no more, are rounded to the sixth.
+    pixels differ by more than the ninth decimal, to which these are rounded. A model's float32 knows no more
+    than the sixth.
 
     Args:
         found: (K, 4) normalised `xyxy`, float64 where they are of a file.
