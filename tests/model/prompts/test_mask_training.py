@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from open_cloc.canvas import CanvasConfig, Geometry, mask_cells
+from open_cloc.canvas import Geometry, mask_cells
 from open_cloc.data.augment import AugmentConfig
 from open_cloc.data.collate import LoaderConfig
 from open_cloc.data.loader import RegionLoader
@@ -17,20 +16,9 @@ from open_cloc.data.prompts import draw_masks
 from open_cloc.errors import UserError
 from open_cloc.masks import Mask
 from open_cloc.model.cloc import CLOC
-from open_cloc.model.prompter import PrompterConfig
 from open_cloc.samples import Region, RegionBatch, RegionSample
 
-PRIOR = PrompterConfig(readout="prompt", box_prior=True, box_content="none", pooled_residual=True)
 NAMES = ("a cup", "a dog", "a tree")
-
-
-@pytest.fixture
-def model(tiny_model_cfg: dict[str, Any]) -> CLOC:
-    made = CLOC(tiny_model_cfg, PRIOR, CanvasConfig((64, 48))).eval()
-    with torch.no_grad():
-        for parameter in made.prompter.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return made
 
 
 def samples(count: int = 8) -> list[RegionSample]:
