@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,8 @@ def test_windows_cover_a_length() -> None:
         ((512, 683), 448, DenseRules(1.0, 0.75), (448, 598)),
         ((512, 683), 448, PROTOCOLS["tips"].dense, (448, 597)),  # what TIPS's own notebook printed
         ((683, 512), 448, PROTOCOLS["tips-whole"].dense, (597, 448)),
+        ((256, 360), 224, PROTOCOLS["sclip"].dense, (336, 473)),  # 472.5: halves go up, as in mmcv
+        ((256, 360), 224, PROTOCOLS["sclip-stuff"].dense, (448, 630)),
         ((100, 3000), 224, DenseRules(), (224, 2048)),  # no longer than 2,048, no narrower than a window
     ],
 )
@@ -111,3 +115,24 @@ def test_rows_at_a_time_are_what_interpolate_gives(size: tuple[int, int], at_onc
     rows = torch.cat([part for _, part in enlarged(values, size, at_once)], dim=1)
     expected = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["", "bilinear", "bicubic"])
+def test_a_protocol_says_how_pictures_are_resized(way: Literal["", "bilinear", "bicubic"]) -> None:
+    """Whatever the model was trained on."""
+    pixels = np.random.default_rng(0).integers(60, 180, (40, 40, 3), dtype=np.uint8)
+    texts = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    found = {}
+    for own in ("bilinear", "bicubic"):
+        method = Colours()
+        method.canvas = CanvasConfig((16, 16), resize_mode="squash", interpolation=own)
+        rules = DenseRules(1.0, interpolation=way)
+        found[own] = cosines_of(method, RegionSample("s", pixels), pixels, texts, rules, 4)  # type: ignore[arg-type]
+    assert torch.equal(found["bilinear"], found["bicubic"]) == bool(way)
+    scripts = {
+        name: PROTOCOLS[name].dense.interpolation
+        for name in PROTOCOLS
+        if "segmentation" in PROTOCOLS[name].metrics
+    }
+    assert {scripts[name] for name in scripts if name.startswith("sclip")} == {"bilinear"}
+    assert {scripts["tips"], scripts["tips-whole"]} == {"bicubic"}

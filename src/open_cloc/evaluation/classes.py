@@ -92,9 +92,7 @@ def embed_classes(
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"class {twice[0]!r:.80} is given more than once: an answer could be either")
-    texts = [config.rules.texts_of(name) for name in names]
-    features = method.embed_texts([text for own in texts for text in own]).cpu()  # (C * templates, D)
-    features = F.normalize(features.unflatten(0, (len(names), -1)).mean(1), dim=-1)
+    features = embed_in_templates(method, names, config)
     alike = _first_alike(features)
     if alike is not None:
         one, other = (names[row] for row in alike)
@@ -106,6 +104,13 @@ def embed_classes(
             )
         logger.warning("%s: they share its answers", message)
     return features
+
+
+def embed_in_templates(method: Method, texts: Sequence[str], config: EvaluationConfig) -> Tensor:
+    """Texts in the config's templates, each the mean of its features -> (X, D) of unit length, on the CPU."""
+    written = [config.rules.texts_of(text) for text in texts]
+    features = method.embed_texts([text for own in written for text in own]).cpu()  # (X * templates, D)
+    return F.normalize(features.unflatten(0, (len(texts), -1)).mean(1), dim=-1)
 
 
 def tells_texts_apart(method: Method) -> bool:

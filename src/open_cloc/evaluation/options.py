@@ -24,8 +24,9 @@ class EvaluationConfig:
         workers: Processes that decode pictures.
         protocol: Named rules, such as `cloc` or `fgclip`; a wrong one lists all. They take the place of the
             three below.
-        templates: How a class name becomes a text, such as `a photo of a {}`; the features of several are
-            averaged. The paper uses bare names. `openai-imagenet` stands for CLIP's 80.
+        templates: How a class name, or an expression that refers to a box, becomes a text, such as `a photo
+            of a {}`; the features of several are averaged. The paper uses bare names. `openai-imagenet`
+            stands for CLIP's 80.
         recall_k: The K of recall@K; empty takes the task's own.
         classes: Class names to choose from; empty takes the data set's categories, else its distinct texts.
         duplicates: How region retrieval reads texts that repeat. `own`: every region against every region's

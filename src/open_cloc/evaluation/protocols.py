@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -31,7 +31,9 @@ class DenseRules:
         scale: What cosines are multiplied by before their softmax.
         average: What is averaged where windows overlap: cosines, or their probabilities.
         background: Probability below which a place is of the first class; 0 where that is one like others.
-        sizes: Sides of a resized picture that are no whole number are `rounded`, or `cut` to one below.
+        sizes: Sides of a resized picture that are no whole number are `rounded`, halves up, or `cut` to one
+            below.
+        interpolation: How a picture is resized; empty takes the model's own way.
         whole: The resized picture is seen at once, and not in windows.
         least_area: Share of all places of other classes than the first below which such a class is dropped.
     """
@@ -43,6 +45,7 @@ class DenseRules:
     background: float = 0.0
     least_area: float = 0.0
     sizes: Literal["rounded", "cut"] = "rounded"
+    interpolation: Literal["", "bilinear", "bicubic"] = ""
     whole: bool = False
 
 
@@ -54,7 +57,8 @@ class Protocol:
         name: As `--protocol` takes it; empty for rules that were set one by one.
         source: The script or paper that it follows.
         metrics: Tasks that it is for, each with the number that is quoted; empty for any task.
-        templates: How a class name becomes texts, whose features are averaged; or `openai-imagenet`.
+        templates: How a class name, or an expression that refers to a box, becomes texts, whose features are
+            averaged; or `openai-imagenet`.
         lower_case: Texts are lower-cased once they are written out, also for a model that reads capitals.
         crowds: Boxes that COCO calls crowds are counted as well.
         areas: Least and largest area in pixels of a box that region classification counts; 0 for no limit.
@@ -100,6 +104,9 @@ class Protocol:
 
 
 SEGMENTATION = {"segmentation": "miou"}
+OF_RECLIP = "a photo of {}"  # its executor.py, whatever the expression begins with
+BILINEAR = DenseRules(interpolation="bilinear")
+OF_TIPS = DenseRules(1.0, scale=1.0, sizes="cut", interpolation="bicubic")
 REFERRING = "RefCOCO and RefCOCO+ val, testA, testB; RefCOCOg val and test of umd"
 # Of TCL (arXiv 2212.00785): seven of CLIP's, and two for several things.
 TCL_TEMPLATES = (
@@ -145,6 +152,7 @@ PROTOCOLS = {
             {"fine_grained": "acc1"},
             lower_case=True,
             ties="hit",
+            roi_size=1,
             subset="1_attributes, 2_attributes, 3_attributes, shuffle_negatives: hard, medium, easy, trivial",
         ),
         Protocol(
@@ -163,19 +171,22 @@ PROTOCOLS = {
             templates=(OPENAI_IMAGENET,),
             crowds=True,
             areas=(8.0**2, 1024.0**2),
+            roi_size=1,
             subset="COCO panoptic val2017; a ViT-B/16 sees pictures of 1,024 pixels",
             skips="segments past the hundredth of a picture; its texts are a file, here 80 templates",
         ),
         Protocol(
             "flair",
-            "FLAIR's retrieval of DCI, DOCCI, IIW and Urban1k: any of a picture's sentences is a hit",
+            "FLAIR's retrieval of DCI, DOCCI, IIW, Urban1k and ShareGPT4V: any of a picture's texts hits",
             {"zeroshot_retrieval": "text_retrieval_recall@1"},
-            subset="DCI's test split of splits.json; DOCCI, IIW and Urban1k whole",
+            subset="of DCI all of splits.json, dci:FOLDER,captions=flair; DOCCI, IIW and Urban1k whole; of "
+            "ShareGPT4V the first 1,000 or 10,000, sharegpt4v:FILE,captions=flair,first=1000",
         ),
         Protocol(
             "reclip-gt",
             "ReCLIP (arXiv 2204.05991), main.py: every sentence, IoU above 0.5, among all annotated boxes",
             {"referring": "acc@0.5"},
+            templates=(OF_RECLIP,),
             lower_case=True,
             subset=REFERRING,
         ),
@@ -183,6 +194,7 @@ PROTOCOLS = {
             "reclip-det",
             "the same among MAttNet's detections; a picture without one has itself",
             {"referring": "acc@0.5"},
+            templates=(OF_RECLIP,),
             lower_case=True,
             candidates="detected",
             subset=REFERRING,
@@ -213,17 +225,26 @@ PROTOCOLS = {
         ),
         Protocol(
             "sclip",
-            "SCLIP, clip_segmentor.py: VOC20, Context59, COCO-Stuff, ADE20k",
+            "SCLIP, clip_segmentor.py: VOC20, Context59, COCO-Stuff 10k, ADE20k",
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
-            subset="validation sets of VOC (20 classes), Context (59), COCO-Stuff (171) and ADE20k (150)",
+            dense=BILINEAR,
+            subset="validation sets of VOC (20 classes), Context (59), ADE20k (150); COCO-Stuff 10k test",
+        ),
+        Protocol(
+            "sclip-stuff",
+            "the same with a short side of 448 pixels",
+            SEGMENTATION,
+            templates=(OPENAI_IMAGENET,),
+            dense=replace(BILINEAR, short_side=2.0),
+            subset="COCO-Stuff (171) of COCO val2017",
         ),
         Protocol(
             "sclip-cityscapes",
             "the same with a short side of 560 pixels",
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
-            dense=DenseRules(short_side=2.5),
+            dense=replace(BILINEAR, short_side=2.5),
             subset="Cityscapes val",
         ),
         Protocol(
@@ -231,7 +252,7 @@ PROTOCOLS = {
             "the same for Context60 and COCO-Object, whose first class is what is like no other",
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
-            dense=DenseRules(scale=50.0, background=0.1),
+            dense=replace(BILINEAR, scale=50.0, background=0.1),
             subset="validation sets of Context (60) and COCO-Object (81)",
         ),
         Protocol(
@@ -239,7 +260,7 @@ PROTOCOLS = {
             "the same for VOC21, where a class of a tenth of the foreground or less is dropped too",
             SEGMENTATION,
             templates=(OPENAI_IMAGENET,),
-            dense=DenseRules(scale=65.0, background=0.1, least_area=0.1),
+            dense=replace(BILINEAR, scale=65.0, background=0.1, least_area=0.1),
             subset="VOC 2012 val (21)",
         ),
         Protocol(
@@ -247,7 +268,7 @@ PROTOCOLS = {
             "TIPS, TIPS_zeroshot_segmentation.ipynb, sliding: windows of 448 pixels 336 apart",
             SEGMENTATION,
             templates=TCL_TEMPLATES,
-            dense=DenseRules(1.0, 0.75, scale=1.0, average="probabilities", sizes="cut"),
+            dense=replace(OF_TIPS, stride=0.75, average="probabilities"),
             subset="ADE20k validation",
         ),
         Protocol(
@@ -255,7 +276,7 @@ PROTOCOLS = {
             "the same script's other mode: the picture at once, its short side 448 pixels",
             SEGMENTATION,
             templates=TCL_TEMPLATES,
-            dense=DenseRules(1.0, scale=1.0, sizes="cut", whole=True),
+            dense=replace(OF_TIPS, whole=True),
             subset="ADE20k validation",
         ),
     )

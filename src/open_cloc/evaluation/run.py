@@ -103,7 +103,7 @@ def evaluate(
     run_task = find_task(task)
     spec = method or default_method(task_name(task), model)
     check_method(spec, task_name(task))
-    data, named = _as_data(dataset, dataset_name, max_bad_fraction)
+    data, named = _as_data(dataset, dataset_name, max_bad_fraction, task_name(task))
     check_fit(config.rules, task_name(task), data)
     opened = checked(_as_method(model, method, spec, config, device))
     with _eval_mode(model), torch.inference_mode():
@@ -145,7 +145,9 @@ def _numbers(result: TaskResult, compared: CheckedMethod | None) -> dict[str, An
     return found | {"draws": drawn, "seconds_per_region": compared.seconds_per_region}
 
 
-def _as_data(dataset: SampleDataset | str, name: str, max_bad_fraction: float) -> tuple[SampleDataset, str]:
+def _as_data(
+    dataset: SampleDataset | str, name: str, max_bad_fraction: float, task: str
+) -> tuple[SampleDataset, str]:
     """The data set that is given or named, or what of it can be used, and its name."""
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max_bad_fraction must be in [0, 1]; got {max_bad_fraction}")
@@ -153,7 +155,7 @@ def _as_data(dataset: SampleDataset | str, name: str, max_bad_fraction: float) -
     named = name or (dataset if isinstance(dataset, str) else "")
     advice = "max_bad_fraction leaves them out, and counts them"
     tell_opening(data, named or "data set", max_bad_fraction, advice)
-    return UsableSamples(data, max_bad_fraction) if max_bad_fraction else data, named
+    return UsableSamples(data, max_bad_fraction, task) if max_bad_fraction else data, named
 
 
 def _left_out(data: SampleDataset) -> dict[str, Any]:

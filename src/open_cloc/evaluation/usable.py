@@ -17,6 +17,8 @@ from open_cloc.samples import RegionSample
 # What a data set says of itself, and a part of it says as well.
 OF_WHOLE = ("class_names", "class_groups", "left_out", "problems", "crowds", "num_crowds")
 
+OF_CAPTIONS = {"zeroshot_retrieval"}  # tasks that need them
+
 
 class UsableSamples:
     """The samples that can be used, without their wrong entries; all else about the data set stays.
@@ -30,12 +32,13 @@ class UsableSamples:
 
     is_a_part = True
 
-    def __init__(self, dataset: SampleDataset, max_bad_fraction: float) -> None:
+    def __init__(self, dataset: SampleDataset, max_bad_fraction: float, task: str = "") -> None:
         """Look at each.
 
         Args:
             dataset: Samples by number.
             max_bad_fraction: Share of them that may be left out, or lose entries.
+            task: Name of the task that they are for, where that needs captions.
 
         Raises:
             UserError: If more are bad, or none is left.
@@ -43,7 +46,7 @@ class UsableSamples:
         self.dataset, self.causes = dataset, Counter[str]()
         bad, kept = BadSamples(max_bad_fraction, total=len(dataset)), []
         for index in tqdm(range(len(dataset)), desc="looking at samples", leave=False, disable=None):
-            is_usable, problems = _look(dataset, index)
+            is_usable, problems = _look(dataset, index, needs_captions=task in OF_CAPTIONS)
             self.causes.update(problem.cause for problem in problems)
             bad.add(not problems, [BadSample(p.cause, p.message, False) for p in problems[:1]])
             if is_usable:
@@ -72,7 +75,7 @@ class UsableSamples:
         raise AttributeError(name)
 
 
-def _look(dataset: SampleDataset, index: int) -> tuple[bool, list[Problem]]:
+def _look(dataset: SampleDataset, index: int, needs_captions: bool) -> tuple[bool, list[Problem]]:
     """Whether a sample can be used, and everything that is wrong with it."""
     sample, problems = read_usable(dataset, index)
     if sample is None:
@@ -81,4 +84,7 @@ def _look(dataset: SampleDataset, index: int) -> tuple[bool, list[Problem]]:
         sample.pixels()
     except Exception as error:  # a decoder's, of any kind
         return False, [*problems, problem_of(error, f"sample number {index}")]
+    if needs_captions and not (sample.captions and all(map(str.strip, sample.captions))):
+        lacking = Problem("no caption", f"sample {sample.key!r} has no caption, or a blank one")
+        return False, [*problems, lacking]
     return True, problems

@@ -25,10 +25,10 @@ LONGEST = 2048 / 224  # sides of the canvas that a resized picture has at most
 
 def resized_hw(size_hw: tuple[int, int], canvas_hw: tuple[int, int], rules: DenseRules) -> tuple[int, int]:
     """(height, width) of a picture before it is cut: its short side as the rules say, in whole pixels."""
-    side, whole = min(canvas_hw), int if rules.sizes == "cut" else round
+    side, more = min(canvas_hw), 0.0 if rules.sizes == "cut" else 0.5
     short, longest = (share * side for share in (rules.short_side, max(LONGEST, rules.short_side)))
     wanted, of = min((short, min(size_hw)), (longest, max(size_hw)), key=lambda pair: pair[0] / pair[1])
-    height, width = (max(own, whole(wanted * length / of)) for own, length in zip(canvas_hw, size_hw))
+    height, width = (max(own, int(wanted * length / of + more)) for own, length in zip(canvas_hw, size_hw))
     return height, width
 
 
@@ -65,7 +65,7 @@ def cosines_of(
     canvas = method.canvas
     height, width = resized_hw(pixels.shape[:2], canvas.image_size, rules)
     resized = Geometry.fit(pixels.shape[:2], (height, width), "squash")
-    drawn = resized.draw(pixels, canvas.fill, canvas.interpolation)
+    drawn = resized.draw(pixels, canvas.fill, rules.interpolation or canvas.interpolation)
     if rules.whole:
         return _cosines_at_once(method, sample, drawn, texts)
     total, counts = torch.zeros(len(texts), height, width), torch.zeros(height, width)

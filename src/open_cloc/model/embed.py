@@ -36,13 +36,17 @@ def embed_texts(model: CLOC, texts: Sequence[str]) -> Tensor:
 
 def tell_cut(model: CLOC, texts: Sequence[str]) -> None:
     """Say how many texts the model's context cuts off: it does not read their ends."""
-    cut = model.tokenize.cut(texts)
+    tell_cut_texts(model.tokenize.cut(texts), len(texts), model.tokenize.context_length)
+
+
+def tell_cut_texts(cut: Sequence[str], count: int, length: int) -> None:
+    """Say how many of `count` texts are cut to a model's `length` tokens; nothing where none is."""
     if cut:
         logger.warning(
             "%d of %d texts are longer than the %d tokens this model reads, and lose their ends, such as %r",
             len(cut),
-            len(texts),
-            model.tokenize.context_length,
+            count,
+            length,
             cut[0] if len(cut[0]) <= SHOWN else f"{cut[0][:SHOWN]}...",
         )
 

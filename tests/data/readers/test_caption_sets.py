@@ -12,6 +12,7 @@ import pytest
 from open_cloc.cli.main import main
 from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
+from open_cloc.data.readers.flair import rejoined
 from open_cloc.data.readers.packed import json_lines
 from open_cloc.errors import MissingFileError, UserError
 from open_cloc.evaluation.run import evaluate
@@ -169,6 +170,26 @@ def test_dci(tmp_path: Path) -> None:
     (folder / "splits.json").unlink()
     with pytest.raises(MissingFileError, match=r"no splits\.json"):
         open_reader(f"dci:{folder},split=test")
+
+
+def test_captions_as_flairs_script_has_them(tmp_path: Path) -> None:
+    """Both captions, cut at points and line ends; of every split, and of no other file."""
+    folder = write_dci(tmp_path)
+    extra = {"image": "sa_8.jpg", "short_caption": "None.", "extra_caption": "Of no split."}
+    (folder / "annotations" / "9-data.json").write_text(json.dumps(extra))
+    dataset = open_reader(f"dci:{folder},captions=flair")
+    assert [sample.captions for sample in samples(dataset)] == [
+        ("short 8. A very long caption of 8",),
+        ("short 7. A very long caption of 7",),
+    ]
+    tested = open_reader(f"dci:{folder},captions=flair,split=test")
+    assert [sample.key for sample in samples(tested)] == ["sa_7"]
+    (folder / "splits.json").write_text('{"test": "7-data.json"}')
+    with pytest.raises(UserError, match=r"a split that is no list of files in .*splits\.json"):
+        open_reader(f"dci:{folder},captions=flair")
+    assert rejoined(" One.  Two!\nThree</s> Four.5 ..") == "One. Two!. Three. Four. 5"
+    shared = write_sharegpt4v(tmp_path)
+    assert open_reader(f"sharegpt4v:{shared},captions=flair")[1].captions == ("A long caption of picture 2",)
 
 
 def test_dci_reads_every_json_of_its_folder(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from open_cloc.evaluation.tasks.referring import expressions_of
 from open_cloc.samples import RegionSample
 from tests.data.readers.made import (
     held_rows,
+    picture_of,
     reclip_lines,
     refcoco_rows,
     samples,
@@ -106,10 +107,31 @@ def test_reclip_with_detections(tmp_path: Path) -> None:
     (sample,) = samples(open_reader(f"reclip:{path},detections={found}"))
     assert [region.source for region in sample.regions] == ["reclip", "reclip", "detection"]
     assert sample.regions[2].box == pytest.approx(BOX)
-    for odd in ("[]", '{"581857": [[1, 2, 3]]}', '{"581857": 7}'):
+    found.write_text(json.dumps([{"image_id": 581857, "box": [10, 5, 20, 10]}] * 2))
+    (sample,) = samples(open_reader(f"reclip:{path},detections={found}"))
+    assert [region.source for region in sample.regions[2:]] == ["detection", "detection"]
+    for odd in ('{"581857": [[1, 2, 3]]}', '{"581857": 7}', "[7]", '[{"image_id": 581857}]', "7"):
         found.write_text(odd)
         with pytest.raises(UserError, match="detections must be"):
             open_reader(f"reclip:{path},detections={found}")
+
+
+def test_rows_of_detections_need_not_name_every_picture(tmp_path: Path) -> None:
+    """A table does: of rows a picture without any has nothing to say."""
+    path, found = write_reclip(tmp_path), tmp_path / "detections.json"
+    line = reclip_lines()[0]
+    other = line | {"image_id": 5, "file_name": "COCO_train2014_000000000005_0.jpg"}
+    picture_of(tmp_path, "train2014/COCO_train2014_000000000005.jpg")
+    path.write_text("\n".join(map(json.dumps, [line, other])))
+    found.write_text(json.dumps([{"image_id": 581857, "box": [10, 5, 20, 10]}]))
+    rows: Any = open_reader(f"reclip:{path},detections={found}")
+    assert (len(rows), rows.problems) == (2, [])
+    found.write_text(json.dumps({"581857": [[10, 5, 20, 10]]}))
+    table: Any = open_reader(f"reclip:{path},detections={found}")
+    assert [problem.cause for problem in table.problems] == ["picture without detections"]
+    found.write_text("[]")
+    with pytest.raises(UserError, match="has detections of 0 images, and of none of the 2 pictures"):
+        open_reader(f"reclip:{path},detections={found}")
 
 
 def test_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:

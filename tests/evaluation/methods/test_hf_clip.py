@@ -55,14 +55,16 @@ def test_regions_equal_transformers_own_features_of_each_crop(hf_clip: Path, sam
 
 
 @torch.inference_mode()
-def test_texts_equal_transformers_own_features(hf_clip: Path) -> None:
+def test_texts_equal_transformers_own_features(hf_clip: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = CLIPModel.from_pretrained(hf_clip).eval(), AutoTokenizer.from_pretrained(hf_clip)
     texts = ["a red dog", "two", "a small cat on a mat"]
     expected = [rows_of(model.get_text_features(**tokenizer([t], return_tensors="pt"))) for t in texts]
     method = open_folder(hf_clip)
     torch.testing.assert_close(method.embed_texts(texts), torch.cat(expected), atol=1e-5, rtol=0)
     assert len(torch.unique(torch.cat(expected), dim=0)) == 3
-    assert method.embed_texts(["dog " * 40]).shape == (1, 24)  # cut, not refused
+    assert method.embed_texts(["dog " * 40]).shape == (1, 24)  # cut, not refused, but told
+    length = model.config.text_config.max_position_embeddings
+    assert f"1 of 1 texts are longer than the {length} tokens this model reads" in caplog.text
     assert method.embed_texts([]).shape == (0, 24)
 
 

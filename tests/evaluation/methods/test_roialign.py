@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from open_cloc.errors import UserError
-from open_cloc.evaluation.methods import roialign
+from open_cloc.evaluation.methods import open_method, roialign
 from open_cloc.evaluation.methods.roialign import embed_pooled
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.run import evaluate
@@ -54,6 +54,8 @@ def test_a_box_may_be_pooled_to_one_bin(model: CLOC, samples: Samples) -> None:
     samples.class_names = NAMES
     ruled = evaluate(model, samples, task, EvaluationConfig(protocol="fgclip"), method="roialign")["protocol"]
     assert (ruled["method"], ruled["rules"]["roi_size"]) == ("roialign,size=1", 1)
+    for name in ("fgclip-fgovd", "clipself"):
+        assert open_method("roialign", model, EvaluationConfig(protocol=name)).describe()["method"] == named
     with pytest.raises(UserError, match="protocol fgclip pools to 1 x 1; leave size=7 out"):
         evaluate(model, samples, task, EvaluationConfig(protocol="fgclip"), method="roialign,size=7")
     with pytest.raises(UserError, match="size must be at least 1"):

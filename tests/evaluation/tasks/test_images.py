@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +175,27 @@ def test_pictures_without_labels_are_sent_to_class_folders(
     _class_folders(tmp_path, samples)
     with pytest.raises(UserError, match="class_folders:PATH opens a folder of pictures for each class"):
         evaluate(model, f"folder:{tmp_path / 'val'}", "zeroshot_classification")
+
+
+def test_pictures_without_captions_may_be_left_out(tmp_path: Path, model: CLOC) -> None:
+    """FLAIR's Urban1k has one blank caption: allowed to, retrieval goes on with the others."""
+    rows = [{"image_id": n, "image": f"{n}.png", "caption": f"a {NAMES[n]}" if n else ""} for n in range(5)]
+    for row in rows:
+        Image.new("RGB", (8, 8), (40 * row["image_id"], 0, 90)).save(tmp_path / row["image"])
+    (tmp_path / "annotations.json").write_text(json.dumps({"annotations": rows}))
+    data, config = f"flair:{tmp_path / 'annotations.json'}", EvaluationConfig(protocol="flair")
+    with pytest.raises(UserError, match="1 entry is broken"):
+        evaluate(model, data, "zeroshot_retrieval", config)
+    found = evaluate(model, data, "zeroshot_retrieval", config, max_bad_fraction=0.5)
+    assert (found["protocol"]["num_images"], found["protocol"]["num_left_out"]) == (4, 1)
+
+
+def test_a_sample_without_a_caption_counts_as_bad(model: CLOC, samples: Samples) -> None:
+    bare = Samples([replace(samples[0], captions=()), replace(samples[1], captions=(" ",)), *samples[2:]])
+    with pytest.raises(UserError, match="zeroshot_retrieval needs captions"):
+        evaluate(model, bare, "zeroshot_retrieval")
+    found = evaluate(model, bare, "zeroshot_retrieval", max_bad_fraction=0.5)
+    assert found["protocol"]["left_out"] == {"no caption": 2}
+    assert found["metrics"] == evaluate(model, Samples(bare[2:]), "zeroshot_retrieval")["metrics"]
+    named = evaluate(model, bare, "zeroshot_region_classification", max_bad_fraction=0.5)
+    assert named["protocol"]["num_left_out"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_it_is_the_slow_reference(model: CLOC, samples: Samples, config: Evaluat
             (batch,) = evaluation_batches(Samples([sample]), method.canvas)
             rows = method.embed_regions(batch, [np.array(candidates)])
             for (_, text), meant in asked.items():
-                scores = rows @ method.embed_texts([text.lower()])[0]
+                scores = rows @ method.embed_texts([f"a photo of {text.lower()}"])[0]
                 best = candidates[int(scores.argmax())]
                 overlaps.append(max(overlap(best, region.box) for region in meant))
                 hits.append(overlaps[-1] > 0.5)
@@ -140,3 +141,30 @@ def test_candidates_that_tie_share_a_hit(model: CLOC, samples: Samples) -> None:
     regions = [Region((0, 0, 1, 1), "mug", texts=text), *[Region((0, 0, 1, 1), "mug")] * 3]
     data = Samples([replace(samples[1], regions=tuple(regions))])
     assert evaluate(model, data, "referring", GT)["metrics"]["acc@0.5"] == 1.0
+
+
+def test_an_expression_stands_in_the_templates(model: CLOC, samples: Samples) -> None:
+    """ReCLIP's script writes `a photo of` before each, and no protocol leaves it bare."""
+
+    class Told:
+        def __init__(self) -> None:
+            self.texts: list[str] = []
+            self.method = open_method("whole", model)
+
+        def embed_texts(self, texts: list[str]) -> torch.Tensor:
+            self.texts += texts
+            return self.method.embed_texts(texts)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.method, name)
+
+    data = made(samples)
+    for config, expected in (
+        (EvaluationConfig(), {"that one"}),
+        (GT, {"a photo of that one"}),
+        (EvaluationConfig(templates=("a {}", "the {}, here")), {"a that one", "the that one, here"}),
+    ):
+        method = Told()
+        result = evaluate(method, data, "referring", config)  # type: ignore[arg-type]
+        assert expected <= set(method.texts)
+        assert result["protocol"]["rules"]["templates"] == list(config.rules.templates)

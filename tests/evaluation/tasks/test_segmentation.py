@@ -81,8 +81,8 @@ def test_what_cannot_be_segmented_is_refused(model: CLOC, samples: Samples) -> N
     with pytest.raises(UserError, match="label maps are of 4 classes; got names for 2"):
         evaluate(model, with_maps(samples), "segmentation", EvaluationConfig(classes=("a", "b")))
     doubled = with_maps(samples)
-    doubled.class_names = ("red dog, dog", "dog", "cat", "tree")
-    with pytest.raises(UserError, match="class 'dog' is given more than once"):
+    doubled.class_names = ("red dog, dog, red dog", "dog", "cat", "tree")
+    with pytest.raises(UserError, match="class 'red dog, dog, red dog' has the name 'red dog' twice"):
         evaluate(model, doubled, "segmentation")
     with pytest.raises(UserError, match="needs a label map for each picture: open the data as masks:"):
         evaluate(model, samples, "segmentation", method="roialign")
@@ -122,6 +122,24 @@ def test_the_first_pictures_keep_their_maps(model: CLOC, samples: Samples) -> No
 
 
 def test_protocols_say_what_their_scripts_set() -> None:
-    assert PROTOCOLS["sclip"].dense == DenseRules(1.5, 0.5, 40.0, "cosines", 0.0, 0.0)
+    assert PROTOCOLS["sclip"].dense == DenseRules(1.5, 0.5, 40.0, "cosines", interpolation="bilinear")
+    assert PROTOCOLS["sclip-stuff"].dense == DenseRules(2.0, interpolation="bilinear")
     assert PROTOCOLS["tips"].dense.average == "probabilities"
     assert len(PROTOCOLS["tips"].templates) == 9
+
+
+def test_a_name_of_two_classes_is_the_firsts(
+    model: CLOC, samples: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    """COCO-Object's class file has `bed` among the background's names and as a class."""
+    told = with_maps(samples)
+    told.class_names = ("red dog, dog", "blue cat", "dog", "small house")
+    config = EvaluationConfig(protocol="sclip-background")
+    found = evaluate(model, told, "segmentation", config)
+    assert "1 names are of several classes, such as 'dog'" in caplog.text
+    assert (found["protocol"]["num_texts"], found["protocol"]["num_classes"]) == (5, 4)
+    near = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    rows, owners = [0, 1, 2, 1, 3], torch.tensor([0, 0, 1, 2, 3])
+    chosen = named(near[rows], owners, (9, 15), DenseRules())
+    assert 2 not in chosen
+    assert {0, 1, 3} == set(chosen.unique().tolist())

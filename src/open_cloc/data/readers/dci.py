@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from open_cloc.data.annotations import Problem
 from open_cloc.data.fields import FieldError, as_text, field_of
+from open_cloc.data.readers.flair import rejoined
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
@@ -32,14 +33,22 @@ def recognises(text: str) -> bool:
     return folder.is_dir() and next(folder.glob(f"*{SUFFIX}"), None) is not None
 
 
-def open_dci(path: str, images: Path | None = None, split: str = "", outside: bool = False) -> PackedDataset:
+def open_dci(
+    path: str,
+    images: Path | None = None,
+    split: str = "",
+    captions: Literal["extra", "flair"] = "extra",
+    outside: bool = False,
+) -> PackedDataset:
     """Open DCI. The caption is `extra_caption`; the short one is a text of the role `short`.
 
     Args:
         path: Folder of `annotations`, of which every JSON is one.
         images: Folder of the pictures; beside the annotations unless given.
         split: One of `splits.json`'s, such as `test`; all annotations unless given, as FG-CLIP's script has
-            it.
+            it, or all of `splits.json` for captions of FLAIR's.
+        captions: `extra`, or `flair`: as FLAIR's script has them, the short and the extra one together, cut
+            into sentences that are joined again by `. `.
         outside: Allow pictures that do not lie in the data set's folder.
 
     Raises:
@@ -50,10 +59,13 @@ def open_dci(path: str, images: Path | None = None, split: str = "", outside: bo
     if not (folder / ANNOTATIONS).is_dir():
         raise MissingFileError(f"no folder {ANNOTATIONS} in {folder}, as DCI has it")
     there = [file for file in sorted((folder / ANNOTATIONS).glob("*.json")) if _is_one(file)]
-    files = _of_split(folder, split) if split else there
+    as_flair = captions == "flair"
+    files = _of_split(folder, split) if split or as_flair else there
     left_out["annotations of other splits"] = len(set(there) - set(files))
     named = [(file.name, file) for file in files]
-    entries = list(entries_of(named, lambda file: _entry(file, left_out), folder / ANNOTATIONS, problems))
+    entries = list(
+        entries_of(named, lambda file: _entry(file, as_flair, left_out), folder / ANNOTATIONS, problems)
+    )
     folders = picture_folders(folder, images, *FOLDERS)
     return PackedDataset(folder, folders, entries, problems=problems, left_out=+left_out, outside=outside)
 
@@ -69,14 +81,17 @@ def _of_split(folder: Path, split: str) -> list[Path]:
     if splits is None:
         raise MissingFileError(f"no {SPLITS} in {folder}")
     document = read_json(splits)
-    names = document.get(split) if isinstance(document, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    given = document if isinstance(document, dict) else {}
+    lists = [given.get(split)] if split else list(given.values()) or [None]
+    names: list[Any] = [name for own in lists for name in (own if isinstance(own, list) else [None])]
+    if not all(isinstance(name, str) and name for name in names):
         there = ", ".join(document) if isinstance(document, dict) else "none"
-        raise UserError(f"no split {split!r} in {splits}; it has {there:.200}")
+        wanted = f"no split {split!r}" if split else "a split that is no list of files"
+        raise UserError(f"{wanted} in {splits}; it has {there:.200}")
     return [folder / ANNOTATIONS / Path(name).name for name in names]
 
 
-def _entry(file: Path, left_out: Counter[str]) -> Entry:
+def _entry(file: Path, as_flair: bool, left_out: Counter[str]) -> Entry:
     try:
         document: Any = read_json(file, without="mask_data")
     except UserError as error:
@@ -85,5 +100,7 @@ def _entry(file: Path, left_out: Counter[str]) -> Entry:
     count_keys(row, KEYS, left_out, "annotations")
     caption = as_text(field_of(row, "extra_caption"), "extra_caption").strip()
     short = row.get("short_caption")
+    if as_flair:
+        caption = rejoined(f"{as_text(field_of(row, 'short_caption'), 'short_caption')}\n{caption}")
     texts = (Text(short.strip(), SHORT, SOURCE),) if isinstance(short, str) and short.strip() else ()
     return Entry(as_text(field_of(row, "image"), "image"), captions=(caption,), texts=texts)

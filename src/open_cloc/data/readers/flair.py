@@ -28,6 +28,14 @@ FOLDERS = ("images", "image")
 KEYS = {"image_id", "image", "caption", "caption_id"}
 
 
+SENTENCE_ENDS = re.compile(r"\n|</s>|[.]")
+
+
+def rejoined(caption: str) -> str:
+    """A caption cut into sentences that are joined again by `. `, as FLAIR's script reads long ones."""
+    return ". ".join(filter(None, map(str.strip, SENTENCE_ENDS.split(caption))))
+
+
 def recognises(text: str) -> bool:
     """Whether this is one of FLAIR's JSONs."""
     return looks_like(Path(text), (".json",), FORM)
@@ -51,7 +59,8 @@ def open_flair(path: str, images: Path | None = None, outside: bool = False) -> 
         try:
             row = as_object(given)
             name = as_text(field_of(row, "image"), "image")
-            captions.setdefault(name, []).append(as_text(field_of(row, "caption"), "caption").strip())
+            caption = as_text(field_of(row, "caption"), "caption").strip()
+            captions.setdefault(name, []).append(caption)
             count_keys(row, KEYS, left_out, "rows")
         except FieldError as error:
             problems.append(problem_in(error, f"annotation {number}", file))

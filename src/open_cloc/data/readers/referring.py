@@ -67,14 +67,14 @@ def open_reclip(
 ) -> PackedDataset:
     """Open a split of RefCOCO as ReCLIP's scripts have it, such as `refcoco_val.jsonl`.
 
-    A picture for which the detections have an empty list is one in which nothing was detected. One that they
-    do not list is a problem: ReCLIP's script ends there, too. Those of other splits are counted.
+    A picture for which the detections have an empty list is one in which nothing was detected. One that a
+    table does not list is a problem: ReCLIP's script ends there, too. Those of other splits are counted.
 
     Args:
         path: The file.
         images: Folder of COCO's train2014; beside the file unless given.
-        detections: JSON of detected boxes by image id, such as `refcoco_dets_dict.json`: candidates beside
-            the annotated boxes, of the source `detection`.
+        detections: JSON of detected boxes by image id, such as `refcoco_dets_dict.json`, or a list of rows
+            of `image_id` and `box`: candidates beside the annotated boxes, of the source `detection`.
         outside: Allow pictures that do not lie in the data set's folder.
 
     Raises:
@@ -86,11 +86,12 @@ def open_reclip(
     pictures = _pictures(file, problems, left_out)
     if detections is not None and found is not None:
         problems += _require_detections(pictures, found, detections)
-        left_out[f"pictures of {detections.name} that no line names"] = len(found.keys() - pictures.keys())
+        others = found.boxes.keys() - pictures.keys()
+        left_out[f"pictures of {detections.name} that no line names"] = len(others)
     entries = [
         Entry(
             own.name,
-            [*with_expressions(own.boxes, own.references), *(found or {}).get(image, ())],
+            [*with_expressions(own.boxes, own.references), *(found.boxes.get(image, ()) if found else ())],
             metadata=of_image(image),
         )
         for image, own in pictures.items()
@@ -99,22 +100,42 @@ def open_reclip(
     return PackedDataset(file, folders, entries, problems=problems, left_out=+left_out, outside=outside)
 
 
-def _detections(path: Path | None) -> dict[str, list[RawRegion]] | None:
+class _Detections(NamedTuple):
+    """A detector's boxes by image id; whether an image without any has to be listed too."""
+
+    boxes: dict[str, list[RawRegion]]
+    lists_all: bool
+
+
+def _detections(path: Path | None) -> _Detections | None:
     if path is None:
         return None
     document = read_json(path)
-    if not isinstance(document, dict):
-        raise UserError(f"detections must be a table of boxes by image id; got {shown(document)} ({path})")
     try:
-        return {
+        boxes = {
             name: [
                 RawRegion(as_box(box, "a detection"), NAMELESS, f"detection {row}", source=DETECTED)
                 for row, box in enumerate(boxes)
             ]
-            for name, boxes in document.items()
+            for name, boxes in _by_image(document).items()
         }
+        return _Detections(boxes, lists_all=isinstance(document, dict))
     except (FieldError, TypeError) as error:
         raise UserError(f"detections must be lists of 4 numbers by image id: {error} ({path})") from None
+
+
+def _by_image(document: Any) -> Mapping[str, Any]:
+    """Boxes by image id, of such a table or of rows of `image_id` and `box`: ReCLIP's script reads both.
+
+    Raises:
+        FieldError: If it is neither.
+    """
+    if isinstance(document, dict):
+        return document
+    found: dict[str, list[Any]] = {}
+    for row in map(as_object, as_list(document, "detections")):
+        found.setdefault(as_id(field_of(row, "image_id"), "image_id"), []).append(field_of(row, "box"))
+    return found
 
 
 class _Picture(NamedTuple):
@@ -163,19 +184,23 @@ def require_one_name(names: dict[str, str], image: str, name: str) -> None:
 
 
 def _require_detections(
-    pictures: Mapping[str, _Picture], detections: Mapping[str, list[RawRegion]], path: Path
+    pictures: Mapping[str, _Picture], detections: _Detections, path: Path
 ) -> list[Problem]:
-    """Pictures that a file of detections does not list: whether anything was looked for, nothing says.
+    """Pictures that a table of detections does not list: whether anything was looked for, nothing says.
+
+    Of rows of a box each, which have no way to say that nothing was detected, none need be there.
 
     Raises:
         UserError: If it lists none of them.
     """
-    absent = [image for image in pictures if image not in detections]
+    absent = [image for image in pictures if image not in detections.boxes]
     if len(absent) == len(pictures) > 0:
         raise UserError(
-            f"{path} has detections of {len(detections)} images, and of none of the {len(pictures)} "
+            f"{path} has detections of {len(detections.boxes)} images, and of none of the {len(pictures)} "
             f"pictures, such as {absent[0]}: give those of this data set, by image_id"
         )
+    if not detections.lists_all:
+        return []
     return [
         Problem(
             "picture without detections",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from open_cloc.data.annotations import Problem
 from open_cloc.data.fields import FieldError, as_text, field_of, shown
+from open_cloc.data.readers.flair import rejoined
 from open_cloc.data.readers.packed import (
     Entry,
     PackedDataset,
@@ -34,7 +36,11 @@ def recognises(text: str) -> bool:
 
 
 def open_sharegpt4v(
-    path: str, images: Path | None = None, first: int = 0, outside: bool = False
+    path: str,
+    images: Path | None = None,
+    first: int = 0,
+    captions: Literal["own", "flair"] = "own",
+    outside: bool = False,
 ) -> PackedDataset:
     """Open captions of ShareGPT4V.
 
@@ -43,6 +49,8 @@ def open_sharegpt4v(
         images: Folder of the pictures; beside the file unless given. Names as in the file are tried, then
             their last part alone.
         first: Take the first so many entries, as the benchmarks of 1,000 and 10,000 do; 0 takes all.
+        captions: As they are, or as `flair`: cut into sentences that are joined again by `. `, as FLAIR's
+            script has them.
         outside: Allow pictures that do not lie in the data set's folder.
 
     Raises:
@@ -56,7 +64,8 @@ def open_sharegpt4v(
     folders = picture_folders(file, images, *FOLDERS)
     short = not any((folder / _name_of(row)).is_file() for folder in folders for row in rows[:100])
     numbered = ((f"entry {number}", row) for number, row in enumerate(islice(rows, first or None)))
-    entries = list(entries_of(numbered, lambda row: _entry(row, short, left_out), file, problems))
+    edit = rejoined if captions == "flair" else str
+    entries = list(entries_of(numbered, lambda row: _entry(row, short, edit, left_out), file, problems))
     return PackedDataset(file, folders, entries, problems=problems, left_out=left_out, outside=outside)
 
 
@@ -66,11 +75,11 @@ def _name_of(row: Any) -> str:
     return name if isinstance(name, str) and "\0" not in name and len(name) < 1000 else ""
 
 
-def _entry(row: Any, short: bool, left_out: Counter[str]) -> Entry:
+def _entry(row: Any, short: bool, edit: Callable[[str], str], left_out: Counter[str]) -> Entry:
     row = as_object(row)
     count_keys(row, KEYS, left_out, "entries")
     name, turns = as_text(field_of(row, "image"), "image"), field_of(row, "conversations")
     if not isinstance(turns, list) or len(turns) <= ANSWER:
         raise FieldError(f"conversations must be a question and an answer; got {shown(turns)}")
     caption = as_text(field_of(as_object(turns[ANSWER]), "value"), "value").strip()
-    return Entry(PurePosixPath(name).name if short else name, captions=(caption,), key=name)
+    return Entry(PurePosixPath(name).name if short else name, captions=(edit(caption),), key=name)

@@ -24,6 +24,7 @@ from open_cloc.evaluation.method import Setup
 from open_cloc.evaluation.methods.crop import cut_out
 from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.files import read_json
+from open_cloc.model.embed import tell_cut_texts
 from open_cloc.model.foreign import open_model, open_safely
 from open_cloc.model.hub import find_folder
 from open_cloc.precision import computing_in
@@ -102,8 +103,17 @@ class HfClipMethod:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, D) float32 of unit length."""
         cleaned = list(map(self.cleaning, texts))
+        self._tell_cut(cleaned)
         rows = [self._embed_some_texts(some) for some in _chunks(cleaned, TEXTS_PER_CHUNK)]
         return torch.cat(rows) if rows else self._nothing()
+
+    def _tell_cut(self, texts: Sequence[str]) -> None:
+        """Say how many texts lose their ends."""
+        if not texts:
+            return
+        length = self.model.config.text_config.max_position_embeddings
+        lengths = self.tokenizer(list(texts), truncation=False, verbose=False, return_length=True)["length"]
+        tell_cut_texts([text for text, own in zip(texts, lengths) if own > length], len(texts), length)
 
     def embed_images(self, batch: EvaluationBatch) -> Tensor:
         """Whole pictures of a batch -> (B, D) float32 of unit length."""

@@ -34,7 +34,7 @@ NAMING = {
 OF_PROMPTER = ("prompter", "ranked", "head")  # methods that find boxes by themselves
 # What of an `EvaluationConfig` some tasks read and others do not.
 OPTIONS = {
-    "templates": NAMING,
+    "templates": NAMING | {"referring"},
     "classes": NAMING,
     "recall_k": {"zeroshot_retrieval", "region_retrieval", "grounding"},
     "duplicates": {"region_retrieval"},

@@ -16,6 +16,7 @@ from open_cloc.data.annotations import SampleDataset
 from open_cloc.data.readers.referring import DETECTED, REFERRING
 from open_cloc.errors import UserError
 from open_cloc.evaluation.batches import read_batches
+from open_cloc.evaluation.classes import embed_in_templates
 from open_cloc.evaluation.intervals import mean_over
 from open_cloc.evaluation.method import Method, cleaning_of
 from open_cloc.evaluation.metrics import TIES_SHARE
@@ -53,7 +54,7 @@ def referring(method: Method, dataset: SampleDataset, config: EvaluationConfig) 
         num_without += sum(bool(own) and not rows for rows, own in zip(chosen, asked))
         features = method.embed_regions(batch, boxes).cpu().split(list(map(len, boxes)))
         texts = [expression.text for own in asked for expression in own]
-        asking = iter(method.embed_texts(texts).cpu() if texts else ())
+        asking = iter(embed_in_templates(method, texts, config) if texts else ())
         for sample, own, candidates, rows in zip(batch.samples, asked, boxes, features):
             for expression in own:
                 hit, overlap = _judged(next(asking), rows, candidates, sample, expression.regions)

@@ -5,6 +5,10 @@ Shapes: C classes, Q texts (a class may have several), D shared embedding, H W p
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +24,8 @@ from open_cloc.evaluation.options import EvaluationConfig
 from open_cloc.evaluation.protocols import DenseRules
 from open_cloc.evaluation.task import TaskResult, measured
 from open_cloc.evaluation.windows import cosines_of, enlarged
+
+logger = logging.getLogger(__name__)
 
 SEPARATOR = ", "  # between the names of one class
 NO_CLASS = -1  # a pixel that does not count
@@ -49,7 +55,7 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
             "classes, in their order"
         )
     owners = torch.tensor([number for number, own in enumerate(names) for _ in own])  # (Q,)
-    texts = embed_classes(method, [name for own in names for name in own], config)
+    texts, rows = _embed_names(method, names, config)
     counted: list[Tensor] = []  # (3, C) of each picture
     for batch in read_batches(dataset, method.canvas, config):
         for sample in batch.samples:
@@ -62,7 +68,7 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
                     "label map of another size",
                 )
             near = cosines_of(dense, sample, pixels, texts, rules, config.batch_size)
-            found = named(near, owners, truth.shape, rules)
+            found = named(near[rows], owners, truth.shape, rules)
             counted.append(_counts(found, torch.from_numpy(truth.astype(np.int64)), len(names)))
     sums = torch.stack(counted, dim=-1).double().flatten(0, 1)  # (3 C, I)
     occurs = sums.unflatten(0, (3, -1))[1].sum(1) > 0
@@ -86,6 +92,33 @@ def segmentation(method: Method, dataset: SampleDataset, config: EvaluationConfi
         "classes_digest": digest_of(", ".join(own) for own in names),
     }
     return measured(estimates, len(counted), protocol)
+
+
+def _embed_names(
+    method: Method, names: Sequence[Sequence[str]], config: EvaluationConfig
+) -> tuple[Tensor, list[int]]:
+    """The distinct names of all classes, (distinct, D) of unit length, and which each of the Q names is.
+
+    A name of several classes, such as COCO-Object's bed, which its background has too, is each class's own:
+    of classes that are exactly as near the first wins.
+
+    Raises:
+        UserError: If a class has a name twice.
+    """
+    for own in names:
+        twice = [name for name, count in Counter(own).items() if count > 1]
+        if twice:
+            raise UserError(f"class {', '.join(own)!r:.80} has the name {twice[0]!r:.80} twice")
+    given = [name for own in names for name in own]
+    rows = {name: row for row, name in enumerate(dict.fromkeys(given))}
+    shared = [name for name, count in Counter(given).items() if count > 1]
+    if shared:
+        logger.warning(
+            "%d names are of several classes, such as %r: there the first of these classes is answered",
+            len(shared),
+            shared[0],
+        )
+    return embed_classes(method, list(rows), config), [rows[name] for name in given]
 
 
 def named(near: Tensor, owners: Tensor, size_hw: tuple[int, int], rules: DenseRules) -> Tensor:
