@@ -136,7 +136,7 @@ def test_a_name_of_two_classes_is_the_firsts(
     told.class_names = ("red dog, dog", "blue cat", "dog", "small house")
     config = EvaluationConfig(protocol="sclip-background")
     found = evaluate(model, told, "segmentation", config)
-    assert "1 names are of several classes, such as 'dog'" in caplog.text
+    assert "a name is of several classes, of which the first is answered (1 in all): 'dog'" in caplog.text
     assert (found["protocol"]["num_texts"], found["protocol"]["num_classes"]) == (5, 4)
     near = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     rows, owners = [0, 1, 2, 1, 3], torch.tensor([0, 0, 1, 2, 3])

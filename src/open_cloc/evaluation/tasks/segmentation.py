@@ -114,7 +114,7 @@ def _embed_names(
     shared = [name for name, count in Counter(given).items() if count > 1]
     if shared:
         logger.warning(
-            "%d names are of several classes, such as %r: there the first of these classes is answered",
+            "a name is of several classes, of which the first is answered (%d in all): %r",
             len(shared),
             shared[0],
         )
