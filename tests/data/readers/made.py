@@ -270,7 +270,7 @@ def odvg_lines() -> list[dict[str, Any]]:
         "caption": "Two dogs on a mat",
         "regions": [
             {"bbox": [[10, 5, 30, 15], [50, 25, 100, 50]], "phrase": "Two dogs"},
-            {"bbox": [0, 0, 100, 50], "phrase": ["a mat", "mat"], "tokens_positive": [[12, 17]]},
+            {"bbox": [0, 0, 100, 50], "phrase": ["a mat", "on"], "tokens_positive": [[12, 17], [9, 11]]},
         ],
     }
     instances = [{"bbox": [10, 5, 30, 15], "label": 3, "category": "motorcycle"}]

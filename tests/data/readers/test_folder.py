@@ -309,3 +309,14 @@ def test_a_link_to_itself_is_a_missing_picture(tmp_path: Path) -> None:
     assert len(dataset) == 2
     with pytest.raises((FileNotFoundError, SampleError), match="loop"):
         dataset[1].pixels()
+
+
+def test_boxes_in_metadata_are_told_with_their_reader(tmp_path: Path) -> None:
+    row = {"file_name": "a.png", "text": "a mug", "objects": {"bbox": [[0, 0, 3, 2]], "category": ["mug"]}}
+    write_table(tmp_path / "metadata.jsonl", [row])
+    pictures(tmp_path, "a.png")
+    dataset: Any = open_reader(f"folder:{tmp_path}")
+    (told,) = (what for what in dataset.left_out if "objects" in what)
+    assert told == "key 'objects' of metadata.jsonl; table:metadata.jsonl,box_format=... reads them"
+    boxes = open_reader(f"table:{tmp_path / 'metadata.jsonl'},box_format=xywh")[0]
+    assert [region.text for region in boxes.regions] == ["mug"]

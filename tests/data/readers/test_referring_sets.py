@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from open_cloc.cli.main import main
+from open_cloc.data.bad_samples import read_usable
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.data.readers.referring import REFERRING
 from open_cloc.errors import MissingFileError, SampleError, UserError
@@ -19,6 +20,7 @@ from open_cloc.evaluation.tasks.referring import expressions_of
 from open_cloc.samples import RegionSample
 from tests.data.readers.made import (
     held_rows,
+    mdetr_document,
     picture_of,
     reclip_lines,
     refcoco_rows,
@@ -313,6 +315,30 @@ def test_mdetr_has_a_picture_for_each_expression(tmp_path: Path) -> None:
     assert [problem.message.partition(":")[0] for problem in again.problems] == [
         "image at position 2",
         "boxes name image 77, which is not there (" + str(path) + ")",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["mixed", "flickr"])
+def test_mdetrs_captions_give_each_box_its_own_words(tmp_path: Path, kind: str) -> None:
+    """Of its pre-training files a caption is of many boxes: all had the whole of it as text."""
+    path, document = write_mdetr(tmp_path), mdetr_document()
+    caption = "a dog on the left. two red cups on a table."
+    document["images"] = [document["images"][0] | {"caption": caption, "dataset_name": kind}]
+    if kind == "flickr":
+        document["images"][0]["original_img_id"] = document["images"][0].pop("original_id")
+    parts = [[[0, 5]], [[19, 31]], [[19, 22], [27, 31]], [[40, 90]], [], [[3]], None]
+    document["annotations"] = [
+        {"id": n, "image_id": 0, "bbox": [10, 5, 20, 10], "tokens_positive": own}
+        for n, own in enumerate(parts)
+    ]
+    path.write_text(json.dumps(document))
+    dataset: Any = open_reader(str(path))
+    sample, problems = read_usable(dataset, 0)
+    assert sample is not None
+    assert sample.captions == (caption,)
+    assert [region.text for region in sample.regions] == ["a dog", "two red cups", "two cups"]
+    assert [problem.message.partition(":")[0] for problem in problems] == [
+        f"annotation {n}" for n in (3, 4, 5, 6)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -370,3 +371,46 @@ def test_finehard(tmp_path: Path) -> None:
     told = [problem.message for problem in again.raw(0).problems]
     assert "must begin with 4 numbers" in told[0]
     assert "short_expr_negs must be an object or a list" in told[1]
+
+
+def test_the_benchmarks_pictures_stand_before_its_boxes(tmp_path: Path) -> None:
+    """Megabytes of them, each with LVIS's own `neg_category_ids`: the file was taken for LVIS's."""
+    document = fg_ovd_document()
+    many = [document["images"][0] | {"id": 1000 + n, "neg_category_ids": [1, 2]} for n in range(3000)]
+    turned = {
+        "images": many + document["images"],
+        **{key: document[key] for key in ("annotations", "categories")},
+    }
+    path = tmp_path / "1_attributes.json"
+    for encoded in (json.dumps(turned), json.dumps(turned, indent=1)):
+        path.write_text(encoded)
+        assert encoded.index('"annotations"') > 2**17
+        assert guess_spec(str(path)) == f"fg_ovd:{path}"
+    of_lvis = [{key: row[key] for key in row if key != "neg_category_ids"} for row in turned["annotations"]]
+    path.write_text(json.dumps(turned | {"annotations": of_lvis}))
+    assert guess_spec(str(path)) == f"coco:{path}"
+    path.write_text(json.dumps({"images": many}))
+    with pytest.raises(UserError, match="holds nothing known"):
+        guess_spec(str(path))
+
+
+def test_boxes_of_open_images_that_are_no_text(tmp_path: Path) -> None:
+    path = write_open_images(tmp_path)
+    head = path.read_text().splitlines()[0]
+    path.write_bytes(head.encode() + b"\n\xff\xfe,xclick\n")
+    with pytest.raises(UserError, match="a CSV in UTF-8; this is none: 'utf-8' codec"):
+        open_reader(f"open_images:{path}")
+    path.write_text(f'{head}\nx,"' + "y" * 140_000)
+    usual = csv.field_size_limit(1000)
+    try:
+        with pytest.raises(UserError, match="this is none: field larger than field limit"):
+            open_reader(f"open_images:{path}")
+    finally:
+        csv.field_size_limit(usual)
+
+
+def test_class_descriptions_of_version_7(tmp_path: Path) -> None:
+    path = write_open_images(tmp_path)
+    (classes,) = tmp_path.glob("*class-descriptions*.csv")
+    classes.rename(tmp_path / "oidv7-class-descriptions-boxable.csv")
+    assert samples(open_reader(f"open_images:{path}"))

@@ -9,7 +9,7 @@ import pytest
 from open_cloc.data.readers import guess_spec, open_reader
 from open_cloc.errors import UserError
 from open_cloc.samples import RegionSample
-from tests.data.readers.made import coco_document, pictures, write_coco, write_yolo
+from tests.data.readers.made import coco_document, pictures, write_coco, write_panoptic, write_yolo
 
 
 class Outside:
@@ -126,3 +126,21 @@ def test_a_json_in_a_folder_of_annotations_is_found(tmp_path: Path) -> None:
     path.rename(tmp_path / "Annotations/result.json")
     assert guess_spec(str(tmp_path)) == f"coco:{tmp_path}"
     assert len(open_reader(str(tmp_path))) == 2
+
+
+def test_segments_of_pictures_are_no_pictures(tmp_path: Path) -> None:
+    """Of COCO's root with panoptic annotations alone the PNGs were taken for pictures."""
+    path = write_panoptic(tmp_path)
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    path.rename(tmp_path / "annotations" / path.name)
+    with pytest.raises(
+        UserError, match=f"describes its pictures; give one of panoptic:.*{path.name}, or folder:"
+    ):
+        guess_spec(str(tmp_path))
+
+
+def test_parts_with_a_digest_are_one_table(tmp_path: Path) -> None:
+    for part in (0, 1):
+        (tmp_path / f"train-0000{part}-of-00002-abcdef0123456789.parquet").touch()
+    with pytest.raises(UserError, match=r"holds tables; give one of table:[^,]*/train-\*\.parquet$"):
+        guess_spec(str(tmp_path))

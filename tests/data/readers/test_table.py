@@ -159,7 +159,11 @@ def test_row_numbers_serve_where_keys_repeat(tmp_path: Path) -> None:
         ("a.jsonl", b"\n \n", r"table has no rows"),
         ("a.jsonl", b'{"image": "x"}\n{"image"', r"row is not valid JSON: .*a\.jsonl, row 1"),
         ("a.parquet", b"PAR1 not really", r"not a Parquet file: .*a\.parquet"),
-        ("a.txt", b"x", r"a table must end in \.parquet, \.jsonl, \.ndjson, \.json, \.csv, \.tsv; got"),
+        (
+            "a.txt",
+            b"x",
+            r"a table must end in \.parquet, \.jsonl, \.ndjson, \.jsonlines, \.json, \.csv, \.tsv; got",
+        ),
     ],
 )
 def test_wrong_tables_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -317,7 +321,7 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path, suffix: str) -> Non
     row = {"image": "a.png", "xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4, "class": "mug"}
     dataset: Any = open_reader(f"table:{write_table(tmp_path / f'boxes{suffix}', [row, row])}")
     assert dataset.left_out == {
-        "boxes in the columns xmin, ymin, xmax, ymax": 2,
+        "boxes in the columns xmin, ymin, xmax, ymax; box_format=... reads them": 2,
         "rows without a column of captions; give it as caption=COLUMN": 2,
     }
     if suffix == ".csv":
@@ -494,3 +498,104 @@ def test_boxes_need_their_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column of boxes; give it as objects=COLUMN"):
         open_reader(f"table:{path},box_format=xywh")
     assert len(open_reader(f"table:{path},objects=things,box_format=xywh")[0].regions) == 2
+
+
+def test_names_are_those_of_the_field_that_is_read(tmp_path: Path) -> None:
+    """Not of another list of names that stands before it, such as colours or poses."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures(tmp_path, "0.png")
+    colour, kind = ({"names": names, "_type": "ClassLabel"} for names in (["red", "green"], ["car", "bus"]))
+    boxes = {"bbox": [[0, 0, 1, 1], [1, 1, 2, 2]], "color": [1, 0], "category": [0, 1]}
+    apart = {"image": "0.png", "boxes": boxes["bbox"], "color": 1, "labels": [0, 1]}
+    fields = {"color": colour, "bbox": {"_type": "Sequence"}, "category": kind}
+    as_list = {name: {"feature": feature, "_type": "List"} for name, feature in fields.items()}
+    for row, features in (
+        ({"image": "0.png", "objects": boxes}, {"objects": {"feature": fields, "_type": "Sequence"}}),
+        ({"image": "0.png", "objects": boxes}, {"objects": as_list}),
+        ({"image": "0.png", "objects": boxes}, {"objects": [fields]}),
+        (
+            apart,
+            {"color": colour, "boxes": {"_type": "Sequence"}, "labels": {"feature": kind, "_type": "List"}},
+        ),
+    ):
+        said = {"huggingface": json.dumps({"info": {"features": features}})}
+        parquet.write_table(
+            arrow.Table.from_pylist([row]).replace_schema_metadata(said), tmp_path / "t.parquet"
+        )
+        dataset: Any = open_reader(f"table:{tmp_path / 't.parquet'},box_format=xywh")
+        assert [region.text for region in dataset[0].regions] == ["car", "bus"]
+        assert dataset.class_names == ("car", "bus")
+
+
+def test_boxes_may_have_their_names_beside_them(tmp_path: Path) -> None:
+    pictures(tmp_path, "0.png", "1.png", "2.png", "3.png")
+    rows = [
+        {
+            "image": "0.png",
+            "caption": "a picture",
+            "boxes": [[0, 0, 3, 2], [3, 2, 6, 4]],
+            "labels": ["mug", "mat"],
+        },
+        {"image": "1.png", "caption": "another", "boxes": [0, 0, 6, 4], "labels": "mat"},
+        {"image": "2.png", "caption": "a third", "boxes": [], "labels": None},
+        {"image": "3.png", "caption": "a fourth", "boxes": [[0, 0, 3, 2]], "labels": []},
+    ]
+    path = write_table(tmp_path / "t.jsonl", rows)
+    bare: Any = open_reader(f"table:{path}")
+    assert "boxes in the columns boxes; box_format=... reads them" in bare.left_out
+    dataset: Any = open_reader(f"table:{path},box_format=xyxy")
+    assert dataset.left_out == {}
+    texts = [[region.text for region in dataset[index].regions] for index in range(3)]
+    assert texts == [["mug", "mat"], ["mat"], []]
+    assert dataset[0].captions == ("a picture",)
+    assert dataset[0].regions[1].box == (0.5, 0.5, 1.0, 1.0)
+    with pytest.raises(SampleError, match="there are 1 boxes and 0 names"):
+        dataset[3]
+
+
+def test_marks_of_boxes_that_are_not_used_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path, "0.png")
+    boxes = objects_of("lists", ["a", "b"]) | {"iscrowd": [0, 1], "difficult": [0, 0]}
+    lists: Any = open_reader(
+        f"table:{write_table(tmp_path / 't.jsonl', [{'image': '0.png', 'objects': boxes}])},box_format=xywh"
+    )
+    assert lists.left_out == {"boxes' key 'iscrowd'": 1}
+    each = [box | {"difficult": 1} for box in objects_of("objects", ["a", "b"])]
+    objects: Any = open_reader(
+        f"table:{write_table(tmp_path / 'u.jsonl', [{'image': '0.png', 'objects': each}])},box_format=xywh"
+    )
+    assert objects.left_out == {"boxes' key 'difficult'": 1}
+
+
+def test_a_table_may_have_a_row_for_each_box(tmp_path: Path) -> None:
+    """As TensorFlow's tools and others write CSV: the rows of a picture are one sample."""
+    pictures(tmp_path, "0.png", "1.png")
+    path = tmp_path / "boxes.csv"
+    path.write_text(
+        "filename,width,height,class,xmin,ymin,xmax,ymax,pose\n"
+        "0.png,6,4,mug,0,0,3,2,\n1.png,6,4,mat,0,0,6,4,left\n0.png,6,4,red mug,3,2,6,4,\n"
+        "0.png,6,4,mat,x,2,6,4,\n0.png,6,5,mat,1,2,6,4,\n1.png,6,4,,1,2,6,4,\n"
+    )
+    bare: Any = open_reader(f"table:{path}")
+    assert "boxes in the columns xmin, ymin, xmax, ymax; box_format=... reads them" in bare.left_out
+    dataset: Any = open_reader(f"table:{path},box_format=xyxy")
+    found = samples(dataset)
+    assert [[region.text for region in sample.regions] for sample in found] == [["mug", "red mug"], ["mat"]]
+    assert found[0].regions[1].box == (0.5, 0.5, 1.0, 1.0)
+    assert [sample.key for sample in found] == ["0", "1"]
+    assert dataset.left_out == {"column 'pose'": 6}
+    assert [problem.message.partition(":")[0] for problem in dataset.problems] == ["row 3", "row 4", "row 5"]
+    with pytest.raises(
+        UserError, match="columns xmin, ymin, xmax, ymax hold boxes of xyxy; got box_format=xywh"
+    ):
+        open_reader(f"table:{path},box_format=xywh")
+    with pytest.raises(UserError, match="no column of pictures; give it as image=COLUMN"):
+        open_reader(f"table:{path},box_format=xyxy,image=y")
+    path.write_text("img,x,y,w,h,label\n0.png,0,0,0.5,0.5,1\n0.png,0.5,0.5,0.5,0.5,0\n")
+    (tmp_path / "names.txt").write_text("mat\nmug\n")
+    shares: Any = open_reader(f"table:{path},box_format=xywh,normalized=true,names={tmp_path / 'names.txt'}")
+    assert [(region.text, region.box) for region in shares[0].regions] == [
+        ("mug", (0.0, 0.0, 0.5, 0.5)),
+        ("mat", (0.5, 0.5, 1.0, 1.0)),
+    ]
+    assert shares.class_names == ("mat", "mug")

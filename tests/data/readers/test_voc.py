@@ -96,3 +96,23 @@ def test_pictures_without_xml_are_counted(tmp_path: Path) -> None:
     dataset: Any = open_reader(f"voc:{folder}")
     assert dataset.left_out["pictures without an XML, not annotated"] == 2
     assert "pictures without" not in str(open_reader(f"voc:{folder},split=val").left_out)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("suffix", [".JPEG", ".JPG", ".PNG"])
+def test_pictures_may_end_in_capitals(tmp_path: Path, suffix: str) -> None:
+    """ImageNet's do, and the name in its XML has no end."""
+    folder, name = tmp_path / "CLS-LOC" / "val", "ILSVRC2012_val_00000001"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.xml").write_text(VOC.replace("2008_000008.jpg", name))
+    picture_of(tmp_path, f"Data/{name}{suffix}")
+    (sample,) = samples(open_reader(f"voc:{folder},images={tmp_path / 'Data'}"))
+    assert sample.image == tmp_path / "Data" / f"{name}{suffix}"
+
+
+def test_marks_of_difficult_objects_are_told(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    marked = VOC.replace("<name>horse</name>", "<name>horse</name><difficult>1</difficult>")
+    (tmp_path / "Annotations" / "2008_000008.xml").write_text(marked)
+    dataset: Any = open_reader(f"voc:{tmp_path}")
+    assert dataset.left_out["marks of objects as difficult, which are boxes like others"] == 1
+    assert len(dataset[0].regions) == 2

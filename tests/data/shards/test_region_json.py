@@ -59,7 +59,8 @@ def test_grit_and_finehard_regions(tmp_path: Path) -> None:
     grit = {
         "caption": "a red mug on a table",
         "noun_chunks": [[0, 9, 0.1, 0.2, 0.3, 0.4, 0.9], [13.0, 20.0, 0.0, 0.5, 1.0, 1.0, 0.8]],
-        "ref_exps": [[0, 20, 0.1, 0.2, 0.3, 0.4, 0.7]],
+        # One that could not be enlarged is its noun chunk once more.
+        "ref_exps": [[0, 20, 0.1, 0.2, 0.3, 0.4, 0.7], [13, 20, 0.0, 0.5, 1.0, 1.0, 0.6]],
     }
     dataset = shard_of(tmp_path / "grit.tar", grit)
     assert dataset[0].regions == (

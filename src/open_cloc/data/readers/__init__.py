@@ -123,7 +123,9 @@ def guess_spec(text: str) -> str:
     if below:
         alone = f", or {LAST}:{path} for its pictures alone" if found else ""
         raise UserError(f"{named!r} holds data sets in its folders; give one of {', '.join(below)}{alone}")
-    inside = _files_in(Path(path)) if found and set(found) <= WITH_FILES else []
+    # Beside COCO's boxes, its folder `annotations` holds panoptic ones as a matter of course.
+    places = [Path(path), *([Path(path) / "annotations"] if found == [LAST] else [])]
+    inside = _files_in(*places) if found and set(found) <= WITH_FILES else []
     if inside:
         part = "the pictures" if found == [LAST] else "its boxes"
         raise UserError(
@@ -157,12 +159,14 @@ def _data_sets_below(folder: Path) -> list[str]:
     return [f"{name}:{place}" for place in inside for name in _formats(str(place))]
 
 
-def _files_in(folder: Path) -> list[str]:
-    """FORMAT:PATH of a folder's own files of annotations, where these are few."""
+def _files_in(*folders: Path) -> list[str]:
+    """FORMAT:PATH of folders' own files of annotations, where these are few."""
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".json", ".jsonl"))
+        places = [folder for folder in folders if folder.is_dir()]
+        found = [file for place in places for file in sorted(place.iterdir())]
     except OSError:
         return []
+    files = [file for file in found if file.suffix.lower() in (".json", ".jsonl")]
     if len(files) > MOST_IN_FOLDER:  # one for each picture
         return []
     return [f"{name}:{file}" for file in files for name in OF_FILES if _recogniser(name)(str(file))]
@@ -197,7 +201,7 @@ def _unknown(path: str) -> UserError:
 
 def _all_parts(table: Path) -> str:
     """A table's path; of a part, as in `train-00000-of-00004.parquet`, that of all of them."""
-    return str(table.with_name(re.sub(r"-\d+-of-\d+(?=\.parquet$)", "-*", table.name)))
+    return str(table.with_name(re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?(?=\.parquet$)", "-*", table.name)))
 
 
 def _recogniser(name: str) -> Callable[[str], bool]:

@@ -23,6 +23,24 @@ URL_COLUMNS = ("url", "image_url", "img_url")
 RESERVED = {*WRITTEN, *SIZES, "noun_chunks", "ref_exps", "bbox_info"}
 # Of those, what the writer of shards finds out by itself: nothing is lost without them.
 KNOWN_ANYWAY = {"key", "status", *SIZES}
+# Names that the four columns of a box bear, and what their numbers are.
+SIDES_OF_BOX = {
+    **dict.fromkeys(
+        (
+            *(("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax")),
+            *(("x_min", "y_min", "x_max", "y_max"), ("left", "top", "right", "bottom")),
+        ),
+        "xyxy",
+    ),
+    **dict.fromkeys(
+        (
+            *(("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height")),
+            *(("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("bbox_x", "bbox_y", "bbox_w", "bbox_h")),
+        ),
+        "xywh",
+    ),
+    ("x_center", "y_center", "width", "height"): "cxcywh",
+}
 # Names that boxes bear, one column or four.
 BOX_COLUMNS = (
     *(
@@ -36,10 +54,7 @@ BOX_COLUMNS = (
         "annotations",
         "regions",
     ),
-    *(("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")),
-    *(("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "right", "bottom")),
-    *(("left", "top", "width", "height"), ("bbox_x", "bbox_y", "bbox_width", "bbox_height")),
-    *(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), ("x_center", "y_center", "width", "height")),
+    *SIDES_OF_BOX,
 )
 # How pandas, data bases and spreadsheets write a missing value, or a failed formula, where it is made a text.
 MISSING = (

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from open_cloc.data.annotations import Problem, RawRegion
 from open_cloc.data.fields import FieldError, as_box, as_id, as_text, field_of, shown
@@ -37,6 +37,8 @@ KEYS = {
     *("width", "height", "image_id", "sent_id", "test_type"),
 }
 COCO_FORM = (re.compile(rb'"neg_category_ids"\s*:'),)
+ANNOTATIONS = b'"annotations"'
+SCANNED = 2**22  # bytes at a time
 INNER = re.compile(rb":\s*\{[^{}]*\}")
 FORM = (re.compile(rb'"pos_expression"\s*:'), re.compile(rb'"neg_expression"\s*:'))
 
@@ -50,11 +52,26 @@ def recognises(text: str) -> bool:
 
 
 def _holds_wrong_sentences(file: Path) -> bool:
-    """Whether boxes have `neg_category_ids`; LVIS's pictures have a list of that name, too."""
+    """Whether boxes have `neg_category_ids`; LVIS's pictures have a list of that name, too.
+
+    The benchmark's own files have pictures first, and boxes megabytes behind them.
+    """
     with file.open("rb") as stream:
-        flat = INNER.sub(b":0", stream.read(HEAD))  # run lengths stand inside of an annotation
+        flat = INNER.sub(b":0", _from_annotations(stream))  # run lengths stand inside of an annotation
     objects = (part.rpartition(b"{")[2] for part in flat.split(b"}"))
     return any(b'"bbox"' in one and b'"neg_category_ids"' in one for one in objects)
+
+
+def _from_annotations(stream: BinaryIO) -> bytes:
+    """The beginning of a JSON's annotations, however far behind; nothing where there are none."""
+    window = stream.read(HEAD)
+    while ANNOTATIONS not in window:
+        more = stream.read(SCANNED)
+        if not more:
+            return b""
+        window = window[-len(ANNOTATIONS) :] + more
+    start = window.index(ANNOTATIONS)
+    return window[start : start + HEAD] + stream.read(max(0, start + HEAD - len(window)))
 
 
 def open_fg_ovd(path: str, images: Path | None = None, outside: bool = False) -> PackedDataset:

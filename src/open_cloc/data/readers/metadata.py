@@ -12,7 +12,14 @@ from open_cloc.data.annotations import Problem, RawSample
 from open_cloc.data.bad_samples import problem_of
 from open_cloc.data.fields import FieldError, as_text, field_of
 from open_cloc.data.names import resolve
-from open_cloc.data.readers.columns import CAPTION_COLUMNS, find_columns, scalars, texts_of, unused
+from open_cloc.data.readers.columns import (
+    CAPTION_COLUMNS,
+    find_boxes,
+    find_columns,
+    scalars,
+    texts_of,
+    unused,
+)
 from open_cloc.data.readers.rows import Row, Rows, open_rows
 from open_cloc.errors import SampleError, UserError
 
@@ -100,7 +107,7 @@ class Metadata:
                 self.problems.append(Problem("repeated row", message))
             else:
                 used = (NAME, _caption_column(row))
-                self.left_out.update(f"key {field!r} of {name}" for field in unused(row, used))
+                self.left_out.update(_told(field, name) for field in unused(row, used))
         if absent and not found:
             message = (
                 f"no row names a picture that is there, by its path from {rows.file.parent} ({rows.file})"
@@ -121,6 +128,12 @@ def _picture_of(row: Row, below: str, known: Set[str], where: str) -> str | None
         raise SampleError(f"a row must name a picture: {error} ({where})", "broken row") from error
     places = (posixpath.normpath(posixpath.join(below, own)) for own in (name, name.replace("\\", "/")))
     return next((place for place in places if place in known), None)
+
+
+def _told(field: str, name: str) -> str:
+    """What is said of a field that is not used; of boxes, who reads them."""
+    advice = f"; table:{name},box_format=... reads them" if find_boxes([field]) else ""
+    return f"key {field!r} of {name}{advice}"
 
 
 def _caption_column(row: Row) -> str:

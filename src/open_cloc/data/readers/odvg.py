@@ -1,6 +1,7 @@
 """ODVG JSON lines (MM-Grounding-DINO, Open-GroundingDino): grounded captions, and detections by category.
 
-Boxes are pixel `xyxy`. A region of a caption may have one box or a list of them.
+Boxes are pixel `xyxy`. A region of a caption may have one box or a list of them, and a phrase of several
+parts, which stand apart in the caption.
 """
 
 from __future__ import annotations
@@ -107,7 +108,5 @@ def _regions(part: Any, box: str, text: str, where: str, left_out: Counter[str])
     value, phrase = field_of(part, box), field_of(part, text)
     boxes = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     phrases = phrase if isinstance(phrase, list) else [phrase]
-    if len(phrases) > 1:
-        left_out["further phrases of a region"] += len(phrases) - 1
-    first = as_text(phrases[0] if phrases else None, text).strip()
-    return [RawRegion(as_box(each, box), first, where, source=SOURCE) for each in boxes]
+    whole = " ".join(as_text(one, text).strip() for one in phrases or [None])
+    return [RawRegion(as_box(each, box), whole, where, source=SOURCE) for each in boxes]

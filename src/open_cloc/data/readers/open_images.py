@@ -11,7 +11,7 @@ import csv
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ SOURCE, GROUPS = "open_images", "boxes of groups"
 FOLDERS = ("train", "validation", "test", "images")
 BOX = ("XMin", "XMax", "YMin", "YMax")
 NEEDED = ("ImageID", "LabelName", *BOX)
-CLASSES = "class-descriptions*.csv"
+CLASSES = "*class-descriptions*.csv"
 TRIED = 100
 
 
@@ -107,31 +107,22 @@ class _Rows:
         table, boxes = array("q"), array("f")
         self.problems: list[Problem] = []
         self.num_groups, self.with_groups = 0, groups
-        try:
-            stream = file.open(encoding="utf-8-sig", newline="")
-        except FileNotFoundError:
-            raise MissingFileError(f"no such annotation file: {file}") from None
-        with stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"Open Images' boxes need a column {missing[0]} ({file})")
-            for line, row in enumerate(reader, 2):
-                is_group = row.get("IsGroupOf") == "1"
-                self.num_groups += is_group
-                if is_group and not groups:
-                    continue
-                try:
-                    image = as_text(row["ImageID"], "ImageID")
-                    label = row["LabelName"]
-                    if label not in numbers:
-                        raise FieldError(f"unknown LabelName {label!r:.60}", "unknown label")
-                    box = [_share(row[name], name) for name in BOX]
-                except FieldError as error:
-                    self.problems.append(problem_in(error, f"line {line}", file))
-                    continue
-                table.extend((known.setdefault(image, len(known)), numbers[label], line, is_group))
-                boxes.extend((box[0], box[2], box[1], box[3]))
+        for line, row in _csv_rows(file):
+            is_group = row.get("IsGroupOf") == "1"
+            self.num_groups += is_group
+            if is_group and not groups:
+                continue
+            try:
+                image = as_text(row["ImageID"], "ImageID")
+                label = row["LabelName"]
+                if label not in numbers:
+                    raise FieldError(f"unknown LabelName {label!r:.60}", "unknown label")
+                box = [_share(row[name], name) for name in BOX]
+            except FieldError as error:
+                self.problems.append(problem_in(error, f"line {line}", file))
+                continue
+            table.extend((known.setdefault(image, len(known)), numbers[label], line, is_group))
+            boxes.extend((box[0], box[2], box[1], box[3]))
         if not known:
             first = f"; the first: {self.problems[0].message}" if self.problems else ""
             raise UserError(f"no box can be used{first} ({file})")
@@ -142,6 +133,26 @@ class _Rows:
         self.boxes = np.array(boxes, np.float32).reshape(-1, 4)[order]
         self.classes, self.lines = rows[order, 1].astype(np.int16), rows[order, 2]
         self.are_groups = rows[order, 3].astype(bool)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV of boxes, each with the number of its line.
+
+    Raises:
+        MissingFileError: If it is not there.
+        UserError: If it is no such CSV, or no text.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"Open Images' boxes need a column {missing[0]} ({file})")
+            yield from enumerate(reader, 2)
+    except FileNotFoundError:
+        raise MissingFileError(f"no such annotation file: {file}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"Open Images' boxes are a CSV in UTF-8; this is none: {error} ({file})") from None
 
 
 def _share(text: str | None, name: str) -> float:

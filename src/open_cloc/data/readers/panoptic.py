@@ -36,7 +36,7 @@ SOURCE, CROWDS = "panoptic", "crowd segments"
 LARGEST_ID = 2**24 - 1  # of three colours of a byte each
 VOID = 0  # number of the pixels that are of no segment
 KEYS = {"image_id", "file_name", "segments_info"}
-FOLDERS = ("val2017", "train2017", "images", "images/val2017", "images/validation")
+FOLDERS = ("val2017", "train2017", "images", "images/val2017", "images/validation", "images/training")
 
 
 def recognises(text: str) -> bool:

@@ -350,7 +350,7 @@ class ParquetRows:
         sizes = [size for _, own in footers.values() for size in own]
         self._starts = np.cumsum([0, *sizes])
         self._group: tuple[int, Any] | None = None
-        self._names = _hub_names(file)
+        self.features = _hub_features(file)
 
     def _read_footer(self, file: Path) -> tuple[tuple[str, ...], list[int]]:
         """A file's columns, and how many rows its groups have."""
@@ -393,10 +393,6 @@ class ParquetRows:
                 start = int(self._starts[group])
                 yield from (self._broken(error, start + row) for row in range(num_read, size))
 
-    def class_names(self, column: str) -> tuple[str, ...]:
-        """As Hugging Face's writer of Parquet files leaves them in the footer."""
-        return self._names.get(column, ())
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_group": None}  # worker processes read their own
 
@@ -404,31 +400,15 @@ class ParquetRows:
         return SampleError(f"row cannot be read: {error} ({self.file}, row {index})", BROKEN)
 
 
-def class_names(rows: Rows, column: str) -> tuple[str, ...]:
-    """The names that whole numbers in a column stand for; empty where the table does not say."""
-    return rows.class_names(column) if isinstance(rows, ParquetRows) else ()
-
-
-def _hub_names(file: Path) -> dict[str, tuple[str, ...]]:
-    """Names of classes by column, as a Parquet file of the hub says them; nothing where it says none."""
+def _hub_features(file: Path) -> dict[str, Any]:
+    """What a Parquet file of the hub says of its columns in its footer; nothing where it says nothing."""
     with _open_parquet(file) as table:
         said = (table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
     try:
         features = json.loads(said).get("info", {}).get("features", {})
-        return {column: found for column, feature in features.items() if (found := _labels_in(feature))}
     except (ValueError, AttributeError, RecursionError):  # of another form than theirs
         return {}
-
-
-def _labels_in(feature: Any) -> tuple[str, ...]:
-    """The names of the first `ClassLabel` in a feature."""
-    if isinstance(feature, list):
-        return next(filter(None, map(_labels_in, feature)), ())
-    if not isinstance(feature, dict):
-        return ()
-    if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
-        return tuple(map(str, feature["names"]))
-    return next(filter(None, map(_labels_in, feature.values())), ())
+    return features if isinstance(features, dict) else {}
 
 
 def _open_parquet(file: Path) -> Any:
@@ -440,6 +420,7 @@ ROWS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": ParquetRows,
     ".jsonl": JsonRows,
     ".ndjson": JsonRows,
+    ".jsonlines": JsonRows,
     ".json": JsonListRows,
     ".csv": CsvRows,
     ".tsv": CsvRows,

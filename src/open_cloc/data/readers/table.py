@@ -14,6 +14,7 @@ from typing import Any
 from open_cloc.data.annotations import Problem, RawSample, finish
 from open_cloc.data.fields import FieldError, as_id, as_text, shown
 from open_cloc.data.names import is_url, make_keys, resolve, root_of
+from open_cloc.data.readers.box_rows import is_box_a_row, open_box_rows
 from open_cloc.data.readers.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -26,8 +27,9 @@ from open_cloc.data.readers.columns import (
     unused,
 )
 from open_cloc.data.readers.files import is_regular
-from open_cloc.data.readers.objects import COLUMNS, Objects, objects_of
-from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, Rows, class_names, open_rows, parts_of
+from open_cloc.data.readers.objects import COLUMNS, Objects, column_of, names_beside, names_in, objects_of
+from open_cloc.data.readers.packed import PackedDataset
+from open_cloc.data.readers.rows import FIRST_ROWS, ROWS, UNREAD, ParquetRows, Rows, open_rows, parts_of
 from open_cloc.data.readers.unread import form_of
 from open_cloc.errors import MissingFileError, SampleError, UserError
 from open_cloc.files import read_names
@@ -63,8 +65,10 @@ def open_table(
     box_format: str = "",
     normalized: bool = False,
     names: Path | None = None,
-) -> TableDataset:
+) -> TableDataset | PackedDataset:
     """Open a table of pictures, with boxes where `box_format` says what those of a column are.
+
+    A table with four columns of a box, and a row for each, has the rows of a picture as one sample.
 
     Args:
         path: A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file; with a `*` in its name, as in
@@ -76,7 +80,7 @@ def open_table(
         root: Folder that the pictures' paths are relative to; the table's own unless given.
         outside: Allow pictures that do not lie in that folder or the table's.
         objects: Column of boxes with names, as Hugging Face's data sets for detection have it;
-            `objects` unless given.
+            `objects` unless given. Lists of numbers alone are named by a column beside, such as `labels`.
         box_format: `xyxy`, `xywh` or `cxcywh`; nothing in a table says it, and without it no box is read.
         normalized: Boxes are shares of the picture's sides instead of pixels.
         names: File with the names that whole numbers stand for, one a line; Parquet of the hub has them.
@@ -90,10 +94,15 @@ def open_table(
     folder = root or file.parent
     if not folder.is_dir():
         raise MissingFileError(f"no such folder of pictures: root={folder} ({file})")
-    column = objects or next(iter(find_columns(rows.columns, COLUMNS)), "")
-    known = read_names(names) if names is not None else class_names(rows, column)
+    known = read_names(names) if names is not None else _names_in(rows, column_of(rows.columns, objects))
+    if box_format and objects is None and is_box_a_row(rows.columns):
+        return open_box_rows(rows, folder, image, box_format, normalized, known, outside)
     boxes = objects_of(rows.columns, objects, box_format, normalized, known, str(file))
     return TableDataset(rows, folder, image, caption, key, outside, boxes)
+
+
+def _names_in(rows: Rows, column: str) -> tuple[str, ...]:
+    return names_in(rows.features, rows.columns, column) if isinstance(rows, ParquetRows) else ()
 
 
 class TableDataset:
@@ -175,7 +184,7 @@ class TableDataset:
             raise SampleError(f"{error} ({where})", error.cause) from error
         captions, problems = self._captions(row, where)
         boxes = self.objects
-        regions, broken = boxes.read(row.get(boxes.column), where) if boxes else ((), ())
+        regions, broken = boxes.read(row, where) if boxes else ((), ())
         used = (self._image, self._caption, self._key)
         others = {name: value for name, value in row.items() if name not in used}
         return RawSample(
@@ -268,15 +277,20 @@ class TableDataset:
         counts: Counter[str] = Counter()
         boxes = find_boxes(columns)
         if self.objects:
-            boxes = (self.objects.column,)
+            boxes = self.objects.columns
         elif boxes:
-            advice = "; box_format=... reads them" if find_columns(boxes, COLUMNS) else ""
+            is_read = len(boxes) == 4 or find_columns(boxes, COLUMNS) or names_beside(columns, boxes[0])
+            advice = "; box_format=... reads them" if is_read else ""
             counts[f"boxes in the columns {', '.join(boxes)}{advice}"] = len(self)
         if not self._is_caption_known and not self.objects:
             counts["rows without a column of captions; give it as caption=COLUMN"] = len(self)
         used = (self._image, self._caption, self._key, *boxes)
-        first = islice(self._rows.scan(columns), FIRST_ROWS) if columns else ()
-        names = {name for row in first if not isinstance(row, SampleError) for name in unused(row, used)}
+        scanned = islice(self._rows.scan(columns), FIRST_ROWS) if columns else ()
+        first = [row for row in scanned if not isinstance(row, SampleError)]
+        names = {name for row in first for name in unused(row, used)}
+        if self.objects:
+            keys = {key for row in first for key in self.objects.unused(row)}
+            counts.update({f"boxes' key {key!r}": len(self) for key in sorted(keys)})
         counts.update({f"column {name!r}": len(self) for name in columns if name in names})
         return counts
 

@@ -27,6 +27,7 @@ SOURCE = "voc"
 ANNOTATIONS, SETS = "Annotations", "ImageSets/Main"
 FOLDERS = ("JPEGImages", "images")
 OUTLINES = ("robndbox", "polygon", "points")  # turned boxes and outlines, which are not read
+DIFFICULT = "marks of objects as difficult, which are boxes like others"
 LOOKED_AT = 3  # files, to see whether a folder is of this format
 LISTED = 100  # pictures by which their folders are found
 
@@ -115,6 +116,7 @@ def _entries(
                         f"{file.name}, object {number}",
                     )
                     regions.append(RawRegion(corners_in(box), name, where, source=SOURCE))
+                    left_out[DIFFICULT] += (item.findtext("difficult") or "").strip() == "1"
                 except FieldError as error:
                     own.append(problem_in(error, f"object {number}", file))
             left_out["parts of objects"] += len(root.findall("object/part"))
@@ -123,8 +125,9 @@ def _entries(
             )
         except FieldError as error:
             problems.append(problem_in(error, file.name, file))
-    if not left_out["parts of objects"]:
-        del left_out["parts of objects"]
+    for what in ("parts of objects", DIFFICULT):
+        if not left_out[what]:
+            del left_out[what]
 
 
 def _without_xml(names: Sequence[str], folders: Sequence[Path]) -> Counter[str]:
@@ -141,7 +144,7 @@ def _picture_of(file: Path, named: str | None, folders: list[Path]) -> str:
 
     Names in it are often of another machine, or left as they were when files were renamed.
     """
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):  # ImageNet's end in .JPEG, cameras' in .JPG
         name = f"{file.stem}{suffix}"
         if any(find(folder, name) is not None for folder in folders):
             return name

@@ -272,10 +272,15 @@ def _regions(
             ("ref_exps", lambda row, where: _grit_region(row, caption, where)),
             ("bbox_info", _finehard_region),
         ]
+    chunks: set[tuple[float, ...]] = set()
     for name, make in read:
         for row, entry in enumerate(fields.get(name, ())):
             if (name, row) in wrong:
                 continue
+            if name == "noun_chunks":
+                chunks.add(tuple(entry[:6]))
+            elif name == "ref_exps" and tuple(entry[:6]) in chunks:
+                continue  # an expression that is no more than its noun chunk: one region
             try:
                 yield make(entry, f"{name}[{row}]")
             except SampleError as error:
