@@ -589,13 +589,19 @@ def test_a_table_may_have_a_row_for_each_box(tmp_path: Path) -> None:
         UserError, match="columns xmin, ymin, xmax, ymax hold boxes of xyxy; got box_format=xywh"
     ):
         open_reader(f"table:{path},box_format=xywh")
+    for option in ("caption=class", "key=class"):
+        with pytest.raises(UserError, match="caption= and key= are of tables with a row a picture"):
+            open_reader(f"table:{path},box_format=xyxy,{option}")
     with pytest.raises(UserError, match="no column of pictures; give it as image=COLUMN"):
         open_reader(f"table:{path},box_format=xyxy,image=y")
     path.write_text("img,x,y,w,h,label\n0.png,0,0,0.5,0.5,1\n0.png,0.5,0.5,0.5,0.5,0\n")
     (tmp_path / "names.txt").write_text("mat\nmug\n")
+    path.write_text(path.read_text() + "1.png,,,,,\n0.png,0.5,,,,\n")
     shares: Any = open_reader(f"table:{path},box_format=xywh,normalized=true,names={tmp_path / 'names.txt'}")
     assert [(region.text, region.box) for region in shares[0].regions] == [
         ("mug", (0.0, 0.0, 0.5, 0.5)),
         ("mat", (0.5, 0.5, 1.0, 1.0)),
     ]
     assert shares.class_names == ("mat", "mug")
+    assert shares[1].regions == ()
+    assert [problem.message.partition(":")[0] for problem in shares.problems] == ["row 3"]

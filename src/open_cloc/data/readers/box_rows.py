@@ -1,4 +1,7 @@
-"""Tables with four columns of a box, and a row for each: CSV as TensorFlow, RetinaNet and others write it."""
+"""Tables with four columns of a box, and a row for each: CSV as tools for TensorFlow write it.
+
+A row without a name and a box says that its picture has none.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def open_box_rows(
             name, region, size_hw = _read(row, columns, names, f"row {number}")
             if sizes.setdefault(name, size_hw) != size_hw:
                 raise FieldError(f"{name} is of {size_hw} here and {sizes[name]} before", "other picture")
-            boxes.setdefault(name, []).append(region)
+            boxes.setdefault(name, []).extend([region] if region else [])
         except FieldError as error:
             problems.append(Problem(error.cause, f"row {number}: {error} ({rows.file})"))
     return PackedDataset(
@@ -105,11 +108,13 @@ def _columns_of(rows: Rows, image: str | None, box_format: str) -> _Columns:
 
 def _read(
     row: Row | SampleError, columns: _Columns, names: Sequence[str], where: str
-) -> tuple[str, RawRegion, tuple[int, int] | None]:
-    """A row's picture, its box, and the size that it declares."""
+) -> tuple[str, RawRegion | None, tuple[int, int] | None]:
+    """A row's picture, its box where it has one, and the size that it declares."""
     if isinstance(row, SampleError):
         raise FieldError(str(row), row.cause)
     name = as_text(row.get(columns.picture), f"column {columns.picture!r}")
+    if all(row.get(column) in (None, "") for column in (columns.text, *columns.sides)):
+        return name, None, _size(row, columns.size)
     box = as_box([_number(row.get(side), side) for side in columns.sides], "a box")
     region = RawRegion(box, named(row.get(columns.text), names), where, source=SOURCE)
     return name, region, _size(row, columns.size)

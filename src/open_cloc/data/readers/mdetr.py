@@ -35,8 +35,9 @@ KEYS = {
     *("file_name", "height", "width", "id", "original_id", "caption", "dataset_name"),
     *("tokens_negative", "tokens_positive_eval", "sentence_id", "task_id", "data_source", "original_img_id"),
 }
-BOX_KEYS = {"id", "image_id", "bbox", "area", "iscrowd", "category_id", "tokens_positive", "segmentation"} | {
-    "original_id"
+BOX_KEYS = {
+    *("id", "image_id", "original_id", "bbox", "area", "iscrowd", "category_id"),
+    *("tokens_positive", "segmentation"),
 }
 OF_CAPTIONS = ("mixed", "flickr")  # data sets whose boxes have words of a caption each
 FORM = (

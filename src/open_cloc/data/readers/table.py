@@ -96,6 +96,10 @@ def open_table(
         raise MissingFileError(f"no such folder of pictures: root={folder} ({file})")
     known = read_names(names) if names is not None else _names_in(rows, column_of(rows.columns, objects))
     if box_format and objects is None and is_box_a_row(rows.columns):
+        if caption or key:
+            raise UserError(
+                f"caption= and key= are of tables with a row a picture; here is one a box ({file})"
+            )
         return open_box_rows(rows, folder, image, box_format, normalized, known, outside)
     boxes = objects_of(rows.columns, objects, box_format, normalized, known, str(file))
     return TableDataset(rows, folder, image, caption, key, outside, boxes)
